@@ -1,0 +1,40 @@
+"""Adaptive quantization of super-resolution networks, a plugin for BasicSR.
+
+Importing this package is cheap: torch is imported when something is used, and the plugin (architecture, model, dataset)
+is registered when ``basicsr`` is imported, at once if it already is.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from adabm_basicsr.plugin import install_hook
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "AdaBMError": "adabm_basicsr.errors",
+    "FinetuneSettings": "adabm_basicsr.quantization.finetuning",
+    "QuantizationConfig": "adabm_basicsr.quantization.config",
+    "QuantizedNetwork": "adabm_basicsr.quantization.network",
+    "calibrate": "adabm_basicsr.quantization.calibration",
+    "finetune": "adabm_basicsr.quantization.finetuning",
+    "load_checkpoint": "adabm_basicsr.quantization.checkpoint",
+    "quantize": "adabm_basicsr.quantization.api",
+    "save_checkpoint": "adabm_basicsr.quantization.checkpoint",
+    "summarize": "adabm_basicsr.quantization.summary",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+install_hook()

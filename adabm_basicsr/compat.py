@@ -1,0 +1,140 @@
+"""Every work-around for the versions of BasicSR, torchvision and torch that users have. Nothing else is patched.
+
+`before_import` runs before the first import of ``basicsr``, `after_import` right after it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+
+
+def before_import() -> None:
+    """Make ``import basicsr`` work: torchvision's missing operators and its missing module."""
+    _define_torchvision_operators()
+    _provide_functional_tensor()
+
+
+def after_import() -> None:
+    """Mend BasicSR 1.4.2 where its released code fails: resuming on a CPU, the root folder of an installed copy."""
+    import basicsr.train
+    import basicsr.utils.options
+
+    _give_epoch_to_dataset()
+    basicsr.train.load_resume_state = load_resume_state
+    original = basicsr.utils.options.parse_options
+    parse_options = _wrap_parse_options(original)
+    basicsr.utils.options.parse_options = parse_options
+    for module in (basicsr.train, sys.modules["basicsr.test"], sys.modules.get("__main__")):
+        if getattr(module, "parse_options", None) is original:
+            module.parse_options = parse_options
+
+
+def _define_torchvision_operators() -> None:
+    """Declare ``torchvision::nms`` and ``qnms`` where torchvision's CUDA library can't load beside a CPU torch.
+
+    Importing torchvision fails there with "operator torchvision::nms does not exist". Can go once torchvision's wheels
+    check for the operators before they register fake kernels for them.
+    """
+    import torch
+
+    if torch.version.cuda is None and "+cu" in _torchvision_version():
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _define_torchvision_operators.library = library  # the operators last as long as the library object
+
+
+def _torchvision_version() -> str:
+    """Version of the installed torchvision, read without importing it; empty if there is none."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    version_file = Path(spec.submodule_search_locations[0]) / "version.py"
+    found = re.search(r"__version__ = '(.+?)'", version_file.read_text()) if version_file.is_file() else None
+    return found.group(1) if found else ""
+
+
+def _provide_functional_tensor() -> None:
+    """Stand in for ``torchvision.transforms.functional_tensor``, gone since torchvision 0.17; BasicSR 1.4.2 imports it."""
+    name = "torchvision.transforms.functional_tensor"
+    if importlib.util.find_spec("torchvision") is None or importlib.util.find_spec(name) is not None:
+        return
+    from torchvision.transforms.functional import rgb_to_grayscale
+
+    module = types.ModuleType(name)
+    module.rgb_to_grayscale = rgb_to_grayscale
+    sys.modules[name] = module
+
+
+def _give_epoch_to_dataset() -> None:
+    """Let datasets with an ``epoch_keys`` method see the epoch.
+
+    BasicSR tells only the sampler, so augmentation could not depend on (seed, epoch, index) alone.
+    """
+    from basicsr.data.data_sampler import EnlargedSampler
+
+    original = EnlargedSampler.__iter__
+
+    def __iter__(self):
+        epoch_keys = getattr(self.dataset, "epoch_keys", None)
+        return original(self) if epoch_keys is None else iter(epoch_keys(self.epoch, list(original(self))))
+
+    EnlargedSampler.__iter__ = __iter__
+
+
+def load_resume_state(opt: dict) -> dict | None:
+    """BasicSR's function of the same name, which works on a CPU and looks below the root folder.
+
+    The released one calls CUDA on CPU machines and searches for states below the working directory, wherever the
+    experiments are.
+
+    Returns:
+        The newest training state, or None.
+    """
+    import torch
+    from basicsr.utils import check_resume
+
+    if opt["auto_resume"]:
+        states = list(Path(opt["path"]["training_states"]).glob("*.state"))
+        if states:
+            opt["path"]["resume_state"] = str(max(states, key=lambda path: float(path.stem)))
+    path = opt["path"].get("resume_state")
+    if not path:
+        return None
+    device = f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu"
+    state = torch.load(path, map_location=device, weights_only=True)
+    check_resume(opt, state["iter"])
+    # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
+    opt["datasets"]["train"]["resume_at"] = {"epoch": state["epoch"], "iter": state["iter"]}
+    return state
+
+
+class _RootedOptions(OrderedDict):
+    """Options whose root folder stays the working directory, whatever BasicSR's ``train_pipeline`` sets it to."""
+
+    def __setitem__(self, key: str, value: object) -> None:
+        super().__setitem__(key, root_folder(value) if key == "root_path" else value)
+
+
+def root_folder(root_path: str) -> str:
+    """``root_path``, or the working directory where BasicSR lies in site-packages and would write into it."""
+    return os.getcwd() if Path(root_path).name in ("site-packages", "dist-packages") else root_path
+
+
+def _wrap_parse_options(original):
+    def parse_options(root_path: str, is_train: bool = True):
+        # `python -m basicsr.train` runs a second copy of basicsr.train as __main__, so the caller's own globals count.
+        caller = sys._getframe(1).f_globals
+        if "load_resume_state" in caller:
+            caller["load_resume_state"] = load_resume_state
+        opt, args = original(root_folder(root_path), is_train)
+        return _RootedOptions(opt), args
+
+    return parse_options

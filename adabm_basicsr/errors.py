@@ -1,0 +1,28 @@
+"""Errors that name what is wrong and what would be right, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdaBMError(ValueError):
+    """A mistake in the user's input. The command line prints it as one line, without a traceback."""
+
+
+def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
+    """The end of an error message: the nearest of ``choices`` to ``value``, or else the choices themselves."""
+    choices = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(repr(choice) for choice in near)}?"
+    shown = ", ".join(repr(choice) for choice in choices[:limit])
+    return f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+
+
+def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise `AdaBMError` for the first of the ``given`` keys that is not ``valid``; ``where`` names the section."""
+    valid = list(valid)
+    for key in given:
+        if key not in valid:
+            raise AdaBMError(f"{where}: unknown key {key!r}; {did_you_mean(key, valid)}")

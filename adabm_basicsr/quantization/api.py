@@ -1,0 +1,34 @@
+"""The Python entry point: quantize any network without BasicSR."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import check_keys
+from adabm_basicsr.quantization.config import QuantizationConfig
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+
+def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork:
+    """A quantized copy of a super-resolution network, to be calibrated next.
+
+    Args:
+        network: Maps ``(B, C, H, W)`` in 0..1 to an image; left as it is.
+        example: An input of ``network``, ``(1, C, H, W)``; only its shape, type and device matter.
+        **options: Fields of `QuantizationConfig`: ``w_bits``, ``a_bits``, ``recipe``, ``fully_quantized``, ...
+
+    Returns:
+        The quantized network. Calibrate it before use.
+
+    Raises:
+        AdaBMError: An option is unknown or out of range, or nothing can be quantized.
+    """
+    return QuantizedNetwork(copy.deepcopy(network), make_config(options), example)
+
+
+def make_config(options: dict) -> QuantizationConfig:
+    """`QuantizationConfig` from keyword options, unknown ones refused."""
+    check_keys("network_g", options, QuantizationConfig.__dataclass_fields__)
+    return QuantizationConfig(**options)

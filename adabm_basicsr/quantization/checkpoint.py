@@ -1,0 +1,137 @@
+"""Reads and writes checkpoints: plain ones of the base network and quantized ones, told apart by their content."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.files import atomic_path
+
+PARAM_KEYS = ("params", "params_ema")
+BASE_PREFIX = "network."
+QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
+MAX_LISTED = 4
+
+
+def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> dict[str, Tensor]:
+    """Read a state dict, whatever it is wrapped in.
+
+    Args:
+        path: File written by ``torch.save``: ``{"params": ...}``, ``{"params_ema": ...}`` or a raw state dict, with or
+            without the prefix ``module.``. Only tensors are loaded, never code.
+        param_key: Which of several state dicts to take; ``params`` by default, else ``params_ema``.
+
+    Raises:
+        AdaBMError: The file is missing, unreadable or holds no state dict, or a weight isn't finite.
+    """
+    if not Path(path).is_file():
+        raise AdaBMError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
+    state = unwrap(content, param_key)
+    if not state:
+        raise AdaBMError(f"checkpoint {path} holds no weights")
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
+    return state
+
+
+def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a state dict without its wrappings; empty if there are none."""
+    keys = (param_key, *PARAM_KEYS) if param_key else PARAM_KEYS
+    if not isinstance(content, Mapping):
+        return {}
+    content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def is_quantized(state: Mapping[str, Tensor]) -> bool:
+    """Whether ``state`` was saved from a quantized network."""
+    return QUANTIZED_KEY in state
+
+
+def fit_state(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full state of the quantized network ``net`` that a plain or quantized state dict stands for.
+
+    A plain one fills in the base network's weights and leaves the quantizers uncalibrated.
+
+    Raises:
+        AdaBMError: Keys, shapes or bits differ; the message lists how.
+    """
+    state = unwrap(state)
+    own = net.state_dict()
+    base_name = type(net.network).__name__
+    if is_quantized(state):
+        _check_same(own, state, f"quantized {base_name}")
+        _check_bits(net, state[QUANTIZED_KEY])
+        return state
+    quantizers = {key: value for key, value in own.items() if not key.startswith(BASE_PREFIX) or "_quantizer." in key}
+    base = {key.removeprefix(BASE_PREFIX): value for key, value in own.items() if key not in quantizers}
+    _check_same(base, state, base_name)
+    return {**quantizers, "stage": torch.zeros_like(own["stage"]), **{BASE_PREFIX + k: v for k, v in state.items()}}
+
+
+def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} is {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    told = [f"{len(keys)} {what} ({_listed(keys)})" for what, keys in parts if keys]
+    if told:
+        raise AdaBMError(f"the checkpoint doesn't fit {name}: {'; '.join(told)}")
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
+
+
+def _check_bits(net: nn.Module, saved: Tensor) -> None:
+    wanted = net.layer_bits.tolist()
+    for name, have, want in zip(net.plan.layers, saved.tolist(), wanted):
+        if have != want:
+            raise AdaBMError(
+                f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, a_bits {have[1]}"
+                f"{', adaptive' if have[2] else ''}; the options say w_bits {want[0]}, a_bits {want[1]}"
+                f"{', adaptive' if want[2] else ''}"
+            )
+
+
+def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
+    """Write ``{"params": state dict}``, as BasicSR does, atomically.
+
+    Raises:
+        AdaBMError: The file can't be written; a previous one is left whole.
+    """
+    state = {key.removeprefix("module."): value.cpu() for key, value in net.state_dict().items()}
+    with atomic_path(path) as temporary:
+        torch.save({PARAM_KEYS[0]: state}, temporary)
+
+
+def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | None = None) -> nn.Module:
+    """Load a plain or quantized checkpoint into a quantized network, or a plain one into any network.
+
+    Raises:
+        AdaBMError: The file can't be read or doesn't fit; the message says how.
+    """
+    state = read_checkpoint(path, param_key)
+    try:
+        if not hasattr(net, "plan"):
+            _check_same(net.state_dict(), state, type(net).__name__)
+        net.load_state_dict(state)
+    except AdaBMError as error:
+        raise AdaBMError(f"{path}: {error}") from error
+    return net

@@ -1,0 +1,55 @@
+"""Step 2: bit-aware clipping (BaC), which fits each activation range to the bits that its layer got."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.config import FIXED_BITS
+from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.observers import search_range
+
+
+@torch.no_grad()
+def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
+    """Move each activation range halfway to the one of smallest error at the layer's bits.
+
+    Layers are searched in execution order, each on its already quantized input, at base bits plus layer factor; 8-bit
+    layers are left alone.
+
+    Args:
+        net: The calibrated network; changed in place.
+        images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        AdaBMError: ``net`` hasn't been calibrated.
+    """
+    pending = {layer for layer in net.layers().values() if _is_clipped(layer)}
+
+    def search(layer: QuantizedLayer, args: tuple) -> None:
+        if layer not in pending:  # a layer that runs twice is searched once
+            return
+        pending.discard(layer)
+        quantizer = layer.input_quantizer
+        best = search_range(args[0], quantizer.lower, quantizer.upper, quantizer.bits_of_layer())
+        quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
+        quantizer.upper.mul_(0.5).add_(0.5 * best[1:])
+
+    hooks = [layer.register_forward_pre_hook(search) for layer in pending]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    net.stage.fill_(Stage.CLIPPED)
+    return net
+
+
+def _is_clipped(layer: QuantizedLayer) -> bool:
+    quantizer = layer.input_quantizer
+    return isinstance(quantizer, ActivationQuantizer) and quantizer.bits < FIXED_BITS

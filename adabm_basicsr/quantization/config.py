@@ -1,0 +1,114 @@
+"""What to quantize and how: the keys of ``network_g`` in a YAML file, the arguments of `quantize` in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.quantization.observers import OBSERVERS
+
+FLOAT_BITS = 32
+FIXED_BITS = 8  # head and tail, where they are quantized at all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to quantize.
+
+    Attributes:
+        adaptive: Whether bits follow layer and image.
+        observer: How activation ranges are calibrated, a key of `OBSERVERS`.
+        clip: Whether bit-aware clipping (BaC) runs at the first quantized forward pass.
+        phases: What fine-tuning trains, an epoch each in turn.
+        bit_range: Smallest and largest bits that a layer may use on an image.
+        min_a_bits: Smallest base bits that the recipe takes.
+    """
+
+    adaptive: bool
+    observer: str
+    clip: bool
+    phases: tuple[str, ...]
+    bit_range: tuple[int, int] = (2, 8)
+    min_a_bits: int = 2
+
+
+RECIPES = {
+    # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.
+    "paper": Recipe(True, "minmax", True, ("weight_range", "activation_range", "bit_mapping"), (1, 10), 3),
+    "static": Recipe(False, "minmax", False, ()),
+}
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Options of a quantized network.
+
+    Attributes:
+        w_bits: Bits of the weights, 2..8, or 32 for none.
+        a_bits: Base bits of the activations, 2..8 (recipe ``paper``: 3..8), or 32 for none.
+        recipe: A key of `RECIPES`.
+        fully_quantized: Also quantize what follows the body (adaptively) and head and tail (8 bits, fixed).
+        observer: How activation ranges are calibrated, a key of `OBSERVERS`; by default the recipe's own.
+        exclude: Patterns of layers that stay in full precision.
+        layers: Own bits for layers by pattern: ``{"body.0.*": {"w_bits": 8, "a_bits": 8}}``; the last match counts.
+
+    Raises:
+        AdaBMError: A value is out of range or unknown.
+    """
+
+    w_bits: int = 4
+    a_bits: int = 4
+    recipe: str = "paper"
+    fully_quantized: bool = False
+    observer: str | None = None
+    exclude: tuple[str, ...] = ()
+    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_choice("recipe", self.recipe, RECIPES)
+        if self.observer is not None:
+            _check_choice("observer", self.observer, OBSERVERS)
+        if not isinstance(self.fully_quantized, bool):
+            raise AdaBMError(f"fully_quantized: {self.fully_quantized!r} is not true or false")
+        if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
+            raise AdaBMError(f"exclude: {self.exclude!r} is not a list of patterns")
+        self._check_bits("w_bits", self.w_bits)
+        self._check_bits("a_bits", self.a_bits)
+        if not isinstance(self.layers, Mapping):
+            raise AdaBMError(f"layers: {self.layers!r} is not a mapping from patterns to bits")
+        for pattern, bits in self.layers.items():
+            if not isinstance(bits, Mapping):
+                raise AdaBMError(f"layers: {pattern}: {bits!r} is not a mapping; give w_bits, a_bits or both")
+            check_keys(f"layers: {pattern}", bits, ("w_bits", "a_bits"))
+            for key, value in bits.items():
+                self._check_bits(f"layers: {pattern}: {key}", value)
+
+    def _check_bits(self, key: str, bits: int) -> None:
+        low = self.preset.min_a_bits if key.endswith("a_bits") else 2
+        if isinstance(bits, bool) or not isinstance(bits, int) or not (low <= bits <= 8 or bits == FLOAT_BITS):
+            why = f" with recipe {self.recipe}" if low > 2 else ""
+            raise AdaBMError(f"{key}: {bits!r} is out of range; valid{why}: {low} to 8, or {FLOAT_BITS} for full precision")
+
+    @property
+    def preset(self) -> Recipe:
+        """The recipe that ``recipe`` names."""
+        return RECIPES[self.recipe]
+
+
+def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
+    if value not in choices:
+        raise AdaBMError(f"{key}: unknown value {value!r}; {did_you_mean(value, choices)}")
+
+
+def match(key: str, pattern: str, names: list[str]) -> list[str]:
+    """The ``names`` that match a shell-style ``pattern`` or lie below a module of that name.
+
+    Raises:
+        AdaBMError: Nothing matches; the message names the near misses.
+    """
+    matched = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+    if not matched:
+        raise AdaBMError(f"{key}: pattern {pattern!r} matches no layer; {did_you_mean(pattern, names)}")
+    return matched

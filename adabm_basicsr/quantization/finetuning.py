@@ -1,0 +1,214 @@
+"""Step 3: fine-tuning of ranges and bit mappings against the full-precision network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.clipping import clip
+from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+
+PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
+BIT_MAPPING = "bit_mapping"
+
+
+@dataclass
+class FinetuneSettings:
+    """Constants of fine-tuning; the defaults are the paper's.
+
+    Attributes:
+        learning_rates: Of weight ranges, activation ranges, layer factors and image thresholds.
+        lr_decay: Factor on a phase's learning rates after each of its own epochs.
+        feature_weight: Weight of the feature loss.
+        bit_weight: Weight of the bit loss.
+    """
+
+    learning_rates: dict[str, float] = field(
+        default_factory=lambda: {
+            "weight_range": 0.01,
+            "activation_range": 0.01,
+            "layer_factor": 0.01,
+            "image_threshold": 0.1,
+        }
+    )
+    lr_decay: float = 0.9
+    feature_weight: float = 10.0
+    bit_weight: float = 50.0
+
+    @classmethod
+    def from_options(cls, options: dict) -> FinetuneSettings:
+        """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given keep their default.
+
+        Raises:
+            AdaBMError: A key is unknown or a value is no positive number.
+        """
+        settings = cls()
+        check_keys("train: finetune", options, [f.name for f in fields(cls)])
+        rates = options.get("learning_rates", {})
+        check_keys("train: finetune: learning_rates", rates, settings.learning_rates)
+        for key, value in [*((k, v) for k, v in options.items() if k != "learning_rates"), *rates.items()]:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+                raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
+        settings.learning_rates.update(rates)
+        for key in set(options) - {"learning_rates"}:
+            setattr(settings, key, float(options[key]))
+        return settings
+
+
+class Finetuner:
+    """Trains ranges and bit mappings, a phase per epoch in turn.
+
+    Args:
+        net: A calibrated network.
+        settings: Learning rates and loss weights.
+        iterations_per_epoch: Length of an epoch; phases and learning rates follow from the iteration alone, so a
+            resumed run continues as if it had not been interrupted.
+
+    Attributes:
+        phases: Names of the phases that have something to train.
+        optimizers: One Adam per phase.
+    """
+
+    def __init__(self, net: QuantizedNetwork, settings: FinetuneSettings, iterations_per_epoch: int) -> None:
+        self.net = net
+        self.settings = settings
+        self.iterations_per_epoch = iterations_per_epoch
+        groups = {phase: _parameter_groups(net, phase, settings.learning_rates) for phase in net.config.preset.phases}
+        groups = {phase: found for phase, found in groups.items() if found}
+        self.phases = list(groups)
+        self.optimizers = [torch.optim.Adam(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
+
+    def phase_index(self, iteration: int) -> int:
+        """Index of the phase of an iteration, counted from 1."""
+        return (iteration - 1) // self.iterations_per_epoch % len(self.phases)
+
+    def optimizer(self, iteration: int) -> torch.optim.Adam:
+        """The optimizer of an iteration's phase, its learning rates set for that iteration."""
+        optimizer = self.optimizers[self.phase_index(iteration)]
+        epochs_done = (iteration - 1) // self.iterations_per_epoch // len(self.phases)
+        for group in optimizer.param_groups:
+            group["lr"] = group["first_lr"] * self.settings.lr_decay**epochs_done
+        return optimizer
+
+    def step(self, images: Tensor, iteration: int, forward: nn.Module | None = None) -> dict[str, Tensor]:
+        """One update on a batch of LR patches.
+
+        Args:
+            images: ``(B, C, H, W)`` in 0..1.
+            iteration: Counted from 1; it decides what is trained.
+            forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
+
+        Returns:
+            Losses and mean bits before the update, scalars.
+
+        Raises:
+            AdaBMError: The loss is not finite.
+        """
+        forward = forward or self.net
+        if self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED:
+            clip(self.net, images)
+        optimizer = self.optimizer(iteration)
+        self._train_only(optimizer)
+        with torch.no_grad(), self.net.full_precision():
+            teacher = forward(images, details=True)
+        losses = self._losses(forward(images, details=True), teacher)
+        trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
+        total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
+        if not torch.isfinite(total):
+            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total)}")
+        optimizer.zero_grad()
+        total.backward()
+        _average_gradients(optimizer)
+        optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
+        base = float(self.net.config.a_bits)
+        bits = student.bits.mean()
+        return {
+            "l_pix": PIXEL_RANGE * (student.output - teacher.output).abs().mean(),
+            "l_feat": self.settings.feature_weight * feature_loss(student.features, teacher.features),
+            "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
+            "fab": bits,
+        }
+
+    def _train_only(self, optimizer: torch.optim.Optimizer) -> None:
+        for other in self.optimizers:
+            for group in other.param_groups:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(other is optimizer)
+
+
+def _parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float]) -> list[dict]:
+    weights = [layer.weight_quantizer for layer in net.layers().values()]
+    inputs = [layer.input_quantizer for layer in net.layers().values()]
+    weights = [quantizer for quantizer in weights if isinstance(quantizer, WeightQuantizer)]
+    inputs = [quantizer for quantizer in inputs if isinstance(quantizer, ActivationQuantizer)]
+    if phase == "weight_range":
+        parameters = {"weight_range": [quantizer.upper for quantizer in weights]}
+    elif phase == "activation_range":
+        parameters = {"activation_range": [end for quantizer in inputs for end in (quantizer.lower, quantizer.upper)]}
+    else:
+        factors = [quantizer.layer_factor for quantizer in inputs if quantizer.adaptive]
+        thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
+        parameters = {"layer_factor": factors, "image_threshold": thresholds}
+    return [
+        {"params": found, "lr": rates[name], "first_lr": rates[name]} for name, found in parameters.items() if found
+    ]
+
+
+def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Distance of block outputs, each divided by its L2 norm over the whole batch.
+
+    Args:
+        student: Block outputs of the quantized network, each ``(B, ...)``.
+        teacher: Those of the full-precision network.
+
+    Returns:
+        Scalar: mean over blocks and samples of the L2 distance, divided by the batch size.
+    """
+    distances = [
+        (s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / len(s) for s, t in zip(student, teacher)
+    ]
+    return torch.stack(distances).mean()
+
+
+def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Average the few gradients over all processes; DDP can't, as what is trained changes from epoch to epoch."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def finetune(
+    net: QuantizedNetwork,
+    batches: Iterable[Tensor],
+    settings: FinetuneSettings | None = None,
+    iterations_per_epoch: int = 40,
+) -> QuantizedNetwork:
+    """Clip and fine-tune a calibrated network.
+
+    Args:
+        net: The calibrated network; changed in place.
+        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
+        settings: Learning rates and loss weights; the paper's by default.
+        iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
+
+    Returns:
+        ``net``.
+    """
+    tuner = Finetuner(net, settings or FinetuneSettings(), iterations_per_epoch)
+    if not tuner.phases:
+        raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
+    for iteration, batch in enumerate(batches, start=1):
+        tuner.step(batch, iteration)
+    return net

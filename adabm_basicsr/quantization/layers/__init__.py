@@ -1,0 +1,32 @@
+"""Quantized layers, one small file per type, behind a dispatch table.
+
+A quantized layer is a subclass of the layer that it replaces and shares its parameters, so the keys of the base network
+stay what they are. To support a layer type of your own, subclass it with `QuantizedLayer` and register the pair::
+
+    @register_layer(MyConv)
+    class QuantizedMyConv(QuantizedLayer, MyConv):
+        def forward(self, x):
+            return my_conv(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+"""
+
+from adabm_basicsr.quantization.layers.base import (
+    QuantizedLayer,
+    is_quantizable,
+    quantized_layers,
+    quantized_type,
+    register_layer,
+)
+from adabm_basicsr.quantization.layers.conv import QuantizedConv2d
+from adabm_basicsr.quantization.layers.conv_transpose import QuantizedConvTranspose2d
+from adabm_basicsr.quantization.layers.linear import QuantizedLinear
+
+__all__ = [
+    "QuantizedConv2d",
+    "QuantizedConvTranspose2d",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "is_quantizable",
+    "quantized_layers",
+    "quantized_type",
+    "register_layer",
+]

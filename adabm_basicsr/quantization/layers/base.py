@@ -1,0 +1,60 @@
+"""What all quantized layers share, and the table that says which type replaces which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+
+_QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin for a layer whose input and weight are quantized.
+
+    Attributes:
+        weight: The full-precision weight, the base layer's own parameter.
+        input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float (32 bits).
+        weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float (32 bits).
+    """
+
+    weight: nn.Parameter
+    input_quantizer: ActivationQuantizer | nn.Identity
+    weight_quantizer: WeightQuantizer | nn.Identity
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, input_quantizer: nn.Module, weight_quantizer: nn.Module) -> QuantizedLayer:
+        """A quantized layer around the state of ``layer`` (parameters, buffers and hooks are shared, not copied)."""
+        quantized = cls.__new__(cls)
+        # A copy of the dictionary rather than a new construction: it serves every subclass and every option of a layer.
+        quantized.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in vars(layer).items()}
+        quantized.input_quantizer = input_quantizer
+        quantized.weight_quantizer = weight_quantizer
+        return quantized
+
+
+def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer]], type[QuantizedLayer]]:
+    """Class decorator: the decorated `QuantizedLayer` replaces layers of exactly ``float_type``."""
+
+    def register(quantized_type: type[QuantizedLayer]) -> type[QuantizedLayer]:
+        _QUANTIZED_TYPES[float_type] = quantized_type
+        return quantized_type
+
+    return register
+
+
+def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
+    """The quantized type that replaces ``layer``, or None. Subclasses don't count: they may compute something else."""
+    return _QUANTIZED_TYPES.get(type(layer))
+
+
+def is_quantizable(layer: nn.Module) -> bool:
+    """Whether ``layer`` has a quantized counterpart or is one."""
+    return isinstance(layer, QuantizedLayer) or quantized_type(layer) is not None
+
+
+def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Name and layer of every quantized layer, in the order of registration."""
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))

@@ -1,0 +1,29 @@
+"""Quantized transposed 2-d convolution."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_layer
+
+
+@register_layer(nn.ConvTranspose2d)
+class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` on quantized input and weight; the bias stays in full precision."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``; ``output_size`` as in ``nn.ConvTranspose2d``."""
+        output_padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, num_spatial_dims=2, dilation=self.dilation
+        )
+        return F.conv_transpose2d(
+            self.input_quantizer(x),
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )

@@ -1,0 +1,159 @@
+"""A network with quantized layers and the image's bit mapping around it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMapping, WeightQuantizer
+from adabm_basicsr.quantization.checkpoint import fit_state
+from adabm_basicsr.quantization.config import QuantizationConfig
+from adabm_basicsr.quantization.cost import mean_bits
+from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.structure import find_structure
+from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
+
+
+class Stage(IntEnum):
+    """How far a quantized network has come."""
+
+    FRESH = 0
+    CALIBRATED = 1
+    CLIPPED = 2
+
+
+class Details(NamedTuple):
+    """Output of a forward pass with what fine-tuning needs of it.
+
+    Attributes:
+        output: Super-resolved images, ``(B, C, sH, sW)``.
+        bits: Mean bits of each sample over quantized layers not fixed at 8 bits, ``(B,)``.
+        features: Outputs of the body's blocks, in execution order.
+    """
+
+    output: Tensor
+    bits: Tensor
+    features: list[Tensor]
+
+
+class QuantizedNetwork(nn.Module):
+    """Wraps a full-precision network and quantizes it in place.
+
+    The base network stays in evaluation mode whatever `train` is called with: batch normalisation, dropout and
+    re-parameterised branches must compute what will be deployed. Its parameters are frozen.
+
+    Args:
+        network: Maps ``(B, C, H, W)`` in 0..1 to an image. Changed in place; its keys get the prefix ``network.``.
+        config: What to quantize and how.
+        example: An input of the network, ``(1, C, H, W)``, on its device; it is run once to find head, body and tail.
+
+    Attributes:
+        structure: Roles and blocks that were found.
+        plan: Quantized and skipped layers.
+        image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
+
+    Raises:
+        AdaBMError: A pattern matches nothing, or nothing can be quantized.
+    """
+
+    def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network.eval().requires_grad_(False)
+        self.structure = find_structure(network, example)
+        self.plan = plan_layers(self.structure, config)
+        replace_layers(network, self.plan, config)
+        self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
+        bits = [[plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed] for plan in self.plan.layers.values()]
+        # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
+        self.register_buffer("layer_bits", torch.tensor(bits, dtype=torch.uint8))
+        self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
+        for name in self.structure.blocks:
+            block = self.network.get_submodule(name)
+            block.kept_outputs = None
+            block.register_forward_hook(_keep_output)
+
+    def train(self, mode: bool = True) -> QuantizedNetwork:
+        """Set the mode of the wrapper alone; the base network stays in evaluation mode."""
+        self.training = mode
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """Load a quantized checkpoint, or a plain one of the base network, told apart by content.
+
+        Raises:
+            AdaBMError: Keys, shapes or bits differ and ``strict`` is on.
+        """
+        state = fit_state(self, state_dict) if strict else state_dict
+        return super().load_state_dict(state, strict, assign)
+
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """Quantized layers by name, in execution order."""
+        return {name: self.network.get_submodule(name) for name in self.plan.layers}
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Within this context the network computes what it did before quantization: the teacher."""
+        quantizers = [m for m in self.network.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
+        _set(quantizers, enabled=False)
+        try:
+            yield
+        finally:
+            _set(quantizers, enabled=True)
+
+    def full_precision_copy(self) -> nn.Module:
+        """A copy of the base network that never quantizes."""
+        base = copy.deepcopy(self.network)
+        _set([m for m in base.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))], enabled=False)
+        return base
+
+    def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
+        """Super-resolve ``image``, each sample at its own bits.
+
+        Args:
+            image: ``(B, C, H, W)`` in 0..1.
+            details: Whether to return `Details` instead of the output alone.
+
+        Returns:
+            ``(B, C, sH, sW)``, or `Details`.
+
+        Raises:
+            AdaBMError: The network hasn't been calibrated and no quantized checkpoint was loaded.
+        """
+        # Found anew in each pass: a replica (DataParallel) has modules of its own, so nothing is shared between threads.
+        quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
+        blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
+        if int(self.stage) == Stage.FRESH and any(q.enabled for q in quantizers):
+            raise AdaBMError("the quantized network has no ranges yet: calibrate it or load a quantized checkpoint")
+        _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None, last_bits=None)
+        _set(blocks, kept_outputs=[] if details else None)
+        try:
+            output = self.network(image)
+            if not details:
+                return output
+            bits = mean_bits(self.network).to(image.device).expand(len(image))
+            return Details(output, bits, [kept for block in blocks for kept in block.kept_outputs])
+        finally:
+            _set(blocks, kept_outputs=None)
+            _set(quantizers, image_factor=None)
+            for quantizer in quantizers:
+                if quantizer.last_bits is not None:
+                    quantizer.last_bits = quantizer.last_bits.detach()
+
+
+def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:
+    if block.kept_outputs is not None:
+        block.kept_outputs.append(output)
+
+
+def _set(modules: list[nn.Module], **attributes) -> None:
+    for module in modules:
+        for name, value in attributes.items():
+            setattr(module, name, value)

@@ -1,0 +1,1 @@
+import adabm_basicsr  # noqa: F401  (makes basicsr importable)
