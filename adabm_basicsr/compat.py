@@ -112,7 +112,8 @@ def load_resume_state(opt: dict) -> dict | None:
     state = torch.load(path, map_location=device, weights_only=True)
     check_resume(opt, state["iter"])
     # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
-    opt["datasets"]["train"]["resume_at"] = {"epoch": state["epoch"], "iter": state["iter"]}
+    gpus = 1 if opt["dist"] else max(opt["num_gpu"], 1)
+    opt["datasets"]["train"]["resume_at"] = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus}
     return state
 
 

@@ -1,0 +1,107 @@
+"""``AdaBMNetwork``: wraps any architecture of BasicSR's registry, by name and options, and quantizes it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.quantization.api import make_config
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+EXAMPLE_SIZE = 48
+CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")
+
+
+@ARCH_REGISTRY.register()
+class AdaBMNetwork(QuantizedNetwork):
+    """An adaptively quantized network, as ``network_g`` of an option file names it.
+
+    Args:
+        network: ``type`` and options of a registered architecture, as in ``network_g`` without quantization.
+        custom_imports: Modules to import first, which register in-house architectures. This runs their code; the
+            working directory is importable.
+        **options: Fields of `QuantizationConfig`: ``w_bits``, ``a_bits``, ``recipe``, ``fully_quantized``, ...
+
+    Raises:
+        AdaBMError: The architecture isn't registered, or an option is unknown or out of range.
+    """
+
+    def __init__(self, network: dict, custom_imports: Sequence[str] = (), **options) -> None:
+        check_keys("network_g", options, CONFIG_KEYS)
+        config = make_config(options)
+        import_modules(custom_imports)
+        base = build_base(network)
+        super().__init__(base, config, example_input(base, network))
+
+
+CONFIG_KEYS = ["type", "network", "custom_imports", *make_config({}).__dataclass_fields__]
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules by name, those below the working directory too.
+
+    Raises:
+        AdaBMError: A module is missing.
+    """
+    if isinstance(names, str):
+        names = [names]
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {error}") from error
+
+
+def build_base(options: dict) -> nn.Module:
+    """Build a registered architecture from ``type`` and options.
+
+    Raises:
+        AdaBMError: The type is missing or not registered, or doesn't take one of the options.
+    """
+    if not isinstance(options, dict) or "type" not in options:
+        raise AdaBMError("network_g: network: type is missing; give a registered architecture and its options")
+    name = options["type"]
+    registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
+    if not registered:
+        raise AdaBMError(
+            f"network_g: network: type: {name!r} is not registered (custom_imports registers your own); "
+            f"{did_you_mean(name, ARCH_REGISTRY.keys())}"
+        )
+    arch = ARCH_REGISTRY.get(registered[0])
+    given = [key for key in options if key != "type"]
+    _check_arch_options(name, arch, given)
+    try:
+        return build_network({**options, "type": registered[0]})
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {error}") from error
+
+
+def _check_arch_options(name: str, arch: type, given: list[str]) -> None:
+    parameters = inspect.signature(arch.__init__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    names = [key for key in parameters if key != "self"]
+    check_keys(f"network_g: network: {name}", given, names)
+    missing = [key for key in names if parameters[key].default is inspect.Parameter.empty and key not in given]
+    if missing:
+        raise AdaBMError(f"network_g: network: {name} needs {', '.join(missing)}")
+
+
+def example_input(network: nn.Module, options: dict) -> torch.Tensor:
+    """A grey image that the network takes, ``(1, C, H, W)``, on the network's device."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    told = next((options[key] for key in CHANNEL_OPTIONS if key in options), None)
+    channels = told or (first.in_channels if first is not None else 3)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    return torch.full((1, channels, EXAMPLE_SIZE, EXAMPLE_SIZE), 0.5, device=device)

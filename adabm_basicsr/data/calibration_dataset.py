@@ -1,0 +1,165 @@
+"""Low-resolution images alone: the data that calibration and fine-tuning need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from basicsr.utils import FileClient
+from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adabm_basicsr.data.images import decode_image, list_images, to_unit_range
+from adabm_basicsr.errors import AdaBMError, check_keys
+
+OPTIONS = {
+    "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images", "channels",
+    "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio",
+    "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+}  # fmt: skip
+CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
+
+
+@DATASET_REGISTRY.register()
+class CalibrationDataset(Dataset):
+    """Random patches of low-resolution images, no ground truth.
+
+    A patch depends on (seed, epoch, index) alone, so that a resumed or distributed run sees what a plain one sees. The
+    epoch is part of the key: item ``round * len(self) + index``, where each epoch has ``dataset_enlarge_ratio`` rounds.
+    Images are decoded once and kept in memory.
+
+    Args:
+        opt: Options of the dataset:
+
+            - dataroot_lq (str): Folder of LR images, or an LMDB (``io_backend: {type: lmdb}``).
+            - meta_info_file (str): Optional list of file names, the first word of each line.
+            - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
+            - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
+            - num_images (int): How many images to take, evenly spread over the sorted list. Default: 100.
+            - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
+            - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
+            - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration. Default: 1.
+            - seed (int): Default: BasicSR's ``manual_seed``.
+
+    Raises:
+        AdaBMError: An option is unknown, or images are missing or broken; the message names them.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        super().__init__()
+        check_keys(f"datasets: {opt.get('name', 'train')}", opt, sorted(OPTIONS))
+        self.opt = opt
+        self.size = _positive(opt, "lq_size", None)
+        self.channels = _positive(opt, "channels", 3)
+        self.rounds = _positive(opt, "dataset_enlarge_ratio", 1)
+        self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
+        # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
+        self.seed = opt.get("seed", torch.initial_seed() - get_dist_info()[0])
+        names = _spread(_image_names(opt), _positive(opt, "num_images", 100))
+        self.images = _read_images(opt, names, self.channels)
+        self.paths = [str(name) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int) -> dict[str, Tensor | str]:
+        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: where it is from."""
+        round_, index = divmod(key, len(self))
+        random = np.random.default_rng((self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index))
+        patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
+        return {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
+
+    def epoch_keys(self, epoch: int, indices: list[int]) -> list[int]:
+        """Keys of the items at ``indices`` in ``epoch``; those that a resumed run has had already are left out."""
+        seen = Counter()
+        keys = []
+        for index in indices:
+            keys.append((epoch * self.rounds + seen[index]) * len(self) + index)
+            seen[index] += 1
+        resumed = self.opt.get("resume_at")
+        if not resumed or resumed["epoch"] != epoch:
+            return keys
+        batch = self.opt["batch_size_per_gpu"] * resumed["gpus"]
+        return keys[(resumed["iter"] - epoch * (len(indices) // batch)) * batch :]
+
+    def calibration_batches(self, batch_size: int) -> list[Tensor]:
+        """Patches of all images in batches of ``batch_size``, each ``(B, C, lq_size, lq_size)``."""
+        first = CALIBRATION_EPOCH * self.rounds * len(self)
+        patches = [self[first + offset]["lq"] for offset in range(self.rounds * len(self))]
+        return list(torch.stack(patches).split(batch_size))
+
+    def _crop(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        height, width = image.shape[:2]
+        missing = [max(self.size - side, 0) for side in (height, width)]
+        if any(missing):
+            image = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+        top = random.integers(max(height - self.size, 0) + 1)
+        left = random.integers(max(width - self.size, 0) + 1)
+        return image[top : top + self.size, left : left + self.size]
+
+    def _augment(self, patch: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        hflip, vflip, transpose = random.random(3) < 0.5
+        patch = patch[:, ::-1] if hflip and self.hflip else patch
+        patch = patch[::-1] if vflip and self.rotation else patch
+        return patch.transpose(1, 0, 2) if transpose and self.rotation else patch
+
+
+def _positive(opt: dict, key: str, default: int | None) -> int:
+    value = opt.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise AdaBMError(f"datasets: {opt.get('name', 'train')}: {key}: {value!r} is not a positive whole number")
+    return value
+
+
+def _image_names(opt: dict) -> list[Path]:
+    """Paths of the images, or keys for an LMDB."""
+    if "dataroot_lq" not in opt:
+        raise AdaBMError(f"datasets: {opt.get('name', 'train')}: dataroot_lq is missing")
+    root = Path(opt["dataroot_lq"])
+    if opt.get("meta_info_file"):
+        return _names_from_list(root, Path(opt["meta_info_file"]))
+    if _backend(opt) == "lmdb":
+        return [Path(name.stem) for name in _names_from_list(root, root / "meta_info.txt")]
+    return list_images(root, "dataroot_lq")
+
+
+def _names_from_list(root: Path, list_file: Path) -> list[Path]:
+    if not list_file.is_file():
+        raise AdaBMError(f"meta info file {list_file} does not exist")
+    names = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
+    if not names:
+        raise AdaBMError(f"meta info file {list_file} is empty")
+    for name in names:
+        if not (root / name).resolve().is_relative_to(root.resolve()):
+            raise AdaBMError(f"meta info file {list_file}: {name!r} lies outside dataroot_lq {root}")
+    return [root / name for name in names]
+
+
+def _backend(opt: dict) -> str:
+    backend = opt.get("io_backend", {}).get("type", "disk")
+    if backend not in ("disk", "lmdb"):
+        raise AdaBMError(f"io_backend: type: unknown value {backend!r}; valid: 'disk', 'lmdb'")
+    return backend
+
+
+def _spread(names: list[Path], count: int) -> list[Path]:
+    """At most ``count`` of ``names``, evenly spread: consecutive files often show the same scene."""
+    return [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
+
+
+def _read_images(opt: dict, names: list[Path], channels: int) -> list[np.ndarray]:
+    if _backend(opt) == "disk":
+        return [decode_image(_read_bytes(name), str(name), channels) for name in names]
+    client = FileClient("lmdb", db_paths=[opt["dataroot_lq"]], client_keys=["lq"])
+    return [decode_image(client.get(str(name), "lq") or b"", f"{opt['dataroot_lq']}:{name}", channels) for name in names]
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AdaBMError(f"image {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,70 @@
+"""Finds and decodes images: colour, grey, with alpha, 8 or 16 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from adabm_basicsr.errors import AdaBMError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
+    """Image files directly in ``folder``, sorted by name; ``key`` is the option that named it.
+
+    Raises:
+        AdaBMError: The folder is absent or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdaBMError(f"{key}: folder {folder} does not exist")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    if not paths:
+        raise AdaBMError(f"{key}: folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return paths
+
+
+def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
+    """Decode an image file.
+
+    Args:
+        content: The file's bytes.
+        name: What to call it in an error.
+        channels: 3 for RGB (grey is repeated), 1 for grey (colour is converted). Alpha is dropped.
+
+    Returns:
+        ``(H, W, channels)``, RGB, of the file's own type (uint8, uint16 or float32).
+
+    Raises:
+        AdaBMError: The image can't be decoded, or has another type or NaN values.
+    """
+    buffer = np.frombuffer(content, np.uint8)
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if len(buffer) else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise AdaBMError(f"image {name} is broken or of an unknown format")
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise AdaBMError(f"image {name} has values of type {image.dtype}; 8-bit, 16-bit and float32 images are read")
+    if not np.isfinite(image).all():
+        raise AdaBMError(f"image {name} holds NaN or infinite values")
+    return _to_channels(image, channels)
+
+
+def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    image = image[..., None] if image.ndim == 2 else image
+    if image.shape[2] >= 3:
+        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY)
+        return image.reshape(*image.shape[:2], channels)
+    return np.repeat(image[..., :1], channels, axis=2)
+
+
+def to_unit_range(image: np.ndarray) -> np.ndarray:
+    """Pixels of any type that `decode_image` returns, as float32 in 0..1."""
+    if image.dtype == np.float32:
+        return image
+    return image.astype(np.float32) / np.iinfo(image.dtype).max

@@ -1,0 +1,180 @@
+"""``AdaBMModel``: calibration, clipping, fine-tuning and validation under BasicSR's training loop."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from basicsr.data import build_dataset
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
+from tqdm import tqdm
+
+from adabm_basicsr.data.calibration_dataset import CalibrationDataset
+from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.files import atomic_path
+from adabm_basicsr.quantization.calibration import calibrate, check_finite
+from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
+from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
+from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.summary import summarize
+
+TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
+PHASE_NAMES = {
+    "weight_range": "weight ranges",
+    "activation_range": "activation ranges",
+    "bit_mapping": "bit mappings",
+}
+
+
+@MODEL_REGISTRY.register()
+class AdaBMModel(SRModel):
+    """Quantizes ``network_g`` in training; tests any network with FAB, BitOPs and size beside BasicSR's metrics.
+
+    Args:
+        opt: BasicSR's options. Under ``train``: ``total_iter``; ``calibration_batch_size`` (16); ``finetune`` with the
+            fields of `FinetuneSettings`; ``pbar``, whether to show a progress bar.
+
+    Raises:
+        AdaBMError: An option is unknown, out of range, or asks for a GPU that isn't there.
+    """
+
+    def __init__(self, opt: dict) -> None:
+        if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+            raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
+        super().__init__(opt)
+        self.cost_meter = CostMeter(self.get_bare_model(self.net_g))
+        self.costs: list[Cost] = []
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Move to the device; no DDP, which can't follow what is trained from epoch to epoch (see `Finetuner`)."""
+        net = net.to(self.device)
+        return nn.DataParallel(net) if self.opt["num_gpu"] > 1 and not self.opt["dist"] else net
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
+        """Load a plain or quantized checkpoint, told apart by content; see `load_checkpoint`."""
+        get_root_logger().info(f"Loading {load_path}")
+        load_checkpoint(self.get_bare_model(net), load_path, param_key)
+
+    def init_training_settings(self) -> None:
+        """Calibrate, unless a quantized checkpoint was loaded, and set up fine-tuning."""
+        net, train_opt = self.get_bare_model(self.net_g), self.opt["train"]
+        check_keys("train", train_opt, TRAIN_OPTIONS)
+        if not isinstance(net, QuantizedNetwork):
+            raise AdaBMError("network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network")
+        if not self.opt["path"].get("pretrain_network_g"):
+            raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
+        dataset = build_dataset(self.opt["datasets"]["train"])
+        if not isinstance(dataset, CalibrationDataset):
+            raise AdaBMError("datasets: train: type must be CalibrationDataset")
+        if net.stage == Stage.FRESH:
+            self._calibrate(net, dataset.calibration_batches(train_opt.get("calibration_batch_size", 16)))
+        self._set_up_finetuning(net, dataset)
+
+    def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
+        batches = [batch.to(self.device) for batch in batches]
+        calibrate(net, tqdm(batches, desc="Calibration", unit="batch", disable=not self._shows_progress()))
+        get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
+
+    def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
+        train_opt, data_opt = self.opt["train"], self.opt["datasets"]["train"]
+        gpus = 1 if self.opt["dist"] else max(self.opt["num_gpu"], 1)
+        samples = -(-len(dataset) * dataset.rounds // self.opt["world_size"])
+        iterations = samples // (data_opt["batch_size_per_gpu"] * gpus)
+        if not iterations:
+            raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
+        self.tuner = Finetuner(net, FinetuneSettings.from_options(train_opt.get("finetune", {})), iterations)
+        if train_opt["total_iter"] and not self.tuner.phases:
+            raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
+        self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
+        self.progress = tqdm(total=train_opt["total_iter"], desc="Fine-tuning", disable=not self._shows_progress())
+
+    def _shows_progress(self) -> bool:
+        return bool(self.opt["train"].get("pbar", False)) and self.opt["rank"] == 0
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Learning rates follow from the iteration alone; `Finetuner` sets them."""
+        self.iteration = current_iter
+
+    def get_current_learning_rate(self) -> list[float]:
+        """Learning rates of the phase at work."""
+        return [group["lr"] for group in self.tuner.optimizer(self.iteration).param_groups]
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One step of fine-tuning on ``self.lq``."""
+        if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
+            phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
+            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}")
+            self.progress.set_postfix_str(phase)
+        losses = self.tuner.step(self.lq, current_iter, self.net_g)
+        self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
+        self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
+        self.progress.update(current_iter - self.progress.n)
+        if current_iter == self.opt["train"]["total_iter"]:
+            self.progress.close()
+
+    def test(self) -> None:
+        """Super-resolve ``self.lq`` and note what it cost."""
+        check_finite(self.lq, "an image")
+        net = self.get_bare_model(self.net_g).eval()
+        with torch.no_grad():
+            self.output = net(self.lq)
+        self.costs.append(self.cost_meter.read())
+
+    def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """BasicSR's validation, with FAB, BitOPs and size as further metrics."""
+        self.cost_meter.read()  # drops what training left
+        self.costs = []
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        name = dataloader.dataset.opt["name"]
+        results = dict(self.metric_results) if self.opt["val"].get("metrics") else {}
+        costs = {
+            "fab": sum(cost.fab for cost in self.costs) / len(self.costs),
+            "bitops": sum(cost.bitops for cost in self.costs) / len(self.costs),
+            "weight_bytes": size_bytes(self.get_bare_model(self.net_g)),
+        }
+        self._log_costs(name, costs, tb_logger, current_iter)
+        self._write_metrics(name, {**results, **costs})
+
+    def _log_costs(self, dataset: str, costs: dict[str, float], tb_logger, current_iter) -> None:
+        lines = [f"\t # fab: {costs['fab']:.4f}", f"\t # bitops: {costs['bitops'] / 1e9:.4f} G"]
+        lines.append(f"\t # weight_bytes: {costs['weight_bytes']}")
+        get_root_logger().info("\n".join([f"Validation {dataset}", *lines]) + "\n")
+        if tb_logger:
+            for metric, value in costs.items():
+                tb_logger.add_scalar(f"metrics/{dataset}/{metric}", value, current_iter)
+            net = self.get_bare_model(self.net_g)
+            for name, layer in net.layers().items() if isinstance(net, QuantizedNetwork) else ():
+                if hasattr(layer.input_quantizer, "bits_of_layer"):
+                    tb_logger.add_scalar(f"bits/{name}", layer.input_quantizer.bits_of_layer().item(), current_iter)
+
+    @master_only
+    def _write_metrics(self, dataset: str, metrics: dict[str, float]) -> None:
+        """Keep the latest figures of every validation set in ``metrics.json`` beside the log."""
+        path = Path(self.opt["path"]["log"]) / "metrics.json"
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({**kept, dataset: metrics}, indent=2))
+
+    @master_only
+    def save_network(self, net: nn.Module, net_label: str, current_iter: int, param_key: str = "params") -> None:
+        """Save atomically; a write error stops the run (BasicSR only warns)."""
+        name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
+        save_checkpoint(self.get_bare_model(net), os.path.join(self.opt["path"]["models"], name))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Save what `resume_training` needs, atomically; a write error stops the run (BasicSR only warns)."""
+        if current_iter == -1:
+            return
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"epoch": epoch, "iter": current_iter, "optimizers": optimizers, "schedulers": []}
+        with atomic_path(Path(self.opt["path"]["training_states"]) / f"{current_iter}.state") as temporary:
+            torch.save(state, temporary)

@@ -1,0 +1,212 @@
+"""Reads BasicSR option files: safely, with mistakes named in one line before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+
+TOP_LEVEL = (
+    "name", "model_type", "scale", "num_gpu", "manual_seed", "datasets", "network_g", "path", "train", "val", "logger",
+    "dist_params", "find_unused_parameters",
+)  # fmt: skip
+REQUIRED = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
+LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The flags of BasicSR's ``train.py`` and ``test.py``."""
+    parser = argparse.ArgumentParser(prog=prog)
+    parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
+    parser.add_argument("--auto_resume", action="store_true", help="continue from the newest training state")
+    parser.add_argument("--debug", action="store_true", help="log, validate and save every few iterations")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options")
+    return parser
+
+
+def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: bool) -> dict:
+    """What BasicSR's ``parse_options`` returns, from a file that is checked first.
+
+    Args:
+        args: Parsed flags, see `make_parser`.
+        root_path: Folder below which ``experiments`` or ``results`` are written.
+        is_train: Whether to train.
+
+    Raises:
+        AdaBMError: The file is missing, no YAML, or holds a mistake that can be seen before the run.
+    """
+    opt = load_yaml(args.opt)
+    for override in args.force_yml:
+        apply_override(opt, override)
+    check_options(opt, is_train)
+    _set_up_processes(opt, args.launcher)
+    opt["auto_resume"], opt["is_train"] = args.auto_resume, is_train
+    if args.debug and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    for phase, dataset in opt["datasets"].items():
+        dataset["phase"] = phase.split("_")[0]
+        if "scale" in opt:
+            dataset["scale"] = opt["scale"]
+    _set_paths(opt, Path(root_path), is_train)
+    return opt
+
+
+def load_yaml(path: str | Path) -> dict:
+    """Read a YAML mapping without constructing anything but plain values.
+
+    Raises:
+        AdaBMError: The file is missing, or isn't a YAML mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AdaBMError(f"option file {path} does not exist")
+    try:
+        opt = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise AdaBMError(f"option file {path}{where} is not valid YAML: {problem}") from error
+    if not isinstance(opt, dict):
+        raise AdaBMError(f"option file {path} holds no keys; expected name, model_type, network_g, ...")
+    return opt
+
+
+def apply_override(opt: dict, override: str) -> None:
+    """Set one option as ``--force_yml`` gives it: ``train:total_iter=100``, the value read as YAML.
+
+    Raises:
+        AdaBMError: The form is wrong, or a section doesn't exist.
+    """
+    keys, equals, value = override.partition("=")
+    *sections, last = keys.strip().split(":")
+    if not equals or not last:
+        raise AdaBMError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
+    for section in sections:
+        if not isinstance(opt.get(section), dict):
+            raise AdaBMError(f"--force_yml: {override!r}: there is no section {section!r}; {did_you_mean(section, opt)}")
+        opt = opt[section]
+    try:
+        opt[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise AdaBMError(f"--force_yml: {override!r}: the value is not valid YAML") from error
+
+
+def check_options(opt: dict, is_train: bool) -> None:
+    """Raise `AdaBMError` for the first mistake that can be seen without building anything."""
+    for key in (*REQUIRED, "train", "logger") if is_train else (*REQUIRED, "val"):
+        if key not in opt:
+            raise AdaBMError(f"{key} is missing from the option file")
+    if opt["model_type"] == "AdaBMModel":
+        check_keys("option file", opt, TOP_LEVEL)
+    for key in ("datasets", "network_g", "path", "train", "val", "logger"):
+        if key in opt and not isinstance(opt[key], dict):
+            raise AdaBMError(f"{key}: {opt[key]!r} is not a section of keys")
+    if "type" not in opt["network_g"]:
+        raise AdaBMError("network_g: type is missing")
+    if is_train:
+        _check_training(opt)
+    _check_device(opt)
+    _check_checkpoint_paths(opt["path"])
+    _check_datasets(opt["datasets"])
+
+
+def _check_training(opt: dict) -> None:
+    if "train" not in opt["datasets"]:
+        raise AdaBMError("datasets: train is missing")
+    check_keys("logger", opt["logger"], LOGGER_KEYS)
+    for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
+        value = opt[section].get(key)
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if section == "train" else 1):
+            raise AdaBMError(f"{section}: {key}: {value!r} is not a whole number of iterations")
+        opt[section][key] = value
+    for key in ("batch_size_per_gpu", "num_worker_per_gpu"):
+        value = opt["datasets"]["train"].get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < (1 if key.startswith("batch") else 0):
+            raise AdaBMError(f"datasets: train: {key}: {value!r} is not a whole number")
+
+
+def _check_device(opt: dict) -> None:
+    import torch
+
+    available, num_gpu = torch.cuda.device_count(), opt["num_gpu"]
+    if num_gpu == "auto":
+        opt["num_gpu"] = num_gpu = available
+    if isinstance(num_gpu, bool) or not isinstance(num_gpu, int) or num_gpu < 0:
+        raise AdaBMError(f"num_gpu: {num_gpu!r} is not a number of GPUs; valid: auto, 0, 1, ...")
+    if num_gpu > available:
+        raise AdaBMError(f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: {available} or auto")
+
+
+def _check_checkpoint_paths(paths: dict) -> None:
+    for key, value in paths.items():
+        if value is not None and ("pretrain_network" in key or "resume_state" in key):
+            paths[key] = str(Path(value).expanduser())
+            if not Path(paths[key]).is_file():
+                raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
+
+
+def _check_datasets(datasets: dict) -> None:
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, dict):
+            raise AdaBMError(f"datasets: {name}: {dataset!r} is not a section of keys")
+        for key in ("name", "type"):
+            if key not in dataset:
+                raise AdaBMError(f"datasets: {name}: {key} is missing")
+        for key in ("dataroot_gt", "dataroot_lq"):
+            if dataset.get(key) is not None:
+                dataset[key] = str(Path(dataset[key]).expanduser())
+                _check_images(f"datasets: {name}: {key}", dataset, Path(dataset[key]))
+
+
+def _check_images(key: str, dataset: dict, folder: Path) -> None:
+    from adabm_basicsr.data.images import decode_image, list_images
+
+    if dataset.get("io_backend", {}).get("type", "disk") != "disk" or dataset.get("meta_info_file"):
+        if not folder.is_dir():
+            raise AdaBMError(f"{key}: folder {folder} does not exist")
+        return
+    paths = list_images(folder, key)
+    # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image.
+    strays = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in paths)
+    if strays and dataset["type"] != "CalibrationDataset":
+        raise AdaBMError(f"{key}: {folder / strays[0]} is not an image")
+    if dataset["type"] != "CalibrationDataset":  # that one checks its images itself
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda path: decode_image(path.read_bytes(), str(path)), paths))
+
+
+def _set_up_processes(opt: dict, launcher: str) -> None:
+    import torch.distributed as dist
+    from basicsr.utils import set_random_seed
+    from basicsr.utils.dist_util import get_dist_info, init_dist
+
+    opt["dist"] = launcher != "none"
+    if opt["dist"] and opt["num_gpu"]:
+        init_dist(launcher, **opt.get("dist_params", {}) if launcher == "slurm" else {})
+    elif opt["dist"]:
+        dist.init_process_group("gloo")  # BasicSR knows NCCL alone
+    opt["rank"], opt["world_size"] = get_dist_info()
+    if opt.get("manual_seed") is None:
+        opt["manual_seed"] = random.randint(1, 10000)
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+
+
+def _set_paths(opt: dict, root: Path, is_train: bool) -> None:
+    paths = opt["path"]
+    base = root / ("experiments" if is_train else "results") / opt["name"]
+    paths["experiments_root" if is_train else "results_root"] = str(base)
+    paths["log"], paths["visualization"] = str(base), str(base / "visualization")
+    if is_train:
+        paths["models"], paths["training_states"] = str(base / "models"), str(base / "training_states")
+        if "debug" in opt["name"]:
+            opt.get("val", {})["val_freq"] = 8
+            opt["logger"]["print_freq"], opt["logger"]["save_checkpoint_freq"] = 1, 8

@@ -1,0 +1,18 @@
+"""``python -m adabm_basicsr.test -opt FILE``: validate a network under BasicSR's test pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adabm_basicsr.cli import one_line_errors
+from adabm_basicsr.pipeline import run_pipeline
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ``argv`` as in BasicSR's ``test.py``."""
+    with one_line_errors():
+        run_pipeline(argv, is_train=False, prog="adabm-basicsr test")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""``python -m adabm_basicsr.train -opt FILE``: quantize a network under BasicSR's training pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adabm_basicsr.cli import one_line_errors
+from adabm_basicsr.pipeline import run_pipeline
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ``argv`` as in BasicSR's ``train.py``."""
+    with one_line_errors():
+        run_pipeline(argv, is_train=True, prog="adabm-basicsr train")
+
+
+if __name__ == "__main__":
+    main()
