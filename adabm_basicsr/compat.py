@@ -62,7 +62,7 @@ def _torchvision_version() -> str:
 
 
 def _provide_functional_tensor() -> None:
-    """Stand in for ``torchvision.transforms.functional_tensor``, gone since torchvision 0.17; BasicSR 1.4.2 imports it."""
+    """Stand in for the module ``functional_tensor``, gone since torchvision 0.17, that BasicSR 1.4.2 imports."""
     name = "torchvision.transforms.functional_tensor"
     if importlib.util.find_spec("torchvision") is None or importlib.util.find_spec(name) is not None:
         return

@@ -91,7 +91,9 @@ def apply_override(opt: dict, override: str) -> None:
         raise AdaBMError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
     for section in sections:
         if not isinstance(opt.get(section), dict):
-            raise AdaBMError(f"--force_yml: {override!r}: there is no section {section!r}; {did_you_mean(section, opt)}")
+            raise AdaBMError(
+                f"--force_yml: {override!r}: there is no section {section!r}; {did_you_mean(section, opt)}"
+            )
         opt = opt[section]
     try:
         opt[last] = yaml.safe_load(value)
@@ -143,7 +145,9 @@ def _check_device(opt: dict) -> None:
     if isinstance(num_gpu, bool) or not isinstance(num_gpu, int) or num_gpu < 0:
         raise AdaBMError(f"num_gpu: {num_gpu!r} is not a number of GPUs; valid: auto, 0, 1, ...")
     if num_gpu > available:
-        raise AdaBMError(f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: {available} or auto")
+        raise AdaBMError(
+            f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: {available} or auto"
+        )
 
 
 def _check_checkpoint_paths(paths: dict) -> None:

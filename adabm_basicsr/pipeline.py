@@ -9,13 +9,14 @@ from pathlib import Path
 from adabm_basicsr.options import make_parser, parse_options
 
 
-def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str) -> None:
+def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log: bool = True) -> None:
     """Run BasicSR's ``train_pipeline`` or ``test_pipeline`` below the working directory.
 
     Args:
         argv: Flags as BasicSR's ``train.py`` and ``test.py`` take them; those of the process by default.
         is_train: Which of the two.
         prog: Name of the command in messages.
+        own_log: Whether the run logs to the console and to a file of its own, or to the log that is open.
 
     Raises:
         AdaBMError: A mistake in the options or in what they name.
@@ -34,7 +35,8 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str) -> None:
         pipeline(str(root))
     finally:
         module.parse_options = original
-        close_logger()
+        if own_log:
+            close_logger()
 
 
 def log_to_file(path: str | Path) -> None:

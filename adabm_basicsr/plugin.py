@@ -11,7 +11,7 @@ from types import ModuleType
 
 def install_hook() -> None:
     """Register now if ``basicsr`` is imported already, else upon its import. Calling it again changes nothing."""
-    if "basicsr" in sys.modules:
+    if sys.modules.get("basicsr") is not None:
         if "adabm_basicsr.registration" not in sys.modules:
             _register()
     elif not any(isinstance(finder, _BasicSRFinder) for finder in sys.meta_path):

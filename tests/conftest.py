@@ -1,1 +1,159 @@
+"""What the tests share: a tiny network, images, option files and the folder of shared data."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
 import adabm_basicsr  # noqa: F401  (makes basicsr importable)
+
+SHARED = Path(__file__).parents[2] / "shared"
+TINY_EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
+
+
+@pytest.fixture
+def shared():
+    """Folder of research images and weights."""
+    return SHARED
+
+
+def photograph(height, width, seed=0):
+    """A smooth random colour image, ``(H, W, 3)`` uint8."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write_images(folder, sizes, seed=0):
+    """Write one PNG per (height, width); returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (height, width) in enumerate(sizes):
+        cv2.imwrite(str(folder / f"img_{index:03d}.png"), photograph(height, width, seed + index))
+    return folder
+
+
+@pytest.fixture
+def tiny():
+    """A tiny EDSR x2 with random weights that make its output an image."""
+    from basicsr.archs import build_network
+
+    torch.manual_seed(0)
+    return build_network(TINY_EDSR)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, tiny):
+    """A working directory with weights, calibration images, a validation set and `options()` for them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["adabm-basicsr"])
+    torch.save({"params": tiny.state_dict()}, tmp_path / "tiny.pth")
+    write_images(tmp_path / "lr", [(40, 48)] * 8)
+    write_images(tmp_path / "val" / "gt", [(48, 64), (56, 48)], seed=50)
+    write_images(tmp_path / "val" / "lq", [(24, 32), (28, 24)], seed=50)
+    return Workspace(tmp_path)
+
+
+class Workspace:
+    """Option files for a tiny run below ``root``."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def train_options(self, **changes):
+        opt = {
+            "name": "tiny",
+            "model_type": "AdaBMModel",
+            "scale": 2,
+            "num_gpu": 0,
+            "manual_seed": 0,
+            "datasets": {
+                "train": {
+                    "name": "Calibration",
+                    "type": "CalibrationDataset",
+                    "dataroot_lq": "lr",
+                    "lq_size": 24,
+                    "num_worker_per_gpu": 0,
+                    "batch_size_per_gpu": 2,
+                },
+            },
+            "network_g": self.network_options(),
+            "path": {"pretrain_network_g": "tiny.pth"},
+            "train": {"total_iter": 12},
+            "logger": {"print_freq": 4, "save_checkpoint_freq": 6, "use_tb_logger": False},
+        }
+        return changed(opt, changes)
+
+    def test_options(self, **changes):
+        opt = {
+            "name": "tiny_test",
+            "model_type": "AdaBMModel",
+            "scale": 2,
+            "num_gpu": 0,
+            "datasets": {
+                "test": {
+                    "name": "Val",
+                    "type": "PairedImageDataset",
+                    "dataroot_gt": "val/gt",
+                    "dataroot_lq": "val/lq",
+                    "io_backend": {"type": "disk"},
+                }
+            },
+            "network_g": self.network_options(),
+            "path": {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth"},
+            "val": {
+                "save_img": False,
+                "suffix": None,
+                "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
+            },
+        }
+        return changed(opt, changes)
+
+    @staticmethod
+    def network_options():
+        return {
+            "type": "AdaBMNetwork",
+            "network": dict(TINY_EDSR),
+            "w_bits": 4,
+            "a_bits": 4,
+            "recipe": "paper",
+            "fully_quantized": True,
+        }
+
+    def write(self, opt, name="options.yml"):
+        path = self.root / name
+        path.write_text(opt if isinstance(opt, str) else yaml.safe_dump(opt, sort_keys=False))
+        return path
+
+    def train(self, *flags, **changes):
+        from adabm_basicsr.train import main
+
+        main(["-opt", str(self.write(self.train_options(**changes))), *flags])
+
+    def test(self, *flags, **changes):
+        from adabm_basicsr.test import main
+
+        main(["-opt", str(self.write(self.test_options(**changes))), *flags])
+
+
+def changed(opt, changes):
+    """``opt`` with ``a__b=value`` put at ``opt["a"]["b"]``; a value of ``...`` deletes the key."""
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        target = opt
+        for section in sections:
+            target = target[section]
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
+    return opt

@@ -17,8 +17,8 @@ from adabm_basicsr.data.images import decode_image, list_images, to_unit_range
 from adabm_basicsr.errors import AdaBMError, check_keys
 
 OPTIONS = {
-    "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images", "channels",
-    "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio",
+    "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
+    "channels", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio",
     "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
 }  # fmt: skip
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
@@ -155,7 +155,9 @@ def _read_images(opt: dict, names: list[Path], channels: int) -> list[np.ndarray
     if _backend(opt) == "disk":
         return [decode_image(_read_bytes(name), str(name), channels) for name in names]
     client = FileClient("lmdb", db_paths=[opt["dataroot_lq"]], client_keys=["lq"])
-    return [decode_image(client.get(str(name), "lq") or b"", f"{opt['dataroot_lq']}:{name}", channels) for name in names]
+    return [
+        decode_image(client.get(str(name), "lq") or b"", f"{opt['dataroot_lq']}:{name}", channels) for name in names
+    ]
 
 
 def _read_bytes(path: Path) -> bytes:

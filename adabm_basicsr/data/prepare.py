@@ -45,7 +45,7 @@ def prepare(hr: Path, scale: int, out: Path) -> list[Path]:
     folder = out.with_suffix(".lmdb.images") if lmdb else out
     if (out if lmdb else folder).exists() and any(out.iterdir()):
         raise AdaBMError(f"--out: {out} is not empty")
-    written = [_write_small(path, scale, folder) for path in tqdm(paths, desc="Bicubic", unit="image")]
+    written = [_write_small(path, scale, folder) for path in tqdm(paths, desc="Bicubic", unit="image", disable=None)]
     if lmdb:
         _to_lmdb(folder, written, out)
         shutil.rmtree(folder)

@@ -80,7 +80,7 @@ class AdaBMModel(SRModel):
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
         batches = [batch.to(self.device) for batch in batches]
-        calibrate(net, tqdm(batches, desc="Calibration", unit="batch", disable=not self._shows_progress()))
+        calibrate(net, tqdm(batches, desc="Calibration", unit="batch", disable=self._hides_progress()))
         get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
@@ -94,10 +94,12 @@ class AdaBMModel(SRModel):
         if train_opt["total_iter"] and not self.tuner.phases:
             raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
-        self.progress = tqdm(total=train_opt["total_iter"], desc="Fine-tuning", disable=not self._shows_progress())
+        hidden = self._hides_progress() if train_opt["total_iter"] else True
+        self.progress = tqdm(total=train_opt["total_iter"], desc="Fine-tuning", disable=hidden)
 
-    def _shows_progress(self) -> bool:
-        return bool(self.opt["train"].get("pbar", False)) and self.opt["rank"] == 0
+    def _hides_progress(self) -> bool | None:
+        """What tqdm takes as ``disable``: None hides a bar only where there is no terminal."""
+        return None if self.opt["train"].get("pbar", False) and self.opt["rank"] == 0 else True
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Learning rates follow from the iteration alone; `Finetuner` sets them."""

@@ -63,8 +63,8 @@ def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor) -> Tensor
 def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float) -> Tensor:
     """Quantize ``x`` to ``2 ** bits`` levels between ``lower`` and ``upper`` and return it as float.
 
-    Gradients reach ``x`` inside the range (straight through the rounding), ``lower`` and ``upper`` through both clipping
-    and scale, and ``bits`` through the number of levels.
+    Gradients reach ``x`` inside the range (straight through the rounding), ``lower`` and ``upper`` through both
+    clipping and scale, and ``bits`` through the number of levels.
 
     Args:
         x: Tensor of any shape.
@@ -91,7 +91,7 @@ def image_complexity(image: Tensor) -> Tensor:
         image: ``(B, C, H, W)`` in 0..1. Three channels are weighed as grey, any other number is averaged.
 
     Returns:
-        ``(B,)``: 1000 times the mean absolute response of the normalised Sobel pair (kernels over 8, replicate padding).
+        ``(B,)``: 1000 times the mean absolute response of the normalised Sobel pair (over 8, replicate padding).
     """
     channels = image.shape[1]
     weights = image.new_tensor(GREY) if channels == 3 else image.new_full((channels,), 1 / channels)

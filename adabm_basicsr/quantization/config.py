@@ -89,7 +89,9 @@ class QuantizationConfig:
         low = self.preset.min_a_bits if key.endswith("a_bits") else 2
         if isinstance(bits, bool) or not isinstance(bits, int) or not (low <= bits <= 8 or bits == FLOAT_BITS):
             why = f" with recipe {self.recipe}" if low > 2 else ""
-            raise AdaBMError(f"{key}: {bits!r} is out of range; valid{why}: {low} to 8, or {FLOAT_BITS} for full precision")
+            raise AdaBMError(
+                f"{key}: {bits!r} is out of range; valid{why}: {low} to 8, or {FLOAT_BITS} for full precision"
+            )
 
     @property
     def preset(self) -> Recipe:

@@ -173,9 +173,7 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     Returns:
         Scalar: mean over blocks and samples of the L2 distance, divided by the batch size.
     """
-    distances = [
-        (s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / len(s) for s, t in zip(student, teacher)
-    ]
+    distances = [(s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / len(s) for s, t in zip(student, teacher)]
     return torch.stack(distances).mean()
 
 

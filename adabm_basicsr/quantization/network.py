@@ -70,6 +70,7 @@ class QuantizedNetwork(nn.Module):
         self.structure = find_structure(network, example)
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, config)
+        network.eval()  # the new quantizers too
         self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
         bits = [[plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed] for plan in self.plan.layers.values()]
         # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
@@ -127,7 +128,7 @@ class QuantizedNetwork(nn.Module):
         Raises:
             AdaBMError: The network hasn't been calibrated and no quantized checkpoint was loaded.
         """
-        # Found anew in each pass: a replica (DataParallel) has modules of its own, so nothing is shared between threads.
+        # Found anew in each pass: a replica (DataParallel) has modules of its own, so threads share nothing.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
         if int(self.stage) == Stage.FRESH and any(q.enabled for q in quantizers):

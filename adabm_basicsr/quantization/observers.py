@@ -68,7 +68,7 @@ def search_range(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | int, st
 
 
 def search_weight_range(weight: Tensor, bits: int) -> Tensor:
-    """OMSE: of ``max(w) * (1 - 0.01 i)``, ``i = 0..49``, the symmetric range of smallest squared error, shape ``(1,)``."""
+    """OMSE: of ``max(w) * (1 - 0.01 i)``, ``i = 0..49``, the symmetric range of smallest squared error; ``(1,)``."""
     top = weight.max()
     top = top if top > 0 else weight.abs().max()  # the paper takes max(w); a weight without positive values has none
     return search_range(weight, -top, top, bits, steps=50)[1:]

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.layers import is_quantizable
 
-# Blocks that hold less than this share of the MACs are not the body; every layer between head and tail is then.
-MIN_BODY_SHARE = 0.25
+# Blocks that hold less than this share of the MACs at their own resolution or below are not the body; every layer
+# between head and tail is then.
+MIN_BODY_SHARE = 0.2
 
 
 class Role(str, Enum):
@@ -154,7 +155,6 @@ def _pixels(shape: tuple[int, ...]) -> int:
 
 def _find_blocks(network: nn.Module, trace: _Trace) -> list[_Call]:
     """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
-    total = sum(call.macs for call in trace.layers)
     calls: dict[str, _Call] = {}
     for call in trace.modules:
         calls.setdefault(call.name, call)
@@ -165,7 +165,9 @@ def _find_blocks(network: nn.Module, trace: _Trace) -> list[_Call]:
             macs = sum(layer.macs for call in family for layer in trace.layers[call.start : call.end])
             if macs > best_macs:
                 best, best_macs = family, macs
-    return sorted(best, key=lambda call: call.start) if best_macs >= MIN_BODY_SHARE * total else []
+    pixels = max((_pixels(call.out_shape) for call in best), default=0)
+    comparable = sum(layer.macs for layer in trace.layers if _pixels(layer.out_shape) <= pixels)
+    return sorted(best, key=lambda call: call.start) if best and best_macs >= MIN_BODY_SHARE * comparable else []
 
 
 def _families(parent_name: str, parent: nn.Module, calls: dict[str, _Call]) -> list[list[_Call]]:
@@ -210,5 +212,7 @@ def _unsupported(network: nn.Module) -> dict[str, str]:
     return {
         name: type(module).__name__
         for name, module in network.named_modules()
-        if not is_quantizable(module) and isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.dim() > 1
+        if not is_quantizable(module)
+        and isinstance(getattr(module, "weight", None), nn.Parameter)
+        and module.weight.dim() > 1
     }

@@ -57,8 +57,10 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [
-            [s.name, s.role, s.w_bits, f"{s.a_bits:.2f}", f"{s.lower:.4g}", f"{s.upper:.4g}", f"{s.sqnr_db:.1f}"]
-            + [f"{100 * s.macs_share:.1f} %"]
+            [
+                *(s.name, s.role, s.w_bits, f"{s.a_bits:.2f}", f"{s.lower:.4g}", f"{s.upper:.4g}"),
+                *(f"{s.sqnr_db:.1f}", f"{100 * s.macs_share:.1f} %"),
+            ]
             for s in self.layers
         ]
         headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "SQNR (dB)", "MACs"]

@@ -29,7 +29,9 @@ class QuantizedLayer(nn.Module):
         """A quantized layer around the state of ``layer`` (parameters, buffers and hooks are shared, not copied)."""
         quantized = cls.__new__(cls)
         # A copy of the dictionary rather than a new construction: it serves every subclass and every option of a layer.
-        quantized.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in vars(layer).items()}
+        quantized.__dict__ = {
+            key: value.copy() if isinstance(value, dict) else value for key, value in vars(layer).items()
+        }
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
         return quantized

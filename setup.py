@@ -1,0 +1,54 @@
+"""Package metadata; ``constraints.txt`` pins the versions that are tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """The version that the package itself states."""
+    lines = (ROOT / "adabm_basicsr" / "__init__.py").read_text().splitlines()
+    return next(line.split('"')[1] for line in lines if line.startswith("__version__"))
+
+
+setup(
+    name="adabm-basicsr",
+    version=version(),
+    description="Adaptive quantization of super-resolution networks (AdaBM), a plugin for BasicSR",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",  # BasicSR 1.4.2 doesn't build on Python 3.13
+    # The option files are the repository's own, installed as package data.
+    packages=[*find_packages(include=["adabm_basicsr*"]), "adabm_basicsr.options_files"],
+    package_dir={"adabm_basicsr.options_files": "options"},
+    package_data={
+        "adabm_basicsr": ["py.typed"],
+        "adabm_basicsr.demo": ["*.pth"],
+        "adabm_basicsr.options_files": ["*/*.yml", "*/*/*.yml"],
+    },
+    install_requires=[
+        "basicsr==1.4.2",
+        "lmdb",
+        "matplotlib>=3.7",
+        "numpy",
+        "opencv-python",
+        "pyyaml",
+        "scikit-image>=0.20",  # the demo's photographs
+        "setuptools; python_version >= '3.12'",  # BasicSR imports distutils
+        "tabulate>=0.9",
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "tqdm",
+    ],
+    extras_require={"test": ["hypothesis", "pytest", "ruff"]},
+    entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)

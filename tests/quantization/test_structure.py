@@ -1,0 +1,97 @@
+"""Head, body and tail are found without knowing the network."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.structure import Role, find_structure
+
+EXAMPLE = torch.zeros(1, 3, 24, 24)
+
+
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(8, 8), conv(8, 8)
+
+    def forward(self, x):
+        return x + self.b(F.relu(self.a(x)))
+
+
+class Interpolating(nn.Module):
+    """Upsamples without a layer, as RRDBNet does."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.first = conv(3, 8)
+        self.blocks = nn.Sequential(*[Block() for _ in range(blocks)])
+        self.after, self.up, self.last = conv(8, 8), conv(8, 8), conv(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + self.after(self.blocks(x))
+        return self.last(self.up(F.interpolate(x, scale_factor=2)))
+
+
+def roles(network):
+    return {name: role.value for name, role in find_structure(network, EXAMPLE).roles.items()}
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_interpolating_network(blocks):
+    found = roles(Interpolating(blocks))
+    assert found.pop("first") == "head"
+    assert found.pop("after") == "trunk end"
+    assert found.pop("up") == found.pop("last") == "tail"
+    assert set(found.values()) == {"body"} and len(found) == 2 * blocks
+
+
+def test_edsr(tiny):
+    structure = find_structure(tiny, EXAMPLE)
+    assert structure.blocks == ["body.0", "body.1"]
+    assert structure.roles["conv_first"] is Role.HEAD
+    assert structure.roles["body.1.conv2"] is Role.BODY
+    assert structure.roles["conv_after_body"] is Role.TRUNK_END
+    assert structure.roles["upsample.0"] is structure.roles["conv_last"] is Role.TAIL
+    assert structure.macs["conv_first"] == 24 * 24 * 8 * 3 * 9
+
+
+def test_plain_chain_of_layers_has_a_body_too():
+    chain = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 12))
+    network = nn.Sequential(chain, nn.PixelShuffle(2))
+    assert roles(network) == {"0.0": "head", "0.2": "body", "0.4": "body", "0.6": "tail"}
+
+
+def test_pooled_attention_is_part_of_its_block():
+    class Attending(Block):
+        def __init__(self):
+            super().__init__()
+            self.squeeze = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            pooled = F.interpolate(self.squeeze(F.avg_pool2d(x, 4)), size=x.shape[2:])
+            return super().forward(x) * torch.sigmoid(pooled)
+
+    network = Interpolating(2)
+    network.blocks = nn.Sequential(Attending(), Attending())
+    found = roles(network)
+    assert found["blocks.0.squeeze"] == found["blocks.1.squeeze"] == "body"
+    assert found["after"] == "trunk end"
+
+
+def test_network_without_layers_is_refused():
+    with pytest.raises(AdaBMError, match="has no convolution or linear layer"):
+        find_structure(nn.PixelShuffle(1), EXAMPLE)
+
+
+def test_the_network_is_left_as_it_was(tiny):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    find_structure(tiny, EXAMPLE)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.modules())
+    assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())

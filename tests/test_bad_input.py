@@ -1,0 +1,200 @@
+"""Mistakes of users: each ends in one line that names it, and exit code 2."""
+
+import numpy as np
+import pytest
+import torch
+
+TRAIN_MISTAKES = {
+    "missing section": ({"network_g": ...}, "network_g is missing from the option file"),
+    "unknown section": ({"networks": 1}, "option file: unknown key 'networks'; did you mean 'network_g'?"),
+    "unknown key": ({"network_g__w_bit": 4}, "network_g: unknown key 'w_bit'; did you mean 'w_bits' or 'a_bits'?"),
+    "unknown recipe": ({"network_g__recipe": "papper"}, "recipe: unknown value 'papper'; did you mean 'paper'?"),
+    "unknown observer": ({"network_g__observer": "mse"}, "observer: unknown value 'mse'; did you mean 'omse'?"),
+    "bits too low": ({"network_g__w_bits": 1}, "w_bits: 1 is out of range; valid: 2 to 8, or 32"),
+    "bits too high": ({"network_g__w_bits": 9}, "w_bits: 9 is out of range; valid: 2 to 8, or 32"),
+    "bits no number": ({"network_g__a_bits": "4"}, "a_bits: '4' is out of range"),
+    "bits too low for paper": ({"network_g__a_bits": 2}, "a_bits: 2 is out of range; valid with recipe paper: 3 to 8"),
+    "layer bits": ({"network_g__layers": {"body.*": {"w_bits": 12}}}, "layers: body.*: w_bits: 12 is out of range"),
+    "pattern": ({"network_g__exclude": ["bodi.*"]}, "exclude: pattern 'bodi.*' matches no layer"),
+    "unregistered": (
+        {"network_g__network__type": "EDRS"},
+        "network_g: network: type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' or 'EDSR'?",
+    ),
+    "arch option": (
+        {"network_g__network__num_blocks": 2},
+        "network_g: network: EDSR: unknown key 'num_blocks'; did you mean 'num_block'",
+    ),
+    "arch option missing": ({"network_g__network__num_in_ch": ...}, "network_g: network: EDSR needs num_in_ch"),
+    "custom import": ({"network_g__custom_imports": ["no_such_module"]}, "cannot import 'no_such_module'"),
+    "no weights": ({"path__pretrain_network_g": None}, "path: pretrain_network_g is missing"),
+    "weights absent": (
+        {"path__pretrain_network_g": "gone.pth"},
+        "path: pretrain_network_g: checkpoint gone.pth does not exist",
+    ),
+    "folder absent": (
+        {"datasets__train__dataroot_lq": "gone"},
+        "datasets: train: dataroot_lq: folder gone does not exist",
+    ),
+    "folder empty": ({"datasets__train__dataroot_lq": "empty"}, "folder empty holds no images"),
+    "patch size": ({"datasets__train__lq_size": 0}, "lq_size: 0 is not a positive whole number"),
+    "dataset key": ({"datasets__train__lq_siz": 24}, "unknown key 'lq_siz'; did you mean 'lq_size'?"),
+    "batch too large": ({"datasets__train__batch_size_per_gpu": 99}, "8 images don't fill a batch"),
+    "gpu on a CPU": ({"num_gpu": 1}, "num_gpu: 1, but there are 0 CUDA devices; set num_gpu: 0 or auto"),
+    "gpu no number": ({"num_gpu": "one"}, "num_gpu: 'one' is not a number of GPUs"),
+    "train key": ({"train__total_iters": 4}, "train: unknown key 'total_iters'; did you mean 'total_iter'?"),
+    "iterations": ({"train__total_iter": -1}, "train: total_iter: -1 is not a whole number of iterations"),
+    "static with iterations": ({"network_g__recipe": "static"}, "recipe 'static' has nothing to fine-tune"),
+    "learning rate": (
+        {"train__finetune": {"learning_rates": {"weights": 1}}},
+        "train: finetune: learning_rates: unknown key 'weights'",
+    ),
+    "meta info": ({"datasets__train__meta_info_file": "gone.txt"}, "meta info file gone.txt does not exist"),
+}
+
+
+@pytest.fixture
+def run_fails(workspace, capsys, monkeypatch):
+    """Run the training command and return the one line that it fails with."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+    def run(*flags, command=workspace.train, **changes):
+        with pytest.raises(SystemExit) as stopped:
+            command(*flags, **changes)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("adabm-basicsr: error: ")
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize("mistake", TRAIN_MISTAKES)
+def test_mistake_in_training_options(run_fails, workspace, mistake):
+    (workspace.root / "empty").mkdir()
+    changes, message = TRAIN_MISTAKES[mistake]
+    assert message in run_fails(**changes)
+
+
+def test_no_option_file_given(capsys):
+    from adabm_basicsr.train import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert "the following arguments are required: -opt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "does not exist"),
+        ("name: [1,", "is not valid YAML: "),
+        ("name: a\n  b: c", "line 2, column 4 is not valid YAML: "),
+        ("just words", "holds no keys"),
+        ("x: !!python/object/apply:os.getcwd []", "is not valid YAML: "),
+    ],
+)
+def test_broken_option_file(workspace, capsys, content, message):
+    from adabm_basicsr.train import main
+
+    path = workspace.root / "gone.yml" if content is None else workspace.write(content)
+    with pytest.raises(SystemExit):
+        main(["-opt", str(path)])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train", "--force_yml: 'train' is not of the form KEY:KEY=VALUE"),
+        ("trian:total_iter=3", "there is no section 'trian'; did you mean 'train'?"),
+        ("train:total_iter=[", "the value is not valid YAML"),
+        ("train:total_iter=__import__('os').getcwd()", "total_iter: \"__import__('os').getcwd()\" is not a whole"),
+    ],
+)
+def test_bad_override(run_fails, override, message):
+    assert message in run_fails("--force_yml", override)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated"])
+def test_corrupt_checkpoint(run_fails, workspace, content):
+    path = workspace.root / "tiny.pth"
+    path.write_bytes(path.read_bytes()[:1000] if content == "truncated" else content)
+    assert "checkpoint tiny.pth cannot be read (corrupt, or no PyTorch checkpoint)" in run_fails()
+
+
+def test_checkpoint_with_code_is_not_run(run_fails, workspace):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(workspace.root / "hacked"), "w"))
+
+    torch.save({"params": Evil()}, workspace.root / "tiny.pth")
+    assert "cannot be read" in run_fails()
+    assert not (workspace.root / "hacked").exists()
+
+
+def test_checkpoint_of_another_width(run_fails):
+    error = run_fails(network_g__network__num_feat=16)
+    assert "doesn't fit EDSR" in error
+    assert "conv_first.weight is (8, 3, 3, 3) instead of (16, 3, 3, 3)" in error
+
+
+def test_checkpoint_of_another_depth(run_fails):
+    error = run_fails(network_g__network__num_block=3)
+    assert "4 missing (body.2.conv1.weight, body.2.conv1.bias, body.2.conv2.weight, body.2.conv2.bias)" in error
+
+
+def test_nan_in_weights(run_fails, workspace, tiny):
+    tiny.conv_last.weight.data[0, 0, 0, 0] = float("nan")
+    torch.save({"params": tiny.state_dict()}, workspace.root / "tiny.pth")
+    assert "checkpoint tiny.pth: conv_last.weight holds NaN or infinite values" in run_fails()
+
+
+def test_broken_calibration_image(run_fails, workspace):
+    (workspace.root / "lr" / "img_003.png").write_bytes(b"\x89PNG no more")
+    assert "img_003.png is broken or of an unknown format" in run_fails()
+
+
+def test_nan_in_calibration_image(run_fails, workspace):
+    import cv2
+
+    image = np.full((40, 48, 3), 0.5, np.float32)
+    image[3, 4] = np.nan
+    cv2.imwrite(str(workspace.root / "lr" / "img_009.tiff"), image)
+    assert "img_009.tiff holds NaN or infinite values" in run_fails()
+
+
+def test_broken_validation_image(run_fails, workspace):
+    workspace.train()
+    image = workspace.root / "val" / "lq" / "img_001.png"
+    image.write_bytes(image.read_bytes()[:60])
+    assert "img_001.png is broken or of an unknown format" in run_fails(command=workspace.test)
+
+
+def test_stray_file_in_validation_folder(run_fails, workspace):
+    workspace.train()
+    (workspace.root / "val" / "gt" / "notes.txt").write_text("x")
+    assert "notes.txt is not an image" in run_fails(command=workspace.test)
+
+
+def test_quantized_checkpoint_of_other_bits(run_fails, workspace):
+    workspace.train()
+    error = run_fails(command=workspace.test, network_g__w_bits=6)
+    assert "quantized with other options: body.0.conv1 has w_bits 4, a_bits 4, adaptive; the options say w_bits 6" in error
+
+
+def test_quantized_checkpoint_of_another_recipe(run_fails, workspace):
+    workspace.train()
+    error = run_fails(command=workspace.test, network_g__recipe="static")
+    assert "doesn't fit quantized EDSR" in error and "layer_factor" in error
+
+
+def test_plain_checkpoint_cannot_be_tested_quantized(run_fails, workspace):
+    error = run_fails(command=workspace.test, path__pretrain_network_g="tiny.pth")
+    assert "calibrate it or load a quantized checkpoint" in error
+
+
+def test_meta_info_outside_the_folder(run_fails, workspace):
+    (workspace.root / "meta.txt").write_text("../tiny.pth (1,1,3)\n")
+    assert "lies outside dataroot_lq lr" in run_fails(datasets__train__meta_info_file="meta.txt")
