@@ -30,6 +30,8 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     module = basicsr.train if is_train else basicsr.test
     pipeline = module.train_pipeline if is_train else module.test_pipeline
     original = module.parse_options
+    if own_log:
+        close_logger()  # one that something opened earlier in this process would take the messages
     module.parse_options = lambda root_path, is_train: (opt, args)
     try:
         pipeline(str(root))

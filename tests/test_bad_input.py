@@ -181,7 +181,9 @@ def test_stray_file_in_validation_folder(run_fails, workspace):
 def test_quantized_checkpoint_of_other_bits(run_fails, workspace):
     workspace.train()
     error = run_fails(command=workspace.test, network_g__w_bits=6)
-    assert "quantized with other options: body.0.conv1 has w_bits 4, a_bits 4, adaptive; the options say w_bits 6" in error
+    assert (
+        "quantized with other options: body.0.conv1 has w_bits 4, a_bits 4, adaptive; the options say w_bits 6" in error
+    )
 
 
 def test_quantized_checkpoint_of_another_recipe(run_fails, workspace):

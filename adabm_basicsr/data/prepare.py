@@ -20,7 +20,7 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     """Bicubic LR image of an HR one, as MATLAB's ``imresize`` and BasicSR make it.
 
     Args:
-        image: ``(H, W, C)`` uint8 RGB; cropped to a multiple of ``scale``.
+        image: ``(H, W, C)`` uint8; both sides multiples of ``scale``.
         scale: Factor, at least 1.
 
     Returns:
@@ -28,25 +28,36 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     """
     from basicsr.utils.matlab_functions import imresize
 
-    height, width = (side - side % scale for side in image.shape[:2])
-    small = imresize(np.ascontiguousarray(to_unit_range(image[:height, :width])), 1 / scale)
+    small = imresize(to_unit_range(image), 1 / scale)
     return (small.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def prepare(hr: Path, scale: int, out: Path) -> list[Path]:
-    """Write the LR image of every image in ``hr``, by the same name as PNG, to the folder or LMDB ``out``.
+def mod_crop(image: np.ndarray, scale: int) -> np.ndarray:
+    """``image`` without the lower and right pixels that exceed a multiple of ``scale``."""
+    height, width = (side - side % scale for side in image.shape[:2])
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None) -> list[Path]:
+    """Write the LR image of every image in ``hr``, by the same name as PNG.
+
+    Args:
+        hr: Folder of HR images.
+        scale: Factor, at least 1.
+        out: New folder, or new LMDB (``NAME.lmdb``), for the LR images.
+        mod: New folder for the HR images cropped to multiples of ``scale``, as PNG: pairs with ``out``.
 
     Raises:
-        AdaBMError: A folder is missing or empty, an image is broken or too small, or ``out`` is not empty.
+        AdaBMError: A folder is missing or empty, an image is broken or too small, or a target is not empty.
     """
     paths = list_images(hr, "--hr")
     _check_names(paths)
-    lmdb = out.suffix == ".lmdb"
-    folder = out.with_suffix(".lmdb.images") if lmdb else out
-    if (out if lmdb else folder).exists() and any(out.iterdir()):
-        raise AdaBMError(f"--out: {out} is not empty")
-    written = [_write_small(path, scale, folder) for path in tqdm(paths, desc="Bicubic", unit="image", disable=None)]
-    if lmdb:
+    for key, target in (("--out", out), ("--mod", mod)):
+        if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise AdaBMError(f"{key}: {target} exists and is not an empty folder")
+    folder = out.with_suffix(".lmdb.images") if out.suffix == ".lmdb" else out
+    written = [_prepare_one(path, scale, folder, mod) for path in tqdm(paths, "Bicubic", unit="image", disable=None)]
+    if folder != out:
         _to_lmdb(folder, written, out)
         shutil.rmtree(folder)
     return written
@@ -60,14 +71,21 @@ def _check_names(paths: list[Path]) -> None:
         seen[path.stem] = path
 
 
-def _write_small(path: Path, scale: int, folder: Path) -> Path:
+def _prepare_one(path: Path, scale: int, folder: Path, mod: Path | None) -> Path:
     image = decode_image(path.read_bytes(), str(path))
     if min(image.shape[:2]) < scale:
         raise AdaBMError(f"image {path} of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}")
-    target = folder / f"{path.stem}.png"
-    with atomic_path(target) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(downscale(image, scale), cv2.COLOR_RGB2BGR))
-    return target
+    image = mod_crop(image, scale)
+    if mod is not None:
+        _write_png(mod / f"{path.stem}.png", image)
+    return _write_png(folder / f"{path.stem}.png", downscale(image, scale))
+
+
+def _write_png(path: Path, image: np.ndarray) -> Path:
+    image = (to_unit_range(image) * 255).round().astype(np.uint8)
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return path
 
 
 def _to_lmdb(folder: Path, images: list[Path], out: Path) -> None:
@@ -85,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--hr", type=Path, required=True, help="folder of high-resolution images")
     parser.add_argument("--scale", type=int, required=True, choices=range(1, 9), metavar="1..8")
     parser.add_argument("--out", type=Path, required=True, help="new folder, or NAME.lmdb")
+    parser.add_argument("--mod", type=Path, help="new folder for the HR images, cropped to multiples of the scale")
     args = parser.parse_args(argv)
-    written = prepare(args.hr, args.scale, args.out)
+    written = prepare(args.hr, args.scale, args.out, args.mod)
     print(f"{len(written)} images of scale 1/{args.scale} in {args.out}")

@@ -1,0 +1,54 @@
+"""Low-resolution images as BasicSR and MATLAB make them."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_images
+
+from adabm_basicsr.cli import main
+from adabm_basicsr.data.prepare import downscale, prepare
+from adabm_basicsr.errors import AdaBMError
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("scale", [2, 4])
+def test_equals_the_bicubic_images_of_set5(shared, scale):
+    for path in sorted((shared / "data/Set5/GTmod12").glob("*.png")):
+        small = downscale(cv2.imread(str(path)), scale)
+        expected = cv2.imread(str(shared / f"data/Set5/LRbicx{scale}" / path.name))
+        assert np.abs(small.astype(int) - expected).max() <= 1
+        assert np.abs(small.astype(int) - expected).mean() < 0.01
+
+
+def test_command_writes_a_folder(tmp_path, capsys):
+    write_images(tmp_path / "hr", [(41, 50), (32, 32)])
+    flags = ["--hr", str(tmp_path / "hr"), "--out", str(tmp_path / "lr"), "--mod", str(tmp_path / "mod")]
+    main(["prepare", "--scale", "4", *flags])
+    assert cv2.imread(str(tmp_path / "mod" / "img_000.png")).shape == (40, 48, 3)
+    assert cv2.imread(str(tmp_path / "lr" / "img_000.png")).shape == (10, 12, 3)
+    assert "2 images of scale 1/4" in capsys.readouterr().out
+
+
+def test_existing_files_are_not_overwritten(tmp_path):
+    hr, out = write_images(tmp_path / "hr", [(32, 32)]), write_images(tmp_path / "lr", [(8, 8)])
+    with pytest.raises(AdaBMError, match="--out: .*lr exists and is not an empty folder"):
+        prepare(hr, 4, out)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda hr: cv2.imwrite(str(hr / "img_000.jpg"), np.zeros((8, 8, 3), np.uint8)),
+            "would both become img_000.png",
+        ),
+        (lambda hr: (hr / "x.png").write_bytes(b"no"), "x.png is broken"),
+        (lambda hr: cv2.imwrite(str(hr / "y.png"), np.zeros((2, 9, 3), np.uint8)), "is smaller than the scale 4"),
+        (lambda hr: [path.unlink() for path in hr.iterdir()], "holds no images"),
+    ],
+)
+def test_what_cannot_be_prepared_is_named(tmp_path, spoil, message):
+    hr = write_images(tmp_path / "hr", [(32, 32)])
+    spoil(hr)
+    with pytest.raises(AdaBMError, match=message):
+        prepare(hr, 4, tmp_path / "lr")
