@@ -18,7 +18,7 @@ TRAIN_MISTAKES = {
     "pattern": ({"network_g__exclude": ["bodi.*"]}, "exclude: pattern 'bodi.*' matches no layer"),
     "unregistered": (
         {"network_g__network__type": "EDRS"},
-        "network_g: network: type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' or 'EDSR'?",
+        "type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' or 'EDSR'?",
     ),
     "arch option": (
         {"network_g__network__num_blocks": 2},

@@ -88,3 +88,8 @@ def test_public_names_exist():
         assert callable(getattr(adabm_basicsr, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = adabm_basicsr.nothing
+
+
+@pytest.mark.parametrize("module", ["data.calibration_dataset", "archs.adabm_arch", "models.adabm_model", "demo.run"])
+def test_every_module_can_be_imported_first(module):
+    assert python(f"import adabm_basicsr.{module}; print('fine')", "-W", "ignore") == "fine"

@@ -18,7 +18,7 @@ SCALE = 4
 
 
 def make_datasets(root: Path) -> None:
-    """Write ``calibration`` and ``validation`` below ``root``, each with ``GTmod4`` and ``LRbicx4``, as BasicSR does."""
+    """Write ``calibration`` and ``validation`` below ``root``, each with ``GTmod4`` and ``LRbicx4``."""
     source = Path(skimage.__file__).parent / "data"
     for kind, names in (("calibration", CALIBRATION), ("validation", VALIDATION)):
         folder = root / kind

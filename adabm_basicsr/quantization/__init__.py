@@ -1,1 +1,1 @@
-
+"""The method. Imports torch and never BasicSR; `adaptive` holds the core idea."""

@@ -29,7 +29,7 @@ def test_patches_come_from_their_image_unchanged(tmp_path):
     image = cv2.cvtColor(photograph(40, 50), cv2.COLOR_BGR2RGB)
     plain = dataset(root, use_hflip=False, use_rot=False)
     patch = plain[5]["lq"]
-    assert patch.shape == (3, 16, 16) and 0 <= patch.min() and patch.max() <= 1
+    assert patch.shape == (3, 16, 16) and patch.min() >= 0 and patch.max() <= 1
     pixels = (patch * 255).round().byte().permute(1, 2, 0).numpy()
     windows = np.lib.stride_tricks.sliding_window_view(image, (16, 16, 3)).reshape(-1, 16, 16, 3)
     assert (windows == pixels).all((1, 2, 3)).any()
@@ -83,7 +83,7 @@ def test_meta_info_file_chooses_images(tmp_path):
 
 def test_meta_info_naming_a_missing_image(tmp_path):
     (tmp_path / "meta.txt").write_text("gone.png\n")
-    with pytest.raises(AdaBMError, match="gone.png cannot be read: No such file"):
+    with pytest.raises(AdaBMError, match=r"gone\.png cannot be read: No such file"):
         dataset(tmp_path, meta_info_file=str(tmp_path / "meta.txt"))
 
 

@@ -31,7 +31,7 @@ def test_command_writes_a_folder(tmp_path, capsys):
 
 def test_existing_files_are_not_overwritten(tmp_path):
     hr, out = write_images(tmp_path / "hr", [(32, 32)]), write_images(tmp_path / "lr", [(8, 8)])
-    with pytest.raises(AdaBMError, match="--out: .*lr exists and is not an empty folder"):
+    with pytest.raises(AdaBMError, match=r"--out: .*lr exists and is not an empty folder"):
         prepare(hr, 4, out)
 
 

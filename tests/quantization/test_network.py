@@ -159,7 +159,7 @@ def test_writing_fails_without_harm(tiny, tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
     path.write_bytes(b"the previous one")
     monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(AdaBMError, match="cannot write .*No space left on device"):
+    with pytest.raises(AdaBMError, match=r"cannot write .*No space left on device"):
         save_checkpoint(quantize(tiny, IMAGES[:1]), path)
     assert path.read_bytes() == b"the previous one"
     assert list(tmp_path.iterdir()) == [path]
