@@ -46,7 +46,6 @@ setup(
     extras_require={"test": ["hypothesis", "pytest", "ruff"]},
     entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -1,0 +1,49 @@
+"""The README's snippets do what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_python_snippet_runs(tmp_path):
+    done = subprocess.run([sys.executable, "-c", snippets("python")[0]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "average bits (FAB)" in done.stdout and (tmp_path / "quantized.pth").is_file()
+
+
+def test_yaml_names_every_key():
+    from adabm_basicsr.archs.adabm_arch import CONFIG_KEYS
+    from adabm_basicsr.models.adabm_model import TRAIN_OPTIONS
+
+    options = yaml.safe_load(snippets("yaml")[0])
+    assert set(options["network_g"]) == set(CONFIG_KEYS)
+    assert set(options["train"]) == set(TRAIN_OPTIONS)
+
+
+def test_yaml_keys_run(workspace):
+    shown = yaml.safe_load(snippets("yaml")[0])
+    network = {**shown["network_g"], "network": workspace.network_options()["network"]}
+    data = {**workspace.train_options()["datasets"]["train"], **shown["datasets"]["train"]}
+    train = {"datasets__train": {**data, "dataroot_lq": "lr", "lq_size": 24}, "train": shown["train"]}
+    train["train"]["total_iter"] = 3
+    workspace.train(network_g=network, **train)
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)h][^)]*)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_commands_name_existing_option_files():
+    files = re.findall(r"-opt (options/\S+\.yml)", README)
+    assert files and all((ROOT / file).is_file() for file in files)
