@@ -113,6 +113,7 @@ class Finetuner:
         forward = forward or self.net
         if self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED:
             clip(self.net, images)
+            _share_ranges(self.net)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
         with torch.no_grad(), self.net.full_precision():
@@ -177,9 +178,21 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return torch.stack(distances).mean()
 
 
+def _in_several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _share_ranges(net: QuantizedNetwork) -> None:
+    """Give all processes the ranges of the first, which were clipped on its own batch."""
+    if _in_several_processes():
+        for layer in net.layers().values():
+            for parameter in layer.input_quantizer.parameters():
+                dist.broadcast(parameter.data, src=0)
+
+
 def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Average the few gradients over all processes; DDP can't, as what is trained changes from epoch to epoch."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _in_several_processes():
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
