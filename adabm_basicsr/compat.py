@@ -26,7 +26,8 @@ def after_import() -> None:
     import basicsr.utils.options
 
     _give_epoch_to_dataset()
-    basicsr.train.load_resume_state = load_resume_state
+    _REPLACED["create_train_val_dataloader"] = _count_epochs(basicsr.train.create_train_val_dataloader)
+    vars(basicsr.train).update(_REPLACED)
     original = basicsr.utils.options.parse_options
     parse_options = _wrap_parse_options(original)
     basicsr.utils.options.parse_options = parse_options
@@ -84,7 +85,7 @@ def _give_epoch_to_dataset() -> None:
 
     def __iter__(self):
         epoch_keys = getattr(self.dataset, "epoch_keys", None)
-        return original(self) if epoch_keys is None else iter(epoch_keys(self.epoch, list(original(self))))
+        return original(self) if epoch_keys is None else iter(epoch_keys(self.epoch, self.rank, self.num_replicas))
 
     EnlargedSampler.__iter__ = __iter__
 
@@ -101,15 +102,17 @@ def load_resume_state(opt: dict) -> dict | None:
     import torch
     from basicsr.utils import check_resume
 
+    from adabm_basicsr.quantization.checkpoint import load_tensors
+
     if opt["auto_resume"]:
-        states = list(Path(opt["path"]["training_states"]).glob("*.state"))
+        states = [path for path in Path(opt["path"]["training_states"]).glob("*.state") if path.stem.isdigit()]
         if states:
-            opt["path"]["resume_state"] = str(max(states, key=lambda path: float(path.stem)))
+            opt["path"]["resume_state"] = str(max(states, key=lambda path: int(path.stem)))
     path = opt["path"].get("resume_state")
     if not path:
         return None
     device = f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu"
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = load_tensors(path, device)
     check_resume(opt, state["iter"])
     # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
     gpus = 1 if opt["dist"] else max(opt["num_gpu"], 1)
@@ -129,12 +132,29 @@ def root_folder(root_path: str) -> str:
     return os.getcwd() if Path(root_path).name in ("site-packages", "dist-packages") else root_path
 
 
+def _count_epochs(original):
+    """Epochs enough for all iterations.
+
+    BasicSR rounds the iterations of an epoch up, while its loader drops the last, incomplete batch, so that training
+    would end early without a word.
+    """
+
+    def create_train_val_dataloader(opt: dict, logger):
+        loader, sampler, val_loaders, _, total_iters = original(opt, logger)
+        return loader, sampler, val_loaders, -(-total_iters // max(len(loader), 1)), total_iters
+
+    return create_train_val_dataloader
+
+
+# What stands in for functions of the same name in basicsr.train.
+_REPLACED = {"load_resume_state": load_resume_state}
+
+
 def _wrap_parse_options(original):
     def parse_options(root_path: str, is_train: bool = True):
         # `python -m basicsr.train` runs a second copy of basicsr.train as __main__, so the caller's own globals count.
         caller = sys._getframe(1).f_globals
-        if "load_resume_state" in caller:
-            caller["load_resume_state"] = load_resume_state
+        caller.update({name: function for name, function in _REPLACED.items() if name in caller})
         opt, args = original(root_folder(root_path), is_train)
         return _RootedOptions(opt), args
 

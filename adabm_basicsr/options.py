@@ -26,7 +26,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument("--auto_resume", action="store_true", help="continue from the newest training state")
     parser.add_argument("--debug", action="store_true", help="log, validate and save every few iterations")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options")
     return parser
 
@@ -96,7 +96,7 @@ def apply_override(opt: dict, override: str) -> None:
             )
         opt = opt[section]
     try:
-        opt[last] = yaml.safe_load(value)
+        opt[last] = None if value.strip().lower() == "none" else yaml.safe_load(value)  # none: as BasicSR reads it
     except yaml.YAMLError as error:
         raise AdaBMError(f"--force_yml: {override!r}: the value is not valid YAML") from error
 
@@ -115,15 +115,55 @@ def check_options(opt: dict, is_train: bool) -> None:
         raise AdaBMError("network_g: type is missing")
     if is_train:
         _check_training(opt)
+    _set_defaults(opt, is_train)
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
-    _check_datasets(opt["datasets"])
+    _check_datasets(opt, is_train)
+    _check_registered(opt)
+
+
+def _set_defaults(opt: dict, is_train: bool) -> None:
+    """What BasicSR expects in every file, though there is a natural choice."""
+    if opt.get("val") is not None:
+        opt["val"].setdefault("save_img", False)
+        opt["val"].setdefault("suffix", None)
+        if is_train:
+            opt["val"].setdefault("val_freq", max(opt["train"]["total_iter"], 1))
+    if is_train:
+        opt["logger"].setdefault("use_tb_logger", False)
+
+
+def _check_registered(opt: dict) -> None:
+    """Every type that the options name exists, and the network can be built; before BasicSR moves earlier results."""
+    import basicsr  # noqa: F401
+    from basicsr.archs import build_network
+    from basicsr.utils import registry
+
+    from adabm_basicsr.archs.adabm_arch import import_modules
+
+    import_modules(opt["network_g"].get("custom_imports") or ())
+    named = [("model_type", opt["model_type"], registry.MODEL_REGISTRY)]
+    named += [("network_g: type", opt["network_g"]["type"], registry.ARCH_REGISTRY)]
+    for name, dataset in opt["datasets"].items():
+        named.append((f"datasets: {name}: type", dataset["type"], registry.DATASET_REGISTRY))
+    for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
+        kind = metric.get("type") if isinstance(metric, dict) else None
+        named.append((f"val: metrics: {name}: type", kind, registry.METRIC_REGISTRY))
+    for key, value, choices in named:
+        if value not in choices and f"{value}_basicsr" not in choices:
+            raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
+    if opt["model_type"] == "AdaBMModel":
+        build_network(opt["network_g"])
 
 
 def _check_training(opt: dict) -> None:
     if "train" not in opt["datasets"]:
         raise AdaBMError("datasets: train is missing")
-    check_keys("logger", opt["logger"], LOGGER_KEYS)
+    for phase in opt["datasets"]:
+        if phase.split("_")[0] not in ("train", "val"):
+            raise AdaBMError(f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ...")
+    if opt["model_type"] == "AdaBMModel":
+        check_keys("logger", opt["logger"], LOGGER_KEYS)
     for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
         value = opt[section].get(key)
         value = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -158,34 +198,61 @@ def _check_checkpoint_paths(paths: dict) -> None:
                 raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
 
 
-def _check_datasets(datasets: dict) -> None:
-    for name, dataset in datasets.items():
+def _check_datasets(opt: dict, is_train: bool) -> None:
+    for name, dataset in opt["datasets"].items():
+        where = f"datasets: {name}"
         if not isinstance(dataset, dict):
-            raise AdaBMError(f"datasets: {name}: {dataset!r} is not a section of keys")
-        for key in ("name", "type"):
-            if key not in dataset:
-                raise AdaBMError(f"datasets: {name}: {key} is missing")
-        for key in ("dataroot_gt", "dataroot_lq"):
-            if dataset.get(key) is not None:
-                dataset[key] = str(Path(dataset[key]).expanduser())
-                _check_images(f"datasets: {name}: {key}", dataset, Path(dataset[key]))
+            raise AdaBMError(f"{where}: {dataset!r} is not a section of keys")
+        dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
+        needed = ["name", "type"]
+        needed += {"PairedImageDataset": ["dataroot_lq", "dataroot_gt"], "SingleImageDataset": ["dataroot_lq"]}.get(
+            dataset.get("type"), []
+        )
+        for key in needed:
+            if dataset.get(key) is None:
+                raise AdaBMError(f"{where}: {key} is missing")
+        _check_folders(where, dataset, decode=name != "train", scale=opt.get("scale", 1))
 
 
-def _check_images(key: str, dataset: dict, folder: Path) -> None:
+def _check_folders(where: str, dataset: dict, decode: bool, scale: int) -> None:
+    sizes = {}
+    for key in ("dataroot_lq", "dataroot_gt"):
+        if dataset.get(key) is not None:
+            dataset[key] = str(Path(dataset[key]).expanduser())
+            sizes[key] = _check_images(f"{where}: {key}", dataset, Path(dataset[key]), decode)
+    if dataset["type"] != "PairedImageDataset" or not all(sizes.values()):
+        return
+    small, large = sizes["dataroot_lq"], sizes["dataroot_gt"]
+    if len(small) != len(large):
+        raise AdaBMError(f"{where}: dataroot_lq holds {len(small)} images, dataroot_gt {len(large)}")
+    for (path, (height, width)), (gt_path, gt_size) in zip(small.items(), large.items()):
+        if gt_size[0] < scale * height or gt_size[1] < scale * width:
+            raise AdaBMError(f"{where}: {gt_path} is less than {scale} (scale) times as large as {path}")
+
+
+def _check_images(key: str, dataset: dict, folder: Path, decode: bool) -> dict[Path, tuple[int, int]]:
+    """Height and width of each image in a folder that is decoded as a check; nothing of LMDBs and listed images."""
     from adabm_basicsr.data.images import decode_image, list_images
 
-    if dataset.get("io_backend", {}).get("type", "disk") != "disk" or dataset.get("meta_info_file"):
+    if dataset["io_backend"].get("type", "disk") != "disk" or dataset.get("meta_info_file"):
         if not folder.is_dir():
             raise AdaBMError(f"{key}: folder {folder} does not exist")
-        return
+        return {}
     paths = list_images(folder, key)
-    # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image.
-    strays = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in paths)
-    if strays and dataset["type"] != "CalibrationDataset":
-        raise AdaBMError(f"{key}: {folder / strays[0]} is not an image")
-    if dataset["type"] != "CalibrationDataset":  # that one checks its images itself
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda path: decode_image(path.read_bytes(), str(path)), paths))
+    if dataset["type"] != "CalibrationDataset":
+        # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image.
+        known = set(paths)
+        strays = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in known)
+        if strays:
+            raise AdaBMError(f"{key}: {strays[0]} is not an image")
+    if not decode:
+        return {}
+
+    def size(path: Path) -> tuple[int, int]:
+        return decode_image(path.read_bytes(), str(path)).shape[:2]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(size, paths)))
 
 
 def _set_up_processes(opt: dict, launcher: str) -> None:

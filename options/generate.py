@@ -14,7 +14,7 @@ VALIDATION = Template("""\
     dataroot_lq: datasets/Set5/LRbicx$scale
     io_backend:
       type: disk
-  ${phase}_2:
+  $second:
     name: Set14
     type: PairedImageDataset
     dataroot_gt: datasets/Set14/GTmod12
@@ -89,7 +89,6 @@ $network
 # path
 path:
   pretrain_network_g: experiments/pretrained_models/EDSR/$official  # plain or quantized: told apart by itself
-  strict_load_g: true
   resume_state: ~
 
 # training settings
@@ -140,7 +139,6 @@ $network
 # path
 path:
   pretrain_network_g: experiments/AdaBM_EDSR_Mx${scale}_W${bits}A${bits}/models/net_g_latest.pth
-  strict_load_g: true
 
 # validation settings
 val:
@@ -156,8 +154,8 @@ def render(scale: int, bits: int) -> dict[Path, str]:
     values |= {name: text.substitute(values) for name, text in (("network", NETWORK), ("metrics", METRICS))}
     name = f"AdaBM_EDSR_Mx{scale}_W{bits}A{bits}.yml"
     files = {}
-    for folder, phase, template in (("train", "val", TRAIN), ("test", "test_1", TEST)):
-        validation = VALIDATION.substitute(values, phase=phase).replace("test_1_2", "test_2")
+    for folder, phase, second, template in (("train", "val", "val_2", TRAIN), ("test", "test_1", "test_2", TEST)):
+        validation = VALIDATION.substitute(values, phase=phase, second=second)
         files[ROOT / folder / "EDSR" / f"{folder}_{name}"] = template.substitute(values, validation=validation)
     return files
 

@@ -48,6 +48,27 @@ TRAIN_MISTAKES = {
         {"train__finetune": {"learning_rates": {"weights": 1}}},
         "train: finetune: learning_rates: unknown key 'weights'",
     ),
+    "model type": ({"model_type": "AdaBModel"}, "model_type: 'AdaBModel' is not registered; did you mean 'AdaBMModel'"),
+    "network type": (
+        {"network_g__type": "AdaBMNet"},
+        "network_g: type: 'AdaBMNet' is not registered; did you mean 'AdaBMNetwork'?",
+    ),
+    "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
+    "video network": (
+        {"network_g__network": {"type": "EDVR"}},
+        "EDVR cannot be run on an image of shape (1, 3, 48, 48)",
+    ),
+    "dataset type": (
+        {"datasets__train__type": "CalibrationDatset"},
+        "datasets: train: type: 'CalibrationDatset' is not registered; did you mean 'CalibrationDataset'?",
+    ),
+    "phase": ({"datasets": {"train": {}, "test": {}}}, "datasets: test: valid when training: 'train', 'val'"),
+    "channels": ({"datasets__train__channels": 4}, "channels: 4 is not 1 (grey) or 3 (RGB)"),
+    "grey images for an RGB network": (
+        {"datasets__train__channels": 1},
+        "channels: 1, but the network takes 3 channels",
+    ),
+    "calibration batch": ({"train__calibration_batch_size": 0}, "calibration_batch_size: 0 is not a positive whole"),
     "meta info": ({"datasets__train__meta_info_file": "gone.txt"}, "meta info file gone.txt does not exist"),
 }
 
@@ -200,3 +221,50 @@ def test_plain_checkpoint_cannot_be_tested_quantized(run_fails, workspace):
 def test_meta_info_outside_the_folder(run_fails, workspace):
     (workspace.root / "meta.txt").write_text("../tiny.pth (1,1,3)\n")
     assert "lies outside dataroot_lq lr" in run_fails(datasets__train__meta_info_file="meta.txt")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"val__metrics__psnr__type": "calculate_pnsr"},
+            "type: 'calculate_pnsr' is not registered; did you mean 'calc",
+        ),
+        ({"datasets__test__dataroot_gt": ...}, "datasets: test: dataroot_gt is missing"),
+        ({"scale": 4}, "is less than 4 (scale) times as large as"),
+    ],
+)
+def test_mistake_in_test_options(run_fails, workspace, changes, message):
+    workspace.train()
+    assert message in run_fails(command=workspace.test, **changes)
+
+
+def test_unequal_folders(run_fails, workspace):
+    workspace.train()
+    (workspace.root / "val" / "lq" / "img_001.png").unlink()
+    error = run_fails(command=workspace.test)
+    assert "datasets: test: dataroot_lq holds 1 images, dataroot_gt 2" in error
+
+
+def test_corrupt_training_state(run_fails, workspace):
+    workspace.train()
+    (workspace.root / "experiments/tiny/training_states/12.state").write_bytes(b"no")
+    assert "12.state cannot be read (corrupt, or no PyTorch checkpoint)" in run_fails("--auto_resume")
+
+
+def test_float_image_beyond_one(run_fails, workspace):
+    import cv2
+
+    cv2.imwrite(str(workspace.root / "lr" / "img_009.tiff"), np.full((40, 48, 3), 200, np.float32))
+    assert "img_009.tiff has float values outside 0..1" in run_fails()
+
+
+def test_a_mistake_leaves_earlier_results_in_place(run_fails, workspace):
+    workspace.train()
+    run_fails(network_g__network__num_blocks=3)
+    assert [path.name for path in (workspace.root / "experiments").iterdir()] == ["tiny"]
+
+
+def test_empty_keys_mean_the_default(workspace):
+    empty = {"network_g__exclude": None, "network_g__custom_imports": None, "train__finetune": None}
+    workspace.train(**empty, datasets__train__io_backend=None)

@@ -22,11 +22,11 @@ def test_python_snippet_runs(tmp_path):
 
 
 def test_yaml_names_every_key():
-    from adabm_basicsr.archs.adabm_arch import CONFIG_KEYS
+    from adabm_basicsr import QuantizationConfig
     from adabm_basicsr.models.adabm_model import TRAIN_OPTIONS
 
     options = yaml.safe_load(snippets("yaml")[0])
-    assert set(options["network_g"]) == set(CONFIG_KEYS)
+    assert set(options["network_g"]) == {"type", "network", "custom_imports", *QuantizationConfig.__dataclass_fields__}
     assert set(options["train"]) == set(TRAIN_OPTIONS)
 
 

@@ -35,15 +35,11 @@ class AdaBMNetwork(QuantizedNetwork):
         AdaBMError: The architecture isn't registered, or an option is unknown or out of range.
     """
 
-    def __init__(self, network: dict, custom_imports: Sequence[str] = (), **options) -> None:
-        check_keys("network_g", options, CONFIG_KEYS)
+    def __init__(self, network: dict | None = None, custom_imports: Sequence[str] | None = (), **options) -> None:
         config = make_config(options)
-        import_modules(custom_imports)
+        import_modules(custom_imports or ())
         base = build_base(network)
         super().__init__(base, config, example_input(base, network))
-
-
-CONFIG_KEYS = ["type", "network", "custom_imports", *make_config({}).__dataclass_fields__]
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,11 @@ class CalibrationDataset(Dataset):
         check_keys(f"datasets: {opt.get('name', 'train')}", opt, sorted(OPTIONS))
         self.opt = opt
         self.size = _positive(opt, "lq_size", None)
-        self.channels = _positive(opt, "channels", 3)
+        self.channels = opt.get("channels", 3)
+        if self.channels not in (1, 3):
+            raise AdaBMError(
+                f"datasets: {opt.get('name', 'train')}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)"
+            )
         self.rounds = _positive(opt, "dataset_enlarge_ratio", 1)
         self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
         # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
@@ -73,18 +76,17 @@ class CalibrationDataset(Dataset):
         patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
         return {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
 
-    def epoch_keys(self, epoch: int, indices: list[int]) -> list[int]:
-        """Keys of the items at ``indices`` in ``epoch``; those that a resumed run has had already are left out."""
-        seen = Counter()
-        keys = []
-        for index in indices:
-            keys.append((epoch * self.rounds + seen[index]) * len(self) + index)
-            seen[index] += 1
+    def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
+        """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out."""
+        total = self.rounds * len(self)
+        order = np.random.default_rng((self.seed % 2**32, epoch)).permutation(total)
+        order = np.resize(order, -(-total // world_size) * world_size)  # every process gets as many
+        keys = [epoch * total + int(offset) for offset in order[rank::world_size]]
         resumed = self.opt.get("resume_at")
         if not resumed or resumed["epoch"] != epoch:
             return keys
         batch = self.opt["batch_size_per_gpu"] * resumed["gpus"]
-        return keys[(resumed["iter"] - epoch * (len(indices) // batch)) * batch :]
+        return keys[(resumed["iter"] - epoch * (len(keys) // batch)) * batch :]
 
     def calibration_batches(self, batch_size: int) -> list[Tensor]:
         """Patches of all images in batches of ``batch_size``, each ``(B, C, lq_size, lq_size)``."""
@@ -120,10 +122,11 @@ def _image_names(opt: dict) -> list[Path]:
     if "dataroot_lq" not in opt:
         raise AdaBMError(f"datasets: {opt.get('name', 'train')}: dataroot_lq is missing")
     root = Path(opt["dataroot_lq"])
+    if _backend(opt) == "lmdb":
+        names = _names_from_list(root, Path(opt.get("meta_info_file") or root / "meta_info.txt"))
+        return [Path(name.stem) for name in names]
     if opt.get("meta_info_file"):
         return _names_from_list(root, Path(opt["meta_info_file"]))
-    if _backend(opt) == "lmdb":
-        return [Path(name.stem) for name in _names_from_list(root, root / "meta_info.txt")]
     return list_images(root, "dataroot_lq")
 
 
@@ -140,7 +143,7 @@ def _names_from_list(root: Path, list_file: Path) -> list[Path]:
 
 
 def _backend(opt: dict) -> str:
-    backend = opt.get("io_backend", {}).get("type", "disk")
+    backend = (opt.get("io_backend") or {}).get("type", "disk")
     if backend not in ("disk", "lmdb"):
         raise AdaBMError(f"io_backend: type: unknown value {backend!r}; valid: 'disk', 'lmdb'")
     return backend

@@ -21,7 +21,8 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise AdaBMError(f"{key}: folder {folder} does not exist")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    files = (path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise AdaBMError(f"{key}: folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return paths
@@ -50,6 +51,8 @@ def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
         raise AdaBMError(f"image {name} is broken or of an unknown format")
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise AdaBMError(f"image {name} has values of type {image.dtype}; 8-bit, 16-bit and float32 images are read")
+    if image.dtype == np.float32 and np.isfinite(image).all() and not (image.min() >= 0 and image.max() <= 1):
+        raise AdaBMError(f"image {name} has float values outside 0..1")
     if not np.isfinite(image).all():
         raise AdaBMError(f"image {name} holds NaN or infinite values")
     return _to_channels(image, channels)

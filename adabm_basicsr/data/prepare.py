@@ -20,7 +20,7 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     """Bicubic LR image of an HR one, as MATLAB's ``imresize`` and BasicSR make it.
 
     Args:
-        image: ``(H, W, C)`` uint8; both sides multiples of ``scale``.
+        image: ``(H, W, C)`` of any type that `decode_image` returns; both sides multiples of ``scale``.
         scale: Factor, at least 1.
 
     Returns:
@@ -52,6 +52,8 @@ def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None) -> list[Pa
     """
     paths = list_images(hr, "--hr")
     _check_names(paths)
+    if mod is not None and mod.resolve() == out.resolve():
+        raise AdaBMError(f"--mod: {mod} is the same as --out")
     for key, target in (("--out", out), ("--mod", mod)):
         if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise AdaBMError(f"{key}: {target} exists and is not an empty folder")
@@ -84,7 +86,8 @@ def _prepare_one(path: Path, scale: int, folder: Path, mod: Path | None) -> Path
 def _write_png(path: Path, image: np.ndarray) -> Path:
     image = (to_unit_range(image) * 255).round().astype(np.uint8)
     with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"OpenCV could not write {path.name}")
     return path
 
 

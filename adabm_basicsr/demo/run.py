@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from tabulate import tabulate
 
 from adabm_basicsr.demo.photographs import VALIDATION, make_datasets
@@ -88,7 +89,9 @@ def _copy_weights(folder: Path) -> None:
 
 
 def _run(options: str, is_train: bool) -> None:
-    run_pipeline(["-opt", str(option_file(options))], is_train, prog="adabm-basicsr demo", own_log=False)
+    # One GPU at most: more would multiply the batch, and the demo is short as it is.
+    flags = ["-opt", str(option_file(options)), "--force_yml", f"num_gpu={min(torch.cuda.device_count(), 1)}"]
+    run_pipeline(flags, is_train, prog="adabm-basicsr demo", own_log=False)
 
 
 def _say(text: str) -> None:

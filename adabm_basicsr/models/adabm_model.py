@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 from tqdm import tqdm
 
@@ -50,13 +51,18 @@ class AdaBMModel(SRModel):
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
             raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
         super().__init__(opt)
-        self.cost_meter = CostMeter(self.get_bare_model(self.net_g))
+        self.cost_meter: CostMeter | None = None
         self.costs: list[Cost] = []
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move to the device; no DDP, which can't follow what is trained from epoch to epoch (see `Finetuner`)."""
         net = net.to(self.device)
-        return nn.DataParallel(net) if self.opt["num_gpu"] > 1 and not self.opt["dist"] else net
+        gpus = self._gpus()
+        return nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net
+
+    def _gpus(self) -> int:
+        """GPUs that this process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
+        return 1 if self.opt["dist"] else max(self.opt["num_gpu"], 1)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         """Load a plain or quantized checkpoint, told apart by content; see `load_checkpoint`."""
@@ -74,8 +80,12 @@ class AdaBMModel(SRModel):
         dataset = build_dataset(self.opt["datasets"]["train"])
         if not isinstance(dataset, CalibrationDataset):
             raise AdaBMError("datasets: train: type must be CalibrationDataset")
+        if dataset.channels != net.in_channels:
+            raise AdaBMError(
+                f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
+            )
         if net.stage == Stage.FRESH:
-            self._calibrate(net, dataset.calibration_batches(train_opt.get("calibration_batch_size", 16)))
+            self._calibrate(net, dataset.calibration_batches(_batch_size(train_opt)))
         self._set_up_finetuning(net, dataset)
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
@@ -84,13 +94,11 @@ class AdaBMModel(SRModel):
         get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
-        train_opt, data_opt = self.opt["train"], self.opt["datasets"]["train"]
-        gpus = 1 if self.opt["dist"] else max(self.opt["num_gpu"], 1)
-        samples = -(-len(dataset) * dataset.rounds // self.opt["world_size"])
-        iterations = samples // (data_opt["batch_size_per_gpu"] * gpus)
+        train_opt, batch = self.opt["train"], self.opt["datasets"]["train"]["batch_size_per_gpu"] * self._gpus()
+        iterations = -(-dataset.rounds * len(dataset) // self.opt["world_size"]) // batch
         if not iterations:
             raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
-        self.tuner = Finetuner(net, FinetuneSettings.from_options(train_opt.get("finetune", {})), iterations)
+        self.tuner = Finetuner(net, FinetuneSettings.from_options(train_opt.get("finetune") or {}), iterations)
         if train_opt["total_iter"] and not self.tuner.phases:
             raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
@@ -113,7 +121,7 @@ class AdaBMModel(SRModel):
         """One step of fine-tuning on ``self.lq``."""
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
             phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
-            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}")
+            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}{self._layer_bits()}")
             self.progress.set_postfix_str(phase)
         losses = self.tuner.step(self.lq, current_iter, self.net_g)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
@@ -122,19 +130,29 @@ class AdaBMModel(SRModel):
         if current_iter == self.opt["train"]["total_iter"]:
             self.progress.close()
 
+    def _layer_bits(self) -> str:
+        """Bits of the adaptive layers for a text, base and layer factor together."""
+        quantizers = {name: layer.input_quantizer for name, layer in self.tuner.net.layers().items()}
+        bits = [f"{n} {q.bits_of_layer().item():.0f}" for n, q in quantizers.items() if getattr(q, "adaptive", False)]
+        return f"; bits of layers: {', '.join(bits)}" if bits else ""
+
     def test(self) -> None:
         """Super-resolve ``self.lq`` and note what it cost."""
         check_finite(self.lq, "an image")
         net = self.get_bare_model(self.net_g).eval()
         with torch.no_grad():
             self.output = net(self.lq)
-        self.costs.append(self.cost_meter.read())
+        self.costs.append(self.cost_meter.read(len(self.lq)))
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with FAB, BitOPs and size as further metrics."""
-        self.cost_meter.read()  # drops what training left
+        asked = self.opt["val"].get("metrics")
+        if asked and "dataroot_gt" not in dataloader.dataset.opt:
+            self.opt["val"]["metrics"] = _without_ground_truth(asked)
         self.costs = []
-        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        vars(self).pop("metric_results", None)  # BasicSR keeps the names of the first validation set's metrics
+        with CostMeter(self.get_bare_model(self.net_g)) as self.cost_meter:
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         name = dataloader.dataset.opt["name"]
         results = dict(self.metric_results) if self.opt["val"].get("metrics") else {}
         costs = {
@@ -144,9 +162,10 @@ class AdaBMModel(SRModel):
         }
         self._log_costs(name, costs, tb_logger, current_iter)
         self._write_metrics(name, {**results, **costs})
+        self.opt["val"]["metrics"] = asked
 
     def _log_costs(self, dataset: str, costs: dict[str, float], tb_logger, current_iter) -> None:
-        lines = [f"\t # fab: {costs['fab']:.4f}", f"\t # bitops: {costs['bitops'] / 1e9:.4f} G"]
+        lines = [f"\t # fab: {costs['fab']:.4f}", f"\t # bitops: {costs['bitops']:.4e}"]
         lines.append(f"\t # weight_bytes: {costs['weight_bytes']}")
         get_root_logger().info("\n".join([f"Validation {dataset}", *lines]) + "\n")
         if tb_logger:
@@ -180,3 +199,19 @@ class AdaBMModel(SRModel):
         state = {"epoch": epoch, "iter": current_iter, "optimizers": optimizers, "schedulers": []}
         with atomic_path(Path(self.opt["path"]["training_states"]) / f"{current_iter}.state") as temporary:
             torch.save(state, temporary)
+
+
+def _batch_size(train_opt: dict) -> int:
+    size = train_opt.get("calibration_batch_size", 16)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise AdaBMError(f"train: calibration_batch_size: {size!r} is not a positive whole number")
+    return size
+
+
+def _without_ground_truth(metrics: dict[str, dict]) -> dict[str, dict]:
+    """The metrics that judge an image alone, such as NIQE."""
+    return {
+        name: options
+        for name, options in metrics.items()
+        if "img2" not in inspect.signature(METRIC_REGISTRY.get(options["type"])).parameters
+    }

@@ -29,6 +29,6 @@ def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork
 
 
 def make_config(options: dict) -> QuantizationConfig:
-    """`QuantizationConfig` from keyword options, unknown ones refused."""
+    """`QuantizationConfig` from keyword options; those that are None keep their default, unknown ones are refused."""
     check_keys("network_g", options, QuantizationConfig.__dataclass_fields__)
-    return QuantizationConfig(**options)
+    return QuantizationConfig(**{key: value for key, value in options.items() if value is not None})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer, image_complexity
+from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, search_weight_range
@@ -91,8 +92,9 @@ def _set_activation_ranges(statistics: dict[QuantizedLayer, _LayerStatistics]) -
 def _set_weight_ranges(net: QuantizedNetwork) -> None:
     for name, layer in net.layers().items():
         if isinstance(layer.weight_quantizer, WeightQuantizer):
-            # As published, head and tail too are searched at the configured bits, though they are quantized at 8.
-            bits = net.config.w_bits if net.plan.layers[name].fixed else layer.weight_quantizer.bits
+            bits = layer.weight_quantizer.bits
+            if net.config.recipe == "paper" and net.plan.layers[name].fixed and bits == FIXED_BITS:
+                bits = net.config.w_bits  # as published: head and tail are searched at the body's bits
             layer.weight_quantizer.upper.copy_(search_weight_range(layer.weight, bits))
 
 

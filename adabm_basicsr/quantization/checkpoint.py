@@ -30,20 +30,28 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
     Raises:
         AdaBMError: The file is missing, unreadable or holds no state dict, or a weight isn't finite.
     """
-    if not Path(path).is_file():
-        raise AdaBMError(f"checkpoint {path} does not exist")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
-    state = unwrap(content, param_key)
+    state = unwrap(load_tensors(path), param_key)
     if not state:
         raise AdaBMError(f"checkpoint {path} holds no weights")
     for key, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
+
+
+def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
+    """``torch.load`` of tensors and plain values, never of code.
+
+    Raises:
+        AdaBMError: The file is missing or can't be read.
+    """
+    if not Path(path).is_file():
+        raise AdaBMError(f"checkpoint {path} does not exist")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
 
 
 def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
@@ -60,25 +68,31 @@ def is_quantized(state: Mapping[str, Tensor]) -> bool:
     return QUANTIZED_KEY in state
 
 
-def fit_state(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
     """The full state of the quantized network ``net`` that a plain or quantized state dict stands for.
 
     A plain one fills in the base network's weights and leaves the quantizers uncalibrated.
 
     Raises:
-        AdaBMError: Keys, shapes or bits differ; the message lists how.
+        AdaBMError: Keys, shapes or bits differ and ``strict`` is on; the message lists how.
     """
     state = unwrap(state)
     own = net.state_dict()
     base_name = type(net.network).__name__
     if is_quantized(state):
-        _check_same(own, state, f"quantized {base_name}")
-        _check_bits(net, state[QUANTIZED_KEY])
+        if strict:
+            _check_same(own, state, f"quantized {base_name}")
+            _check_bits(net, state[QUANTIZED_KEY])
         return state
-    quantizers = {key: value for key, value in own.items() if not key.startswith(BASE_PREFIX) or "_quantizer." in key}
+    quantizers = {key: value for key, value in own.items() if not key.startswith(BASE_PREFIX) or _of_quantizer(key)}
     base = {key.removeprefix(BASE_PREFIX): value for key, value in own.items() if key not in quantizers}
-    _check_same(base, state, base_name)
+    if strict:
+        _check_same(base, state, base_name)
     return {**quantizers, "stage": torch.zeros_like(own["stage"]), **{BASE_PREFIX + k: v for k, v in state.items()}}
+
+
+def _of_quantizer(key: str) -> bool:
+    return ".input_quantizer." in key or ".weight_quantizer." in key
 
 
 def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:

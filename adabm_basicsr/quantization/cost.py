@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
 from adabm_basicsr.quantization.config import FLOAT_BITS
@@ -54,7 +55,7 @@ def mean_bits(network: nn.Module) -> Tensor:
 
 
 class CostMeter:
-    """Counts what every forward pass of a network costs, exactly and for any image size.
+    """Counts what forward passes of a network cost, exactly and for any image size. Use it as a context manager.
 
     Args:
         network: A network with or without quantized layers; hooks on its layers count their MACs.
@@ -62,26 +63,29 @@ class CostMeter:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._macs: dict[nn.Module, float] = {}
-        self._layers = [module for module in network.modules() if is_quantizable(module)]
-        self._handles = [layer.register_forward_hook(self._count) for layer in self._layers]
+        self._macs: dict[nn.Module, int] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> CostMeter:
+        layers = [module for module in self.network.modules() if is_quantizable(module)]
+        self._handles = [layer.register_forward_hook(self._count) for layer in layers]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def _count(self, layer: nn.Module, args: tuple, output: Tensor) -> None:
-        self._macs[layer] = self._macs.get(layer, 0.0) + layer_macs(layer, args[0], output)
+        self._macs[layer] = self._macs.get(layer, 0) + layer_macs(layer, args[0], output)
 
-    def read(self) -> Cost:
-        """Cost of the forward pass since the last reading."""
+    def read(self, samples: int = 1) -> Cost:
+        """Cost per sample of the forward pass of ``samples`` images since the last reading."""
         total = 0.0
         for layer, macs in self._macs.items():
             bits = activation_bits(layer)
             total += macs * weight_bits(layer) * (float(bits.mean()) if isinstance(bits, Tensor) else bits)
         self._macs.clear()
-        return Cost(float(mean_bits(self.network).mean()), total)
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
+        return Cost(float(mean_bits(self.network).mean()), total / samples)
 
 
 def size_bytes(network: nn.Module) -> int:

@@ -117,8 +117,8 @@ class Finetuner:
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
         with torch.no_grad(), self.net.full_precision():
-            teacher = forward(images, details=True)
-        losses = self._losses(forward(images, details=True), teacher)
+            teacher = forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
+        losses = self._losses(forward(images, True), teacher)
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
@@ -134,7 +134,7 @@ class Finetuner:
         bits = student.bits.mean()
         return {
             "l_pix": PIXEL_RANGE * (student.output - teacher.output).abs().mean(),
-            "l_feat": self.settings.feature_weight * feature_loss(student.features, teacher.features),
+            "l_feat": self.settings.feature_weight * feature_loss(student.features, teacher.features).to(bits.device),
             "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
             "fab": bits,
         }
@@ -172,8 +172,10 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         teacher: Those of the full-precision network.
 
     Returns:
-        Scalar: mean over blocks and samples of the L2 distance, divided by the batch size.
+        Scalar: mean over blocks and samples of the L2 distance, divided by the batch size; 0 without blocks.
     """
+    if not student:
+        return torch.zeros(())
     distances = [(s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / len(s) for s, t in zip(student, teacher)]
     return torch.stack(distances).mean()
 
@@ -196,6 +198,8 @@ def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if parameter.grad is None:  # of a layer that this process's images did not reach
+                parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= dist.get_world_size()
 

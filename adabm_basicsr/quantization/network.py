@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -56,16 +55,20 @@ class QuantizedNetwork(nn.Module):
 
     Attributes:
         structure: Roles and blocks that were found.
+        in_channels: Channels of the images that the network takes.
         plan: Quantized and skipped layers.
         image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
 
     Raises:
-        AdaBMError: A pattern matches nothing, or nothing can be quantized.
+        AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in float32.
     """
 
     def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
         super().__init__()
+        if example.dtype is not torch.float32:
+            raise AdaBMError(f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())")
         self.config = config
+        self.in_channels = example.shape[1]
         self.network = network.eval().requires_grad_(False)
         self.structure = find_structure(network, example)
         self.plan = plan_layers(self.structure, config)
@@ -80,6 +83,7 @@ class QuantizedNetwork(nn.Module):
             block = self.network.get_submodule(name)
             block.kept_outputs = None
             block.register_forward_hook(_keep_output)
+        self.to(example.device)
 
     def train(self, mode: bool = True) -> QuantizedNetwork:
         """Set the mode of the wrapper alone; the base network stays in evaluation mode."""
@@ -92,8 +96,7 @@ class QuantizedNetwork(nn.Module):
         Raises:
             AdaBMError: Keys, shapes or bits differ and ``strict`` is on.
         """
-        state = fit_state(self, state_dict) if strict else state_dict
-        return super().load_state_dict(state, strict, assign)
+        return super().load_state_dict(fit_state(self, state_dict, strict), strict, assign)
 
     def layers(self) -> dict[str, QuantizedLayer]:
         """Quantized layers by name, in execution order."""
@@ -108,12 +111,6 @@ class QuantizedNetwork(nn.Module):
             yield
         finally:
             _set(quantizers, enabled=True)
-
-    def full_precision_copy(self) -> nn.Module:
-        """A copy of the base network that never quantizes."""
-        base = copy.deepcopy(self.network)
-        _set([m for m in base.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))], enabled=False)
-        return base
 
     def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
         """Super-resolve ``image``, each sample at its own bits.

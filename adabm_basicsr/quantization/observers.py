@@ -11,7 +11,7 @@ from adabm_basicsr.quantization.adaptive import fake_quantize
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999
-MAX_SAMPLES = 1 << 20  # values that a percentile is taken over; more would cost time, not change it
+MAX_SAMPLES = 1 << 20  # values that a percentile or search is taken over; more would cost time, not change it
 
 
 class MovingAverage:
@@ -31,14 +31,18 @@ def minmax_range(x: Tensor, bits: int) -> Tensor:
 
 def percentile_range(x: Tensor, bits: int) -> Tensor:
     """Range that leaves out the outermost 0.1 % at either end, shape ``(2,)``."""
-    values = x.flatten()
-    values = values[:: -(-len(values) // MAX_SAMPLES)]
+    values = _sampled(x)
     return torch.quantile(values, values.new_tensor([1 - PERCENTILE, PERCENTILE]))
 
 
 def omse_range(x: Tensor, bits: int) -> Tensor:
     """The shrunk ``[min, max]`` of smallest squared error at ``bits`` bits, shape ``(2,)``."""
-    return search_range(x, *minmax_range(x, bits), bits)
+    return search_range(_sampled(x), *minmax_range(x, bits), bits)
+
+
+def _sampled(x: Tensor) -> Tensor:
+    values = x.flatten()
+    return values[:: -(-len(values) // MAX_SAMPLES)]
 
 
 OBSERVERS: dict[str, Callable[[Tensor, int], Tensor]] = {

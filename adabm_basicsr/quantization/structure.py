@@ -7,7 +7,6 @@ Nothing is read off names or types of known networks: execution order, shapes an
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -39,7 +38,7 @@ class Structure:
 
     Attributes:
         roles: Role of every quantizable layer, in execution order.
-        macs: Multiply-accumulates per sample of every quantizable layer for the example input.
+        macs: Multiply-accumulates of every quantizable layer for the example input.
         blocks: Names of the body's repeated blocks, whose outputs feed the feature loss, in execution order.
         unsupported: Layers with weights that no quantized type replaces, with the name of their type.
     """
@@ -67,11 +66,9 @@ class _Trace:
     upsamplings: list[tuple[int, int, bool]] = field(default_factory=list)  # (layer index, pixels out, fed by a layer)
 
 
-def layer_macs(layer: nn.Module, x: Tensor, out: Tensor) -> float:
-    """Multiply-accumulates per sample of a convolution, transposed convolution or linear layer."""
-    per_element = layer.weight[0].numel()
-    counted = x if isinstance(layer, nn.ConvTranspose2d) else out
-    return counted.numel() / len(x) * per_element
+def layer_macs(layer: nn.Module, x: Tensor, out: Tensor) -> int:
+    """Multiply-accumulates of a convolution, transposed convolution or linear layer for the whole of its input."""
+    return (x if isinstance(layer, nn.ConvTranspose2d) else out).numel() * layer.weight[0].numel()
 
 
 def find_structure(network: nn.Module, example: Tensor) -> Structure:
@@ -85,7 +82,7 @@ def find_structure(network: nn.Module, example: Tensor) -> Structure:
         The `Structure`.
 
     Raises:
-        AdaBMError: The network has no layer that can be quantized.
+        AdaBMError: The network doesn't take such an image, or has no layer that can be quantized.
     """
     trace = _run(network, example)
     if not trace.layers:
@@ -125,7 +122,11 @@ def _run(network: nn.Module, example: Tensor) -> _Trace:
         handles.append(module.register_forward_hook(lambda m, a, o, name=name: leave(name, m, a, o)))
     try:
         with torch.no_grad(), _UpsamplingRecorder(trace):
-            network(copy.deepcopy(example))
+            network(example.clone())
+    except Exception as error:  # whatever the network's own code raises
+        raise AdaBMError(
+            f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

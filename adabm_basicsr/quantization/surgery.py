@@ -57,9 +57,13 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
         elif role is not Role.BODY and not config.fully_quantized and name not in own_bits:
             plan.skipped[name] = f"{role.value} (fully_quantized is off)"
         else:
-            plan.layers[name] = _layer_plan(role, config, own_bits.get(name, {}))
+            layer_plan = _layer_plan(role, config, own_bits.get(name, {}))
+            if layer_plan.w_bits == layer_plan.a_bits == FLOAT_BITS:
+                plan.skipped[name] = f"{FLOAT_BITS} bits"
+            else:
+                plan.layers[name] = layer_plan
     if not plan.layers:
-        raise AdaBMError(f"no layer is left to quantize: exclude {list(config.exclude)} covers them all")
+        raise AdaBMError("no layer is left to quantize; look at exclude, w_bits and a_bits")
     return plan
 
 

@@ -101,11 +101,18 @@ def test_lmdb_gives_the_same_patches_as_the_folder(tmp_path):
 
 def test_resumed_epoch_leaves_out_what_was_given(tmp_path):
     root = write_images(tmp_path / "lr", [(16, 16)] * 6)
-    order = [4, 1, 5, 0, 3, 2]
     whole = dataset(root, batch_size_per_gpu=2)
     resumed = dataset(root, batch_size_per_gpu=2, resume_at={"epoch": 1, "iter": 5, "gpus": 1})
-    assert resumed.epoch_keys(1, order) == whole.epoch_keys(1, order)[4:]
-    assert resumed.epoch_keys(2, order) == whole.epoch_keys(2, order)
+    assert resumed.epoch_keys(1, 0, 1) == whole.epoch_keys(1, 0, 1)[4:]
+    assert resumed.epoch_keys(2, 0, 1) == whole.epoch_keys(2, 0, 1)
+
+
+def test_processes_share_the_epoch_of_one(tmp_path):
+    data = dataset(write_images(tmp_path / "lr", [(16, 16)] * 5), dataset_enlarge_ratio=2)
+    whole = data.epoch_keys(3, 0, 1)
+    assert sorted(whole) == list(range(30, 40)) and whole != sorted(whole)
+    first, second = (data.epoch_keys(3, rank, 2) for rank in (0, 1))
+    assert [key for pair in zip(first, second) for key in pair] == whole
 
 
 def test_sampler_hands_over_the_epoch(tmp_path):
@@ -118,3 +125,12 @@ def test_sampler_hands_over_the_epoch(tmp_path):
     other = EnlargedSampler([10, 20, 30], 1, 0)
     other.set_epoch(1)
     assert sorted(other) == [0, 1, 2]
+
+
+def test_meta_info_file_for_an_lmdb(tmp_path):
+    from adabm_basicsr.data.prepare import prepare
+
+    prepare(write_images(tmp_path / "hr", [(64, 72)] * 3), 2, tmp_path / "lr.lmdb")
+    (tmp_path / "meta.txt").write_text("img_001.png (32,36,3) 1\n")
+    options = {"io_backend": {"type": "lmdb"}, "meta_info_file": str(tmp_path / "meta.txt")}
+    assert len(dataset(tmp_path / "lr.lmdb", **options)) == 1

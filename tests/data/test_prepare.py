@@ -35,6 +35,11 @@ def test_existing_files_are_not_overwritten(tmp_path):
         prepare(hr, 4, out)
 
 
+def test_one_folder_for_both_is_refused(tmp_path):
+    with pytest.raises(AdaBMError, match="is the same as --out"):
+        prepare(write_images(tmp_path / "hr", [(32, 32)]), 4, tmp_path / "a", mod=tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [

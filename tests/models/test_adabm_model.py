@@ -24,7 +24,7 @@ def read_log(folder):
 
 
 def logged(text, metric):
-    return [float(value) for value in re.findall(rf"# {metric}: ([\d.]+)", text)]
+    return [float(value) for value in re.findall(rf"# {metric}: ([\d.e+]+)", text)]
 
 
 def with_validation(workspace):
@@ -88,6 +88,11 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(workspace, saved_at):
     assert_same_state("experiments/whole/models/net_g_latest.pth", "experiments/cut/models/net_g_latest.pth")
 
 
+def test_all_iterations_are_made_where_batches_do_not_come_out_even(workspace):
+    workspace.train(datasets__train__num_images=5, train__total_iter=31, logger__print_freq=1)
+    assert "iter:      31" in read_log("experiments/tiny")
+
+
 def test_debug_flag_and_overrides(workspace):
     workspace.train("--debug", "--force_yml", "train:total_iter=3", "manual_seed=5")
     log = read_log("experiments/debug_tiny")
@@ -106,7 +111,7 @@ def test_validation_without_ground_truth(workspace):
     datasets = {
         "test": {"name": "Wild", "type": "SingleImageDataset", "dataroot_lq": "val/lq", "io_backend": {"type": "disk"}}
     }
-    workspace.test(datasets=datasets, val={"save_img": True, "suffix": None})
+    workspace.test(datasets=datasets, val={**workspace.test_options()["val"], "save_img": True})  # metrics are left out
     assert 3 <= logged(read_log("results/tiny_test"), "fab")[0] <= 5
     assert cv2.imread("results/tiny_test/visualization/Wild/img_000_tiny_test.png").shape == (48, 64, 3)
 

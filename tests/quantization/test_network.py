@@ -52,10 +52,35 @@ def test_more_bits_err_less(tiny, bits):
     assert error(bits) < error(bits - 1)
 
 
-def test_full_precision_bits_leave_the_output_alone(tiny):
-    net = calibrated(tiny, w_bits=32, a_bits=32, recipe="static")
+def test_32_bits_leave_layers_alone(tiny):
+    net = quantize(tiny, IMAGES[:1], layers={"body.0.*": {"w_bits": 32, "a_bits": 32}})
+    assert net.plan.skipped["body.0.conv1"] == "32 bits" and list(net.layers()) == ["body.1.conv1", "body.1.conv2"]
+    with pytest.raises(AdaBMError, match="no layer is left to quantize"):
+        quantize(tiny, IMAGES[:1], w_bits=32, a_bits=32)
+    weights_only = calibrated(tiny, w_bits=8, a_bits=32, recipe="static")
     with torch.no_grad():
-        torch.testing.assert_close(net(IMAGES), tiny(IMAGES))
+        torch.testing.assert_close(weights_only(IMAGES), tiny(IMAGES), atol=0.02, rtol=0)
+
+
+def test_quantizers_live_where_the_network_does(tiny):
+    net = quantize(tiny.to("meta"), IMAGES[:1].to("meta"))
+    assert {value.device.type for value in net.state_dict().values()} == {"meta"}
+
+
+def test_half_networks_are_refused(tiny):
+    with pytest.raises(AdaBMError, match=r"works on torch.float16; quantize it in torch.float32"):
+        quantize(tiny.half(), IMAGES[:1].half())
+
+
+def test_network_that_takes_no_image_is_named():
+    with pytest.raises(AdaBMError, match=r"Linear cannot be run on an image of shape \(1, 3, 24, 24\)"):
+        quantize(nn.Linear(7, 7), IMAGES[:1])
+
+
+def test_network_without_blocks_can_be_finetuned():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+    net = finetune(calibrated(network, fully_quantized=True), [IMAGES] * 3, iterations_per_epoch=1)
+    assert torch.isfinite(net(IMAGES)).all()
 
 
 def test_batch_equals_single_images(tiny):
@@ -166,26 +191,23 @@ def test_writing_fails_without_harm(tiny, tmp_path, monkeypatch):
 
 
 def test_cost_of_full_precision_and_quantized(tiny):
-    plain = CostMeter(tiny)
-    tiny(IMAGES[:1])
-    whole = plain.read()
+    with CostMeter(tiny) as meter:
+        tiny(IMAGES[:1])
+        whole = meter.read()
+        tiny(IMAGES)
+        assert meter.read(len(IMAGES)) == whole
     assert whole.fab == 32
-    macs = whole.bitops / 32 / 32
-    assert macs == sum(quantize(tiny, IMAGES[:1]).structure.macs.values())
-    plain.close()
-    net = calibrated(tiny, w_bits=32, a_bits=32, recipe="static")
-    meter = CostMeter(net)
-    net(IMAGES[:1])
-    assert meter.read().bitops == whole.bitops
+    assert whole.bitops / 32 / 32 == sum(quantize(tiny, IMAGES[:1]).structure.macs.values())
+    assert not any(module._forward_hooks for module in tiny.modules())
 
 
 def test_bitops_follow_image_size_and_bits(tiny):
     net = calibrated(tiny, recipe="static", fully_quantized=True)
-    meter = CostMeter(net)
-    net(IMAGES[:1])
-    small = meter.read()
-    net(torch.rand(1, 3, 48, 24))
-    assert meter.read().bitops == 2 * small.bitops
+    with CostMeter(net) as meter:
+        net(IMAGES[:1])
+        small = meter.read()
+        net(torch.rand(1, 3, 48, 24))
+        assert meter.read().bitops == 2 * small.bitops
     macs, plans = net.structure.macs, net.plan.layers
     assert small.bitops == pytest.approx(
         sum(net.structure.macs[n] * p.w_bits * p.a_bits * (24 * 24) / IMAGES[0, 0].numel() for n, p in plans.items())
