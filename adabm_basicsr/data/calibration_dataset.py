@@ -61,7 +61,8 @@ class CalibrationDataset(Dataset):
         self.rounds = _positive(opt, "dataset_enlarge_ratio", 1)
         self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
         # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
-        self.seed = opt.get("seed", torch.initial_seed() - get_dist_info()[0])
+        seed = opt.get("seed")
+        self.seed = torch.initial_seed() - get_dist_info()[0] if seed is None else seed
         names = _spread(_image_names(opt), _positive(opt, "num_images", 100))
         self.images = _read_images(opt, names, self.channels)
         self.paths = [str(name) for name in names]
