@@ -115,9 +115,14 @@ def load_resume_state(opt: dict) -> dict | None:
     state = load_tensors(path, device)
     check_resume(opt, state["iter"])
     # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
-    gpus = 1 if opt["dist"] else max(opt["num_gpu"], 1)
-    opt["datasets"]["train"]["resume_at"] = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus}
+    resume_at = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus_per_process(opt)}
+    opt["datasets"]["train"]["resume_at"] = resume_at
     return state
+
+
+def gpus_per_process(opt: dict) -> int:
+    """GPUs that one process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
+    return 1 if opt["dist"] else max(opt["num_gpu"], 1)
 
 
 class _RootedOptions(OrderedDict):

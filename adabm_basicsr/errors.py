@@ -26,3 +26,10 @@ def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
     for key in given:
         if key not in valid:
             raise AdaBMError(f"{where}: unknown key {key!r}; {did_you_mean(key, valid)}")
+
+
+def check_positive(where: str, value: object) -> int:
+    """``value`` if it is a positive whole number, else `AdaBMError`; ``where`` names the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise AdaBMError(f"{where}: {value!r} is not a positive whole number")
+    return value

@@ -118,7 +118,7 @@ def check_options(opt: dict, is_train: bool) -> None:
     _set_defaults(opt, is_train)
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
-    _check_datasets(opt, is_train)
+    _check_datasets(opt)
     _check_registered(opt)
 
 
@@ -198,7 +198,7 @@ def _check_checkpoint_paths(paths: dict) -> None:
                 raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
 
 
-def _check_datasets(opt: dict, is_train: bool) -> None:
+def _check_datasets(opt: dict) -> None:
     for name, dataset in opt["datasets"].items():
         where = f"datasets: {name}"
         if not isinstance(dataset, dict):
@@ -232,7 +232,7 @@ def _check_folders(where: str, dataset: dict, decode: bool, scale: int) -> None:
 
 def _check_images(key: str, dataset: dict, folder: Path, decode: bool) -> dict[Path, tuple[int, int]]:
     """Height and width of each image in a folder that is decoded as a check; nothing of LMDBs and listed images."""
-    from adabm_basicsr.data.images import decode_image, list_images
+    from adabm_basicsr.data.images import list_images, read_image
 
     if dataset["io_backend"].get("type", "disk") != "disk" or dataset.get("meta_info_file"):
         if not folder.is_dir():
@@ -249,7 +249,7 @@ def _check_images(key: str, dataset: dict, folder: Path, decode: bool) -> dict[P
         return {}
 
     def size(path: Path) -> tuple[int, int]:
-        return decode_image(path.read_bytes(), str(path)).shape[:2]
+        return read_image(path).shape[:2]
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(paths, pool.map(size, paths)))

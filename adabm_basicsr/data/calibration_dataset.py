@@ -12,8 +12,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adabm_basicsr.data.images import decode_image, list_images, to_unit_range
-from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
+from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 
 OPTIONS = {
     "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
@@ -50,20 +50,20 @@ class CalibrationDataset(Dataset):
 
     def __init__(self, opt: dict) -> None:
         super().__init__()
-        check_keys(f"datasets: {opt.get('name', 'train')}", opt, sorted(OPTIONS))
+        where = f"datasets: {opt.get('name', 'train')}"
+        check_keys(where, opt, sorted(OPTIONS))
         self.opt = opt
-        self.size = _positive(opt, "lq_size", None)
+        self.size = check_positive(f"{where}: lq_size", opt.get("lq_size"))
         self.channels = opt.get("channels", 3)
         if self.channels not in (1, 3):
-            raise AdaBMError(
-                f"datasets: {opt.get('name', 'train')}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)"
-            )
-        self.rounds = _positive(opt, "dataset_enlarge_ratio", 1)
+            raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
+        self.rounds = check_positive(f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1))
         self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
         # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
         seed = opt.get("seed")
         self.seed = torch.initial_seed() - get_dist_info()[0] if seed is None else seed
-        names = _spread(_image_names(opt), _positive(opt, "num_images", 100))
+        count = check_positive(f"{where}: num_images", opt.get("num_images", 100))
+        names = _spread(_image_names(opt, where), count)
         self.images = _read_images(opt, names, self.channels)
         self.paths = [str(name) for name in names]
 
@@ -111,17 +111,10 @@ class CalibrationDataset(Dataset):
         return patch.transpose(1, 0, 2) if transpose and self.rotation else patch
 
 
-def _positive(opt: dict, key: str, default: int | None) -> int:
-    value = opt.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise AdaBMError(f"datasets: {opt.get('name', 'train')}: {key}: {value!r} is not a positive whole number")
-    return value
-
-
-def _image_names(opt: dict) -> list[Path]:
+def _image_names(opt: dict, where: str) -> list[Path]:
     """Paths of the images, or keys for an LMDB."""
     if "dataroot_lq" not in opt:
-        raise AdaBMError(f"datasets: {opt.get('name', 'train')}: dataroot_lq is missing")
+        raise AdaBMError(f"{where}: dataroot_lq is missing")
     root = Path(opt["dataroot_lq"])
     if _backend(opt) == "lmdb":
         names = _names_from_list(root, Path(opt.get("meta_info_file") or root / "meta_info.txt"))
@@ -157,15 +150,8 @@ def _spread(names: list[Path], count: int) -> list[Path]:
 
 def _read_images(opt: dict, names: list[Path], channels: int) -> list[np.ndarray]:
     if _backend(opt) == "disk":
-        return [decode_image(_read_bytes(name), str(name), channels) for name in names]
+        return [read_image(name, channels) for name in names]
     client = FileClient("lmdb", db_paths=[opt["dataroot_lq"]], client_keys=["lq"])
     return [
         decode_image(client.get(str(name), "lq") or b"", f"{opt['dataroot_lq']}:{name}", channels) for name in names
     ]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise AdaBMError(f"image {path} cannot be read: {error.strerror}") from error

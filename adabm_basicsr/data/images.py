@@ -28,6 +28,19 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
     return paths
 
 
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Read and decode an image file; see `decode_image`.
+
+    Raises:
+        AdaBMError: The file can't be read or decoded.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise AdaBMError(f"image {path} cannot be read: {error.strerror}") from error
+    return decode_image(content, str(path), channels)
+
+
 def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
     """Decode an image file.
 

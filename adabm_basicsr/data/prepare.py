@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from adabm_basicsr.data.images import decode_image, list_images, to_unit_range
+from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
 
@@ -74,7 +74,7 @@ def _check_names(paths: list[Path]) -> None:
 
 
 def _prepare_one(path: Path, scale: int, folder: Path, mod: Path | None) -> Path:
-    image = decode_image(path.read_bytes(), str(path))
+    image = read_image(path)
     if min(image.shape[:2]) < scale:
         raise AdaBMError(f"image {path} of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}")
     image = mod_crop(image, scale)

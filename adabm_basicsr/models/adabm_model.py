@@ -17,9 +17,11 @@ from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
 from tqdm import tqdm
 
+from adabm_basicsr.compat import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
-from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.calibration import calibrate, check_finite
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
 from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
@@ -57,12 +59,8 @@ class AdaBMModel(SRModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move to the device; no DDP, which can't follow what is trained from epoch to epoch (see `Finetuner`)."""
         net = net.to(self.device)
-        gpus = self._gpus()
+        gpus = gpus_per_process(self.opt)
         return nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net
-
-    def _gpus(self) -> int:
-        """GPUs that this process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
-        return 1 if self.opt["dist"] else max(self.opt["num_gpu"], 1)
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         """Load a plain or quantized checkpoint, told apart by content; see `load_checkpoint`."""
@@ -85,7 +83,8 @@ class AdaBMModel(SRModel):
                 f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
             )
         if net.stage == Stage.FRESH:
-            self._calibrate(net, dataset.calibration_batches(_batch_size(train_opt)))
+            size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
+            self._calibrate(net, dataset.calibration_batches(size))
         self._set_up_finetuning(net, dataset)
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
@@ -94,7 +93,8 @@ class AdaBMModel(SRModel):
         get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
-        train_opt, batch = self.opt["train"], self.opt["datasets"]["train"]["batch_size_per_gpu"] * self._gpus()
+        train_opt = self.opt["train"]
+        batch = self.opt["datasets"]["train"]["batch_size_per_gpu"] * gpus_per_process(self.opt)
         iterations = -(-dataset.rounds * len(dataset) // self.opt["world_size"]) // batch
         if not iterations:
             raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
@@ -121,7 +121,8 @@ class AdaBMModel(SRModel):
         """One step of fine-tuning on ``self.lq``."""
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
             phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
-            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}{self._layer_bits()}")
+            bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
+            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}; bits of layers: {bits}")
             self.progress.set_postfix_str(phase)
         losses = self.tuner.step(self.lq, current_iter, self.net_g)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
@@ -130,11 +131,12 @@ class AdaBMModel(SRModel):
         if current_iter == self.opt["train"]["total_iter"]:
             self.progress.close()
 
-    def _layer_bits(self) -> str:
-        """Bits of the adaptive layers for a text, base and layer factor together."""
-        quantizers = {name: layer.input_quantizer for name, layer in self.tuner.net.layers().items()}
-        bits = [f"{n} {q.bits_of_layer().item():.0f}" for n, q in quantizers.items() if getattr(q, "adaptive", False)]
-        return f"; bits of layers: {', '.join(bits)}" if bits else ""
+    def _layer_bits(self) -> dict[str, float]:
+        """Bits of each layer whose input is quantized, base and layer factor together."""
+        net = self.get_bare_model(self.net_g)
+        layers = net.layers() if isinstance(net, QuantizedNetwork) else {}
+        quantizers = {name: layer.input_quantizer for name, layer in layers.items()}
+        return {n: q.bits_of_layer().item() for n, q in quantizers.items() if isinstance(q, ActivationQuantizer)}
 
     def test(self) -> None:
         """Super-resolve ``self.lq`` and note what it cost."""
@@ -171,10 +173,8 @@ class AdaBMModel(SRModel):
         if tb_logger:
             for metric, value in costs.items():
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", value, current_iter)
-            net = self.get_bare_model(self.net_g)
-            for name, layer in net.layers().items() if isinstance(net, QuantizedNetwork) else ():
-                if hasattr(layer.input_quantizer, "bits_of_layer"):
-                    tb_logger.add_scalar(f"bits/{name}", layer.input_quantizer.bits_of_layer().item(), current_iter)
+            for name, bits in self._layer_bits().items():
+                tb_logger.add_scalar(f"bits/{name}", bits, current_iter)
 
     @master_only
     def _write_metrics(self, dataset: str, metrics: dict[str, float]) -> None:
@@ -199,13 +199,6 @@ class AdaBMModel(SRModel):
         state = {"epoch": epoch, "iter": current_iter, "optimizers": optimizers, "schedulers": []}
         with atomic_path(Path(self.opt["path"]["training_states"]) / f"{current_iter}.state") as temporary:
             torch.save(state, temporary)
-
-
-def _batch_size(train_opt: dict) -> int:
-    size = train_opt.get("calibration_batch_size", 16)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise AdaBMError(f"train: calibration_batch_size: {size!r} is not a positive whole number")
-    return size
 
 
 def _without_ground_truth(metrics: dict[str, dict]) -> dict[str, dict]:
