@@ -13,6 +13,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -25,6 +26,9 @@ CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")
 class AdaBMNetwork(QuantizedNetwork):
     """An adaptively quantized network, as ``network_g`` of an option file names it.
 
+    An architecture may carry options of its own as a class attribute ``quantization_defaults``, a dictionary of fields
+    of `QuantizationConfig`; the option file overrides them.
+
     Args:
         network: ``type`` and options of a registered architecture, as in ``network_g`` without quantization.
         custom_imports: Modules to import first, which register in-house architectures. This runs their code; the
@@ -36,9 +40,10 @@ class AdaBMNetwork(QuantizedNetwork):
     """
 
     def __init__(self, network: dict | None = None, custom_imports: Sequence[str] | None = (), **options) -> None:
-        config = make_config(options)
+        make_config(options)  # mistakes in these are told before the network is built
         import_modules(custom_imports or ())
         base = build_base(network)
+        config = make_config({**getattr(base, "quantization_defaults", {}), **options})
         super().__init__(base, config, example_input(base, network))
 
 
@@ -68,6 +73,8 @@ def build_base(options: dict) -> nn.Module:
     if not isinstance(options, dict) or "type" not in options:
         raise AdaBMError("network_g: network: type is missing; give a registered architecture and its options")
     name = options["type"]
+    if reason := REFUSED.get(name.removesuffix("_basicsr") if isinstance(name, str) else name):
+        raise AdaBMError(f"network_g: network: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
     if not registered:
         raise AdaBMError(
@@ -79,6 +86,8 @@ def build_base(options: dict) -> nn.Module:
     _check_arch_options(name, arch, given)
     try:
         return build_network({**options, "type": registered[0]})
+    except AdaBMError:
+        raise
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {error}") from error
 

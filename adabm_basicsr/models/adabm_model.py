@@ -21,12 +21,13 @@ from adabm_basicsr.compat import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.calibration import calibrate, check_finite
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
 from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
+from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.summary import summarize
 
 TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
@@ -53,8 +54,20 @@ class AdaBMModel(SRModel):
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
             raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
         super().__init__(opt)
+        self._tell_coverage()
         self.cost_meter: CostMeter | None = None
         self.costs: list[Cost] = []
+        self.size_multiple: int | None = None
+
+    def _tell_coverage(self) -> None:
+        """Log what is quantized and what isn't; what should be and isn't is a warning."""
+        net = self.get_bare_model(self.net_g)
+        if not isinstance(net, QuantizedNetwork):
+            return
+        coverage = measure_coverage(net)
+        get_root_logger().info(f"Coverage:\n{coverage}")
+        if warning := coverage.warning():
+            get_root_logger().warning(warning)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Move to the device; no DDP, which can't follow what is trained from epoch to epoch (see `Finetuner`)."""
@@ -134,17 +147,22 @@ class AdaBMModel(SRModel):
     def _layer_bits(self) -> dict[str, float]:
         """Bits of each layer whose input is quantized, base and layer factor together."""
         net = self.get_bare_model(self.net_g)
-        layers = net.layers() if isinstance(net, QuantizedNetwork) else {}
-        quantizers = {name: layer.input_quantizer for name, layer in layers.items()}
-        return {n: q.bits_of_layer().item() for n, q in quantizers.items() if isinstance(q, ActivationQuantizer)}
+        quantizers = net.activation_quantizers() if isinstance(net, QuantizedNetwork) else {}
+        return {name: quantizer.bits_of_layer().item() for name, quantizer in quantizers.items()}
 
     def test(self) -> None:
         """Super-resolve ``self.lq`` and note what it cost."""
         check_finite(self.lq, "an image")
         net = self.get_bare_model(self.net_g).eval()
         with torch.no_grad():
-            self.output = net(self.lq)
+            self.output = run_padded(net, self.lq, self._size_multiple(net))
         self.costs.append(self.cost_meter.read(len(self.lq)))
+
+    def _size_multiple(self, net: nn.Module) -> int:
+        """Of a plain network too, so that full precision is measured on the same images as a quantized network."""
+        if self.size_multiple is None:
+            self.size_multiple = getattr(net, "size_multiple", None) or find_size_multiple(net, self.lq)
+        return self.size_multiple
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with FAB, BitOPs and size as further metrics."""

@@ -27,19 +27,24 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
         ctx.save_for_backward(x, lower, upper, levels)
-        return _quantize(x, lower, upper, levels)
+        ctx.integer = integer
+        return _quantize(x, lower, upper, levels, integer)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, lower, upper, levels = ctx.saved_tensors
-        need_x, need_lower, need_upper, need_levels = ctx.needs_input_grad
+        need_x, need_lower, need_upper, need_levels, _ = ctx.needs_input_grad
+        x_q = _quantize(x, lower, upper, levels, ctx.integer) if need_lower or need_upper or need_levels else None
+        if ctx.integer:  # moving the ends to the integer grid counts as rounding: straight through
+            scale, zero_point = _integer_grid(lower, upper, levels)
+            lower, upper = -zero_point * scale, (levels - zero_point) * scale
         below, above = x < lower, x > upper
         grad_x = grad.masked_fill(below | above, 0) if need_x else None
         grad_lower = grad_upper = grad_levels = None
-        if need_lower or need_upper or need_levels:
-            rounding = grad * (_quantize(x, lower, upper, levels) - x.clamp(lower, upper))
+        if x_q is not None:
+            rounding = grad * (x_q - x.clamp(lower, upper))
             scale_grad = rounding / _width(lower, upper)
             if need_lower:
                 grad_lower = torch.where(below, grad, -scale_grad).sum_to_size(lower.shape)
@@ -47,20 +52,30 @@ class _FakeQuantize(torch.autograd.Function):
                 grad_upper = torch.where(above, grad, scale_grad).sum_to_size(upper.shape)
             if need_levels:
                 grad_levels = -(rounding / levels).sum_to_size(levels.shape)
-        return grad_x, grad_lower, grad_upper, grad_levels
+        return grad_x, grad_lower, grad_upper, grad_levels, None
 
 
 def _width(lower: Tensor, upper: Tensor) -> Tensor:
     return (upper - lower).clamp(min=MIN_WIDTH)
 
 
-def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor) -> Tensor:
+def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
+    if integer:
+        scale, zero_point = _integer_grid(lower, upper, levels)
+        return x.div(scale).round_().clamp_(-zero_point, levels - zero_point).mul_(scale)
     # The order of the operations is the published one: another would round a few values the other way.
     width = _width(lower, upper)
     return x.clamp(lower, upper).sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
 
 
-def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float) -> Tensor:
+def _integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of integer arithmetic: the range is widened to hold zero, which is one of the levels."""
+    lower, upper = lower.clamp(max=0), upper.clamp(min=0)
+    scale = _width(lower, upper) / levels
+    return scale, (-lower / scale).round()
+
+
+def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float, integer: bool = False) -> Tensor:
     """Quantize ``x`` to ``2 ** bits`` levels between ``lower`` and ``upper`` and return it as float.
 
     Gradients reach ``x`` inside the range (straight through the rounding), ``lower`` and ``upper`` through both
@@ -71,12 +86,16 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float)
         lower: Lower end of the clipping range, broadcastable to ``x``.
         upper: Upper end of the clipping range, broadcastable to ``x``, above ``lower``.
         bits: Bit-width, a number or a tensor broadcastable to ``x`` (one per sample: shape ``(B, 1, 1, 1)``).
+        integer: Whether zero must be one of the levels, as integer arithmetic needs it: the grid is then
+            ``scale * (q - zero_point)`` with whole ``q`` and ``zero_point`` in ``0 .. 2 ** bits - 1``. Symmetric ends
+            give the signed integers ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` without a zero point.
 
     Returns:
-        Tensor of the shape of ``x`` whose values lie on the grid ``lower + k * (upper - lower) / (2 ** bits - 1)``.
+        Tensor of the shape of ``x`` whose values lie on the grid ``lower + k * (upper - lower) / (2 ** bits - 1)``,
+        shifted by less than a step where ``integer`` asks for it.
     """
     levels = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
-    return _FakeQuantize.apply(x, lower, upper, levels)
+    return _FakeQuantize.apply(x, lower, upper, levels, integer)
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -125,39 +144,56 @@ class ImageBitMapping(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Symmetric per-tensor weight quantization on ``[-upper, upper]`` with a learnable ``upper``.
+    """Symmetric weight quantization on ``[-upper, upper]`` with a learnable ``upper``.
 
     Args:
         bits: Bit-width of the weight, 2..8.
+        channels: Length of ``upper``: 1 for a range per tensor, else the number of output channels.
+        axis: Axis of the output channels in the weight.
+        integer: Whether weights are signed integers times a scale, see `fake_quantize`.
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, channels: int = 1, axis: int = 0, integer: bool = False) -> None:
         super().__init__()
         self.bits = bits
+        self.axis = axis
+        self.integer = integer
         self.enabled = True
-        self.upper = nn.Parameter(torch.ones(1))
+        self.upper = nn.Parameter(torch.ones(channels))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
-        return fake_quantize(weight, -self.upper, self.upper, self.bits) if self.enabled else weight
+        if not self.enabled:
+            return weight
+        upper = self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
+        return fake_quantize(weight, -upper, upper, self.bits, self.integer)
 
 
 class ActivationQuantizer(nn.Module):
-    """Asymmetric per-tensor quantization of a layer's input on a learnable ``[lower, upper]``, at bits of its own.
+    """Asymmetric per-tensor quantization on a learnable ``[lower, upper]``, at bits of its own.
 
     Args:
         bits: Base bit-width, 2..8.
         adaptive: Whether layer factor and image factor are added to the base bits.
         bit_range: Smallest and largest bits that may be used; the sum is clamped to it.
         fixed: Whether the layer is pinned to its bits (head and tail at 8 bits); it then doesn't count in FAB.
+        integer: Whether zero is one of the levels, see `fake_quantize`.
     """
 
-    def __init__(self, bits: int, adaptive: bool = False, bit_range: tuple[int, int] = (2, 8), fixed: bool = False):
+    def __init__(
+        self,
+        bits: int,
+        adaptive: bool = False,
+        bit_range: tuple[int, int] = (2, 8),
+        fixed: bool = False,
+        integer: bool = False,
+    ) -> None:
         super().__init__()
         self.bits = bits
         self.adaptive = adaptive
         self.bit_range = bit_range
         self.fixed = fixed
+        self.integer = integer
         self.enabled = True
         self.lower = nn.Parameter(torch.zeros(1))
         self.upper = nn.Parameter(torch.ones(1))
@@ -188,4 +224,4 @@ class ActivationQuantizer(nn.Module):
         self.last_bits = bits = self.bits_used()
         if len(bits) > 1 and len(x) != len(bits):
             bits = bits.repeat_interleave(len(x) // len(bits))
-        return fake_quantize(x, self.lower, self.upper, bits.view(-1, *[1] * (x.dim() - 1)))
+        return fake_quantize(x, self.lower, self.upper, bits.view(-1, *[1] * (x.dim() - 1)), self.integer)

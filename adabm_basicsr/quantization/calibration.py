@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer, image_complexity
+from adabm_basicsr.quantization.adaptive import MIN_WIDTH, ActivationQuantizer, image_complexity
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, search_weight_range
 
@@ -18,23 +17,34 @@ LAYER_PERCENTILES = (0.3, 0.7)
 IMAGE_PERCENTILES = (0.1, 0.9)
 
 
-class _LayerStatistics:
-    """Range and sensitivity of one layer's input over the calibration batches."""
+class _Statistics:
+    """Range and sensitivity of what one quantizer sees over the calibration batches."""
 
-    def __init__(self, layer: QuantizedLayer, observer: str) -> None:
-        self.quantizer = layer.input_quantizer
+    def __init__(self, quantizer: ActivationQuantizer, observer: str, scale_free: bool) -> None:
+        self.quantizer = quantizer
         self.observe_range = OBSERVERS[observer]
+        self.scale_free = scale_free
         self.range = MovingAverage()
-        self.deviations: list[Tensor] = []
+        self.sensitivities: list[Tensor] = []
+        self._in_batch: list[Tensor] = []
 
-    def __call__(self, layer: QuantizedLayer, args: tuple) -> None:
+    def __call__(self, quantizer: ActivationQuantizer, args: tuple) -> None:
         x = args[0]
-        self.range.update(self.observe_range(x, self.quantizer.bits))
-        if self.quantizer.adaptive:
-            self.deviations.append(x.flatten(1).std(1).mean())
+        self._in_batch.append(self.observe_range(x, quantizer))
+        if quantizer.adaptive:
+            deviation = x.flatten(1).std(1).mean()
+            lower, upper = self._in_batch[-1]
+            # How coarse the steps are against what they resolve, whatever the scale of the layer.
+            self.sensitivities.append(
+                (upper - lower) / deviation.clamp(min=MIN_WIDTH) if self.scale_free else deviation
+            )
 
-    def sensitivity(self) -> Tensor:
-        return torch.stack(self.deviations).mean()
+    def end_batch(self) -> None:
+        """A layer that ran twice in one pass gets the range that holds both."""
+        if self._in_batch:
+            lower, upper = torch.stack(self._in_batch).unbind(1)
+            self.range.update(torch.stack([lower.min(), upper.max()]))
+            self._in_batch.clear()
 
 
 @torch.no_grad()
@@ -51,18 +61,17 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     Raises:
         AdaBMError: There is no batch, or one holds values that are not finite.
     """
-    statistics = {
-        layer: _LayerStatistics(layer, net.config.observer or net.config.preset.observer)
-        for layer in net.layers().values()
-        if isinstance(layer.input_quantizer, ActivationQuantizer)
-    }
+    observer, scale_free = net.config.observer or net.config.preset.observer, net.config.preset.scale_free
+    statistics = [_Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()]
     thresholds = MovingAverage()
-    hooks = [layer.register_forward_pre_hook(observe) for layer, observe in statistics.items()]
+    hooks = [observed.quantizer.register_forward_pre_hook(observed) for observed in statistics]
     try:
         with net.full_precision():
             for batch in batches:
                 check_finite(batch, "a calibration image")
                 check_finite(net(batch), "the full-precision network's output")
+                for observed in statistics:
+                    observed.end_batch()
                 thresholds.update(torch.quantile(image_complexity(batch), batch.new_tensor(IMAGE_PERCENTILES)))
     finally:
         for hook in hooks:
@@ -82,33 +91,32 @@ def check_finite(x: Tensor, what: str) -> None:
         raise AdaBMError(f"{what} holds NaN or infinite values")
 
 
-def _set_activation_ranges(statistics: dict[QuantizedLayer, _LayerStatistics]) -> None:
-    for observed in statistics.values():
+def _set_activation_ranges(statistics: list[_Statistics]) -> None:
+    for observed in statistics:
         if observed.range.value is not None:  # None: the layer stands in a branch that no calibration image took
             observed.quantizer.lower.copy_(observed.range.value[:1])
             observed.quantizer.upper.copy_(observed.range.value[1:])
 
 
 def _set_weight_ranges(net: QuantizedNetwork) -> None:
-    for name, layer in net.layers().items():
-        if isinstance(layer.weight_quantizer, WeightQuantizer):
-            bits = layer.weight_quantizer.bits
-            if net.config.recipe == "paper" and net.plan.layers[name].fixed and bits == FIXED_BITS:
-                bits = net.config.w_bits  # as published: head and tail are searched at the body's bits
-            layer.weight_quantizer.upper.copy_(search_weight_range(layer.weight, bits))
+    for name, quantizer in net.weight_quantizers().items():
+        bits = quantizer.bits
+        if net.config.recipe == "paper" and net.plan.layers[name].fixed and bits == FIXED_BITS:
+            bits = net.config.w_bits  # as published: head and tail are searched at the body's bits
+        quantizer.upper.copy_(search_weight_range(net.network.get_submodule(name).weight, quantizer, bits))
 
 
-def _set_bit_mappings(
-    net: QuantizedNetwork, statistics: dict[QuantizedLayer, _LayerStatistics], thresholds: Tensor
-) -> None:
+def _set_bit_mappings(net: QuantizedNetwork, statistics: list[_Statistics], thresholds: Tensor) -> None:
     if net.image_mapping is None:
         return
     net.image_mapping.lower.copy_(thresholds[:1])
     net.image_mapping.upper.copy_(thresholds[1:])
-    observed = [s for s in statistics.values() if s.deviations]
+    observed = [s for s in statistics if s.sensitivities]
     if not observed:
         return
-    sensitivities = torch.stack([s.sensitivity() for s in observed])
+    sensitivities = torch.stack([torch.stack(s.sensitivities).mean() for s in observed])
     low, high = torch.quantile(sensitivities, sensitivities.new_tensor(LAYER_PERCENTILES))
     for s, sensitivity in zip(observed, sensitivities):
-        s.quantizer.layer_factor.fill_(float(sensitivity > high) - float(sensitivity < low))
+        # Where no layer can have more bits than the base, none has to give any away.
+        if s.quantizer.bits < s.quantizer.bit_range[1]:
+            s.quantizer.layer_factor.fill_(float(sensitivity > high) - float(sensitivity < low))

@@ -84,15 +84,10 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) 
             _check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
-    quantizers = {key: value for key, value in own.items() if not key.startswith(BASE_PREFIX) or _of_quantizer(key)}
-    base = {key.removeprefix(BASE_PREFIX): value for key, value in own.items() if key not in quantizers}
     if strict:
-        _check_same(base, state, base_name)
-    return {**quantizers, "stage": torch.zeros_like(own["stage"]), **{BASE_PREFIX + k: v for k, v in state.items()}}
-
-
-def _of_quantizer(key: str) -> bool:
-    return ".input_quantizer." in key or ".weight_quantizer." in key
+        _check_same(net.base_state(), state, base_name)
+    base = {BASE_PREFIX + key: value for key, value in net.prepared_state(state, strict).items()}
+    return {**own, "stage": torch.zeros_like(own["stage"]), **base}
 
 
 def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:

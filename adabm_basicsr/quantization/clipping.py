@@ -7,7 +7,6 @@ from torch import Tensor
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import search_range
 
@@ -29,18 +28,18 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     Raises:
         AdaBMError: ``net`` hasn't been calibrated.
     """
-    pending = {layer for layer in net.layers().values() if _is_clipped(layer)}
+    pending = {quantizer for quantizer in net.activation_quantizers().values() if quantizer.bits < FIXED_BITS}
 
-    def search(layer: QuantizedLayer, args: tuple) -> None:
-        if layer not in pending:  # a layer that runs twice is searched once
+    def search(quantizer: ActivationQuantizer, args: tuple) -> None:
+        if quantizer not in pending:  # a layer that runs twice is searched once
             return
-        pending.discard(layer)
-        quantizer = layer.input_quantizer
-        best = search_range(args[0], quantizer.lower, quantizer.upper, quantizer.bits_of_layer())
+        pending.discard(quantizer)
+        bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
+        best = search_range(args[0], quantizer.lower, quantizer.upper, bits, quantizer.integer)
         quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
         quantizer.upper.mul_(0.5).add_(0.5 * best[1:])
 
-    hooks = [layer.register_forward_pre_hook(search) for layer in pending]
+    hooks = [quantizer.register_forward_pre_hook(search) for quantizer in pending]
     try:
         net(images)
     finally:
@@ -48,8 +47,3 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
             hook.remove()
     net.stage.fill_(Stage.CLIPPED)
     return net
-
-
-def _is_clipped(layer: QuantizedLayer) -> bool:
-    quantizer = layer.input_quantizer
-    return isinstance(quantizer, ActivationQuantizer) and quantizer.bits < FIXED_BITS

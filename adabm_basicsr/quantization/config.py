@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
 from adabm_basicsr.quantization.observers import OBSERVERS
 
 FLOAT_BITS = 32
@@ -22,6 +22,9 @@ class Recipe:
         observer: How activation ranges are calibrated, a key of `OBSERVERS`.
         clip: Whether bit-aware clipping (BaC) runs at the first quantized forward pass.
         phases: What fine-tuning trains, an epoch each in turn.
+        integer: Whether integer arithmetic reproduces the quantizers: weights are signed integers with a scale per
+            output channel, activations have an integer zero point, batch normalisation is folded.
+        scale_free: Whether learning and layer sensitivities are relative to each layer's range.
         bit_range: Smallest and largest bits that a layer may use on an image.
         min_a_bits: Smallest base bits that the recipe takes.
     """
@@ -30,14 +33,19 @@ class Recipe:
     observer: str
     clip: bool
     phases: tuple[str, ...]
+    integer: bool
+    scale_free: bool
     bit_range: tuple[int, int] = (2, 8)
     min_a_bits: int = 2
 
 
+PHASES = ("weight_range", "activation_range", "bit_mapping")
+PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 RECIPES = {
     # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.
-    "paper": Recipe(True, "minmax", True, ("weight_range", "activation_range", "bit_mapping"), (1, 10), 3),
-    "static": Recipe(False, "minmax", False, ()),
+    "paper": Recipe(True, "minmax", True, PHASES, integer=False, scale_free=False, bit_range=(1, 10), min_a_bits=3),
+    "best": Recipe(True, "omse", True, PHASES, integer=True, scale_free=True),
+    "static": Recipe(False, "minmax", False, (), integer=False, scale_free=True),
 }
 
 
@@ -45,14 +53,24 @@ RECIPES = {
 class QuantizationConfig:
     """Options of a quantized network.
 
+    Patterns are shell-style (``*`` and ``?``); one that names a module covers the layers below it.
+
     Attributes:
         w_bits: Bits of the weights, 2..8, or 32 for none.
         a_bits: Base bits of the activations, 2..8 (recipe ``paper``: 3..8), or 32 for none.
         recipe: A key of `RECIPES`.
         fully_quantized: Also quantize what follows the body (adaptively) and head and tail (8 bits, fixed).
+        attention_products: Also quantize the products of attention (q·k and attention·v), where there are any.
         observer: How activation ranges are calibrated, a key of `OBSERVERS`; by default the recipe's own.
+        head: Patterns of the layers before the body, instead of those that are found.
+        tail: Patterns of the layers that upsample and make the image, instead of those that are found.
+        blocks: Patterns of the modules that make up the body, instead of those that are found; the feature loss
+            compares their outputs.
+        body: Patterns of further layers that count as body.
         exclude: Patterns of layers that stay in full precision.
+        non_adaptive: Patterns of layers that keep to their base bits; they still count in FAB.
         layers: Own bits for layers by pattern: ``{"body.0.*": {"w_bits": 8, "a_bits": 8}}``; the last match counts.
+        size_multiple: Image sizes that the network takes are multiples of this; found by trying if it isn't given.
 
     Raises:
         AdaBMError: A value is out of range or unknown.
@@ -62,18 +80,30 @@ class QuantizationConfig:
     a_bits: int = 4
     recipe: str = "paper"
     fully_quantized: bool = False
+    attention_products: bool = False
     observer: str | None = None
+    head: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    body: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    non_adaptive: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    size_multiple: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("recipe", self.recipe, RECIPES)
         if self.observer is not None:
             _check_choice("observer", self.observer, OBSERVERS)
-        if not isinstance(self.fully_quantized, bool):
-            raise AdaBMError(f"fully_quantized: {self.fully_quantized!r} is not true or false")
-        if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
-            raise AdaBMError(f"exclude: {self.exclude!r} is not a list of patterns")
+        for key in ("fully_quantized", "attention_products"):
+            if not isinstance(getattr(self, key), bool):
+                raise AdaBMError(f"{key}: {getattr(self, key)!r} is not true or false")
+        for key in PATTERN_KEYS:
+            patterns = getattr(self, key)
+            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns")
+        if self.size_multiple is not None:
+            check_positive("size_multiple", self.size_multiple)
         self._check_bits("w_bits", self.w_bits)
         self._check_bits("a_bits", self.a_bits)
         if not isinstance(self.layers, Mapping):
@@ -104,7 +134,7 @@ def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
         raise AdaBMError(f"{key}: unknown value {value!r}; {did_you_mean(value, choices)}")
 
 
-def match(key: str, pattern: str, names: list[str]) -> list[str]:
+def match(key: str, pattern: str, names: list[str], kind: str = "layer") -> list[str]:
     """The ``names`` that match a shell-style ``pattern`` or lie below a module of that name.
 
     Raises:
@@ -112,5 +142,11 @@ def match(key: str, pattern: str, names: list[str]) -> list[str]:
     """
     matched = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
     if not matched:
-        raise AdaBMError(f"{key}: pattern {pattern!r} matches no layer; {did_you_mean(pattern, names)}")
+        raise AdaBMError(f"{key}: pattern {pattern!r} matches no {kind}; {did_you_mean(pattern, names)}")
     return matched
+
+
+def match_all(key: str, patterns: Sequence[str], names: list[str], kind: str = "layer") -> list[str]:
+    """The ``names`` that any of ``patterns`` matches, in their order; each pattern must match something."""
+    matched = {name for pattern in patterns for name in match(key, pattern, names, kind)}
+    return [name for name in names if name in matched]

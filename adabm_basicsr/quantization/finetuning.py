@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, check_keys
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 
@@ -82,7 +82,8 @@ class Finetuner:
         groups = {phase: _parameter_groups(net, phase, settings.learning_rates) for phase in net.config.preset.phases}
         groups = {phase: found for phase, found in groups.items() if found}
         self.phases = list(groups)
-        self.optimizers = [torch.optim.Adam(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
+        kind = RelativeAdam if net.config.preset.scale_free else torch.optim.Adam
+        self.optimizers = [kind(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
 
     def phase_index(self, iteration: int) -> int:
         """Index of the phase of an iteration, counted from 1."""
@@ -146,22 +147,50 @@ class Finetuner:
                     parameter.requires_grad_(other is optimizer)
 
 
+class RelativeAdam(torch.optim.Adam):
+    """Adam whose steps are in units of each parameter's own, so that learning doesn't depend on a network's scale.
+
+    Each group of parameters has ``units``: a tensor per parameter, of its shape or broadcastable to it. They stay what
+    they were at the start, and are saved with the optimizer's state.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One Adam step, each component times its unit."""
+        pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["units"])]
+        before = [parameter.clone() for parameter, _ in pairs]
+        loss = super().step(closure)
+        for (parameter, unit), old in zip(pairs, before):
+            parameter.copy_(old + (parameter - old) * unit.to(parameter.device))
+        return loss
+
+
 def _parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float]) -> list[dict]:
-    weights = [layer.weight_quantizer for layer in net.layers().values()]
-    inputs = [layer.input_quantizer for layer in net.layers().values()]
-    weights = [quantizer for quantizer in weights if isinstance(quantizer, WeightQuantizer)]
-    inputs = [quantizer for quantizer in inputs if isinstance(quantizer, ActivationQuantizer)]
+    inputs = net.activation_quantizers().values()
     if phase == "weight_range":
-        parameters = {"weight_range": [quantizer.upper for quantizer in weights]}
+        units = {quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()}
+        parameters = {"weight_range": units}
     elif phase == "activation_range":
-        parameters = {"activation_range": [end for quantizer in inputs for end in (quantizer.lower, quantizer.upper)]}
+        units = {end: quantizer.upper - quantizer.lower for quantizer in inputs for end in _ends(quantizer)}
+        parameters = {"activation_range": units}
     else:
         factors = [quantizer.layer_factor for quantizer in inputs if quantizer.adaptive]
         thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
-        parameters = {"layer_factor": factors, "image_threshold": thresholds}
-    return [
-        {"params": found, "lr": rates[name], "first_lr": rates[name]} for name, found in parameters.items() if found
-    ]
+        # Neither depends on the network's scale: a factor is in bits, a threshold in units of the image's complexity.
+        parameters = {
+            name: dict.fromkeys(found, torch.ones(1))
+            for name, found in (("layer_factor", factors), ("image_threshold", thresholds))
+        }
+    return [_group(units, rates[name], net.config.preset.scale_free) for name, units in parameters.items() if units]
+
+
+def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> dict:
+    group = {"params": list(units), "lr": rate, "first_lr": rate}
+    return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
+
+
+def _ends(quantizer: ActivationQuantizer) -> tuple[nn.Parameter, nn.Parameter]:
+    return quantizer.lower, quantizer.upper
 
 
 def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -187,8 +216,8 @@ def _in_several_processes() -> bool:
 def _share_ranges(net: QuantizedNetwork) -> None:
     """Give all processes the ranges of the first, which were clipped on its own batch."""
     if _in_several_processes():
-        for layer in net.layers().values():
-            for parameter in layer.input_quantizer.parameters():
+        for quantizer in net.activation_quantizers().values():
+            for parameter in quantizer.parameters():
                 dist.broadcast(parameter.data, src=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -15,9 +16,13 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMap
 from adabm_basicsr.quantization.checkpoint import fit_state
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.cost import mean_bits
-from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
+from adabm_basicsr.quantization.preparation import Preparation
+from adabm_basicsr.quantization.sizes import find_size_multiple, pad_to_multiple, run_padded
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
+
+QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
 
 class Stage(IntEnum):
@@ -51,11 +56,13 @@ class QuantizedNetwork(nn.Module):
     Args:
         network: Maps ``(B, C, H, W)`` in 0..1 to an image. Changed in place; its keys get the prefix ``network.``.
         config: What to quantize and how.
-        example: An input of the network, ``(1, C, H, W)``, on its device; it is run once to find head, body and tail.
+        example: An input of the network, ``(1, C, H, W)``, on its device; it is run to find head, body and tail.
 
     Attributes:
         structure: Roles and blocks that were found.
         in_channels: Channels of the images that the network takes.
+        size_multiple: Images are mirrored up to multiples of this many pixels, and the output is cropped.
+        preparation: How the network was rewritten before its layers were replaced.
         plan: Quantized and skipped layers.
         image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
 
@@ -69,10 +76,16 @@ class QuantizedNetwork(nn.Module):
             raise AdaBMError(f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())")
         self.config = config
         self.in_channels = example.shape[1]
-        self.network = network.eval().requires_grad_(False)
-        self.structure = find_structure(network, example)
+        network.eval().requires_grad_(False)
+        self.size_multiple = config.size_multiple or find_size_multiple(network, example)
+        example = pad_to_multiple(example, self.size_multiple)
+        self.preparation = Preparation(network, example, fold=config.preset.integer)
+        # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
+        self._unprepared = (copy.deepcopy(network),) if self.preparation else ()
+        self.network = self.preparation.apply(network).eval()
+        self.structure = find_structure(network, example, config)
         self.plan = plan_layers(self.structure, config)
-        replace_layers(network, self.plan, config)
+        replace_layers(network, self.plan, self.structure.products, config)
         network.eval()  # the new quantizers too
         self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
         bits = [[plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed] for plan in self.plan.layers.values()]
@@ -98,14 +111,51 @@ class QuantizedNetwork(nn.Module):
         """
         return super().load_state_dict(fit_state(self, state_dict, strict), strict, assign)
 
-    def layers(self) -> dict[str, QuantizedLayer]:
-        """Quantized layers by name, in execution order."""
+    def prepared_state(self, state: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
+        """What a state dict of the base network becomes once the network is prepared."""
+        if not self._unprepared:
+            return dict(state)
+        network = copy.deepcopy(self._unprepared[0])
+        network.load_state_dict(state, strict)
+        return self.preparation.apply(network).state_dict()
+
+    def base_state(self) -> dict[str, Tensor]:
+        """State dict of the base network in the layout of its plain checkpoints."""
+        return self._unprepared[0].state_dict() if self._unprepared else self._without_quantizers()
+
+    def _without_quantizers(self) -> dict[str, Tensor]:
+        quantizers = [name for name, m in self.network.named_modules() if isinstance(m, QUANTIZERS)]
+        prefixes = tuple(f"{name}." for name in quantizers)
+        return {key: value for key, value in self.network.state_dict().items() if not key.startswith(prefixes)}
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the prepared base network, those of the quantizers left out."""
+        learned = {p for m in self.network.modules() if isinstance(m, QUANTIZERS) for p in m.parameters()}
+        return [parameter for parameter in self.network.parameters() if parameter not in learned]
+
+    def layers(self) -> dict[str, QuantizedLayer | QuantizedProduct]:
+        """Quantized layers and products by name, in execution order."""
         return {name: self.network.get_submodule(name) for name in self.plan.layers}
+
+    def weight_quantizers(self) -> dict[str, WeightQuantizer]:
+        """Weight quantizers by the name of their layer, in execution order."""
+        found = {name: getattr(layer, "weight_quantizer", None) for name, layer in self.layers().items()}
+        return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, WeightQuantizer)}
+
+    def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
+        """Activation quantizers by the name of their layer, of products with ``.left`` and ``.right``, in order."""
+        found: dict[str, nn.Module] = {}
+        for name, layer in self.layers().items():
+            if isinstance(layer, QuantizedProduct):
+                found |= {f"{name}.left": layer.left, f"{name}.right": layer.right}
+            else:
+                found[name] = layer.input_quantizer
+        return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Within this context the network computes what it did before quantization: the teacher."""
-        quantizers = [m for m in self.network.modules() if isinstance(m, (ActivationQuantizer, WeightQuantizer))]
+        quantizers = [module for module in self.network.modules() if isinstance(module, QUANTIZERS)]
         _set(quantizers, enabled=False)
         try:
             yield
@@ -116,7 +166,7 @@ class QuantizedNetwork(nn.Module):
         """Super-resolve ``image``, each sample at its own bits.
 
         Args:
-            image: ``(B, C, H, W)`` in 0..1.
+            image: ``(B, C, H, W)`` in 0..1, of any height and width.
             details: Whether to return `Details` instead of the output alone.
 
         Returns:
@@ -133,7 +183,7 @@ class QuantizedNetwork(nn.Module):
         _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None, last_bits=None)
         _set(blocks, kept_outputs=[] if details else None)
         try:
-            output = self.network(image)
+            output = run_padded(self.network, image, self.size_multiple)
             if not details:
                 return output
             bits = mean_bits(self.network).to(image.device).expand(len(image))

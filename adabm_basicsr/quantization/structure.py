@@ -1,25 +1,26 @@
-"""Finds head, body and tail of an arbitrary super-resolution network by running it once.
+"""Finds head, body and tail of an arbitrary super-resolution network from one run of it.
 
     image -> [head] -> [body: repeated blocks] -> [trunk end] -> [tail: upsampling and last layer] -> image
 
-Nothing is read off names or types of known networks: execution order, shapes and upsampling operations decide.
+Nothing is read off names or types of known networks: execution order, shapes and upsampling operations decide, and
+patterns of the user's override them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.config import QuantizationConfig, match_all
 from adabm_basicsr.quantization.layers import is_quantizable
+from adabm_basicsr.quantization.tracing import Call, Trace, trace_network
 
-# Blocks that hold less than this share of the MACs at their own resolution or below are not the body; every layer
-# between head and tail is then.
+# Blocks that hold less than this share of the MACs before the upsampling, at their own resolution or below, are not the
+# body; every layer between head and tail is then.
 MIN_BODY_SHARE = 0.2
 
 
@@ -37,145 +38,89 @@ class Structure:
     """What one run of the network showed.
 
     Attributes:
-        roles: Role of every quantizable layer, in execution order.
-        macs: Multiply-accumulates of every quantizable layer for the example input.
+        roles: Role of every quantizable layer and product, in execution order.
+        macs: Multiply-accumulates of each of them for the example.
+        other_macs: Those of operations outside of quantizable layers, by ``module: operation``.
         blocks: Names of the body's repeated blocks, whose outputs feed the feature loss, in execution order.
+        products: Products of two activations, which are names of ``roles`` but not of modules.
+        calls: How many times each layer and product ran.
         unsupported: Layers with weights that no quantized type replaces, with the name of their type.
     """
 
     roles: dict[str, Role]
-    macs: dict[str, float]
+    macs: dict[str, int]
+    other_macs: dict[str, int]
     blocks: list[str]
+    products: list[str]
+    calls: dict[str, int]
     unsupported: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class _Call:
-    name: str
-    start: int  # index of the first layer call inside this module call
-    end: int  # one past the last
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    macs: float = 0.0
-
-
-@dataclass
-class _Trace:
-    layers: list[_Call] = field(default_factory=list)
-    modules: list[_Call] = field(default_factory=list)
-    upsamplings: list[tuple[int, int, bool]] = field(default_factory=list)  # (layer index, pixels out, fed by a layer)
-
-
-def layer_macs(layer: nn.Module, x: Tensor, out: Tensor) -> int:
-    """Multiply-accumulates of a convolution, transposed convolution or linear layer for the whole of its input."""
-    return (x if isinstance(layer, nn.ConvTranspose2d) else out).numel() * layer.weight[0].numel()
-
-
-def find_structure(network: nn.Module, example: Tensor) -> Structure:
+def find_structure(network: nn.Module, example: Tensor, config: QuantizationConfig | None = None) -> Structure:
     """Run ``network`` once on ``example`` and find its head, body, tail and blocks.
 
     Args:
         network: Any network that maps ``(B, C, H, W)`` to an image; left as it was.
         example: Input of the network, ``(1, C, H, W)``.
+        config: Its patterns ``blocks``, ``head``, ``body`` and ``tail`` override what is found.
 
     Returns:
         The `Structure`.
 
     Raises:
-        AdaBMError: The network doesn't take such an image, or has no layer that can be quantized.
+        AdaBMError: The network doesn't take such an image, or has no layer that can be quantized, or a pattern matches
+            nothing.
     """
-    trace = _run(network, example)
+    config = config or QuantizationConfig()
+    trace = trace_network(network, example)
     if not trace.layers:
         raise AdaBMError(f"{type(network).__name__} has no convolution or linear layer that can be quantized")
-    blocks = _find_blocks(network, trace)
+    blocks = _named_blocks(trace, config.blocks) if config.blocks else _find_blocks(network, trace)
     tail = _tail_start(trace, blocks)
     roles: dict[str, Role] = {}
-    macs: dict[str, float] = {}
     for index, call in enumerate(trace.layers):
         roles.setdefault(call.name, _role(index, call.name, blocks, tail, len(trace.layers)))
-        macs[call.name] = macs.get(call.name, 0.0) + call.macs
-    names = [block.name for block in blocks] or [name for name, role in roles.items() if role is Role.BODY]
-    return Structure(roles, macs, names, _unsupported(network))
+    _override(roles, config)
+    names = [block.name for block in blocks] or _body_layers(network, roles)
+    macs = {name: trace.macs[name] for name in roles}
+    calls = Counter(call.name for call in trace.layers)
+    return Structure(roles, macs, dict(trace.other_macs), names, trace.products, calls, _unsupported(network))
 
 
-def _run(network: nn.Module, example: Tensor) -> _Trace:
-    trace = _Trace()
-    open_calls: list[int] = []
-
-    def enter(module: nn.Module, args: tuple) -> None:
-        open_calls.append(len(trace.layers))
-
-    def leave(name: str, module: nn.Module, args: tuple, output) -> None:
-        start = open_calls.pop()
-        if not (args and isinstance(args[0], Tensor) and isinstance(output, Tensor)):
-            return
-        call = _Call(name, start, len(trace.layers), tuple(args[0].shape), tuple(output.shape))
-        if is_quantizable(module):
-            call.macs = layer_macs(module, args[0], output)
-            trace.layers.append(call)
-        else:
-            trace.modules.append(call)
-
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(lambda m, a, o, name=name: leave(name, m, a, o)))
-    try:
-        with torch.no_grad(), _UpsamplingRecorder(trace):
-            network(example.clone())
-    except Exception as error:  # whatever the network's own code raises
-        raise AdaBMError(
-            f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}: {error}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return trace
-
-
-class _UpsamplingRecorder(TorchFunctionMode):
-    """Notes where pixel shuffles and interpolations happen, be they modules or functions."""
-
-    def __init__(self, trace: _Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func in (torch.pixel_shuffle, F.pixel_shuffle):
-            self.trace.upsamplings.append((len(self.trace.layers) - 1, _pixels(out.shape), True))
-        elif func is F.interpolate:
-            self.trace.upsamplings.append((len(self.trace.layers) - 1, _pixels(out.shape), False))
-        return out
-
-
-def _pixels(shape: tuple[int, ...]) -> int:
-    """Spatial positions of an image (B, C, H, W) or a token sequence (B, L, C)."""
-    return shape[-1] * shape[-2] if len(shape) == 4 else shape[1] if len(shape) == 3 else 1
-
-
-def _find_blocks(network: nn.Module, trace: _Trace) -> list[_Call]:
-    """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
-    calls: dict[str, _Call] = {}
+def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
+    """The outermost modules that match the user's patterns."""
+    calls: dict[str, Call] = {}
     for call in trace.modules:
         calls.setdefault(call.name, call)
-    best: list[_Call] = []
-    best_macs = 0.0
+    names = match_all("blocks", patterns, list(calls), "module")
+    outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return sorted((calls[name] for name in outermost), key=lambda call: call.start)
+
+
+def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
+    """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
+    calls: dict[str, Call] = {}
+    for call in trace.modules:
+        calls.setdefault(call.name, call)
+    best: list[Call] = []
+    best_macs = 0
     for parent_name, parent in network.named_modules():
         for family in _families(parent_name, parent, calls):
-            macs = sum(layer.macs for call in family for layer in trace.layers[call.start : call.end])
+            layers = {layer.name for call in family for layer in trace.layers[call.start : call.end]}
+            macs = sum(trace.macs[name] for name in layers)
             if macs > best_macs:
                 best, best_macs = family, macs
-    pixels = max((_pixels(call.out_shape) for call in best), default=0)
-    comparable = sum(layer.macs for layer in trace.layers if _pixels(layer.out_shape) <= pixels)
+    size = max((call.pixels for call in best), default=0)
+    before_upsampling = trace.layers[: min(_upsamplings(trace, size), default=len(trace.layers))]
+    comparable = sum(trace.macs[name] for name in {layer.name for layer in before_upsampling if layer.pixels <= size})
     return sorted(best, key=lambda call: call.start) if best and best_macs >= MIN_BODY_SHARE * comparable else []
 
 
-def _families(parent_name: str, parent: nn.Module, calls: dict[str, _Call]) -> list[list[_Call]]:
-    families: dict[type, list[_Call]] = {}
+def _families(parent_name: str, parent: nn.Module, calls: dict[str, Call]) -> list[list[Call]]:
+    families: dict[type, list[Call]] = {}
     for child_name, child in parent.named_children():
         call = calls.get(f"{parent_name}.{child_name}".lstrip("."))
-        if call and call.end > call.start and call.in_shape == call.out_shape:
+        if call and call.end > call.start and call.keeps_shape:
             families.setdefault(type(child), []).append(call)
     # A family of one counts only as the single block of a body container, as in a network with one residual block.
     in_container = isinstance(parent, (nn.Sequential, nn.ModuleList))
@@ -184,22 +129,25 @@ def _families(parent_name: str, parent: nn.Module, calls: dict[str, _Call]) -> l
     ]
 
 
-def _tail_start(trace: _Trace, blocks: list[_Call]) -> int:
+def _tail_start(trace: Trace, blocks: list[Call]) -> int:
     """Index of the first layer call of the tail: the layer that feeds a pixel shuffle or that works above body size."""
     body_calls = trace.layers[blocks[0].start : blocks[-1].end] if blocks else trace.layers[:2]
     body_end = blocks[-1].end if blocks else 1
-    body_pixels = max(_pixels(call.out_shape) for call in body_calls)
+    body_pixels = max((call.pixels for call in body_calls), default=0)
     starts = [len(trace.layers) - 1]
-    for index, pixels, fed_by_layer in trace.upsamplings:
-        if index >= body_end - 1 and pixels > body_pixels:
-            starts.append(index if fed_by_layer else index + 1)
+    starts += [index for index in _upsamplings(trace, body_pixels) if index >= body_end - 1]
     for index, call in enumerate(trace.layers[body_end:], body_end):
-        if _pixels(call.out_shape) > body_pixels:
+        if call.pixels > body_pixels:
             starts.append(index)
     return max(min(starts), body_end)
 
 
-def _role(index: int, name: str, blocks: list[_Call], tail: int, count: int) -> Role:
+def _upsamplings(trace: Trace, size: int) -> list[int]:
+    """Index of the first layer call that belongs to each upsampling beyond ``size`` pixels."""
+    return [before - fed_by_layer for before, pixels, fed_by_layer in trace.upsamplings if pixels > size]
+
+
+def _role(index: int, name: str, blocks: list[Call], tail: int, count: int) -> Role:
     first, last = (blocks[0].start, blocks[-1].end) if blocks else (min(1, count - 1), tail)
     if index < first:
         return Role.HEAD
@@ -207,6 +155,23 @@ def _role(index: int, name: str, blocks: list[_Call], tail: int, count: int) -> 
         return Role.TAIL
     in_block = not blocks or any(name.startswith(f"{block.name}.") for block in blocks)
     return Role.BODY if index < last and in_block else Role.TRUNK_END
+
+
+def _override(roles: dict[str, Role], config: QuantizationConfig) -> None:
+    """Where the user names head or tail, nothing else is; named body layers are body wherever they stand."""
+    names = list(roles)
+    for key, role, instead in (("head", Role.HEAD, Role.BODY), ("tail", Role.TAIL, Role.TRUNK_END)):
+        if patterns := getattr(config, key):
+            matched = match_all(key, patterns, names)
+            roles.update({name: instead for name in names if roles[name] is role})
+            roles.update({name: role for name in matched})
+    roles.update({name: Role.BODY for name in match_all("body", config.body, names)})
+
+
+def _body_layers(network: nn.Module, roles: dict[str, Role]) -> list[str]:
+    """Body layers of a network without blocks; their outputs serve as features."""
+    modules = dict(network.named_modules())
+    return [name for name, role in roles.items() if role is Role.BODY and name in modules]
 
 
 def _unsupported(network: nn.Module) -> dict[str, str]:

@@ -6,23 +6,25 @@ from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FLOAT_BITS
-from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.cost import weight_bits
+from adabm_basicsr.quantization.coverage import Coverage, measure_coverage
+from adabm_basicsr.quantization.layers import QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 
 @dataclass
 class LayerSummary:
-    """One quantized layer.
+    """One quantized layer, or one operand of a quantized product.
 
     Attributes:
         name: Its name in the base network.
         role: head, body, trunk end or tail.
-        w_bits: Bits of its weight.
-        a_bits: Bits of its input, averaged over the images; 32 for full precision.
+        w_bits: Bits of its weight; 32 where it has none.
+        a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for full precision.
         lower: Lower end of its clipping range.
         upper: Upper end of its clipping range.
         sqnr_db: Signal to quantization noise of its input, in dB.
@@ -45,14 +47,12 @@ class Summary:
 
     Attributes:
         layers: Quantized layers in execution order.
-        skipped: Reason for each layer left in full precision.
-        macs_covered: Share of the network's MACs in quantized layers, 0..1.
+        coverage: Share of the network that they make up, and what is left in full precision.
         fab: Mean bits over quantized layers not fixed at 8 bits and over the images.
     """
 
     layers: list[LayerSummary]
-    skipped: dict[str, str]
-    macs_covered: float
+    coverage: Coverage
     fab: float
 
     def __str__(self) -> str:
@@ -65,37 +65,46 @@ class Summary:
         ]
         headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "SQNR (dB)", "MACs"]
         lines = [tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 6))]
-        lines += [f"in full precision: {name}: {reason}" for name, reason in self.skipped.items()]
-        lines += [f"quantized: {100 * self.macs_covered:.1f} % of the MACs; average bits (FAB): {self.fab:.2f}"]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"{self.coverage}; average bits (FAB): {self.fab:.2f}"])
 
 
 @torch.no_grad()
 def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     """Measure every quantized layer of a calibrated network on ``images``, ``(B, C, H, W)`` in 0..1."""
-    noise: dict[QuantizedLayer, float] = {}
+    noise: dict[nn.Module, float] = {}
 
-    def measure(layer: QuantizedLayer, args: tuple) -> None:
-        error = layer.input_quantizer(args[0]) - args[0]
-        noise[layer] = float(10 * torch.log10(args[0].square().mean() / error.square().mean()))
+    def measure(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> None:
+        signal, error = args[0].square().mean(), (output - args[0]).square().mean()
+        noise[quantizer] = float(10 * torch.log10(signal / error))
 
-    layers = net.layers()
-    hooks = [layer.register_forward_pre_hook(measure) for layer in layers.values()]
+    hooks = [quantizer.register_forward_hook(measure) for quantizer in net.activation_quantizers().values()]
     try:
         bits = net(images, details=True).bits
     finally:
         for hook in hooks:
             hook.remove()
-    total = sum(net.structure.macs.values())
-    rows = [_row(net, name, layer, noise.get(layer, float("nan")), total) for name, layer in layers.items()]
-    return Summary(rows, net.plan.skipped, sum(row.macs_share for row in rows), float(bits.mean()))
+    rows = [row for name, layer in net.layers().items() for row in _rows(net, name, layer, noise)]
+    return Summary(rows, measure_coverage(net), float(bits.mean()))
 
 
-def _row(net: QuantizedNetwork, name: str, layer: QuantizedLayer, noise: float, total_macs: float) -> LayerSummary:
-    quantizer = layer.input_quantizer
-    share = net.structure.macs[name] / total_macs
-    role, w_bits = net.structure.roles[name].value, net.plan.layers[name].w_bits
+def _rows(net: QuantizedNetwork, name: str, layer: nn.Module, noise: dict[nn.Module, float]) -> list[LayerSummary]:
+    inputs = {name: layer.input_quantizer} if hasattr(layer, "input_quantizer") else _operands(name, layer)
+    total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())
+    share = net.structure.macs[name] / total / len(inputs)
+    role, w_bits = net.structure.roles[name].value, weight_bits(layer)
+    return [
+        LayerSummary(row_name, role, w_bits, *_measured(quantizer, noise), share)
+        for row_name, quantizer in inputs.items()
+    ]
+
+
+def _operands(name: str, product: QuantizedProduct) -> dict[str, nn.Module]:
+    return {f"{name}.left": product.left, f"{name}.right": product.right}
+
+
+def _measured(quantizer: nn.Module, noise: dict[nn.Module, float]) -> tuple[float, float, float, float]:
+    """Bits, lower and upper end, and SQNR."""
     if not isinstance(quantizer, ActivationQuantizer):
-        return LayerSummary(name, role, w_bits, FLOAT_BITS, float("-inf"), float("inf"), float("inf"), share)
+        return FLOAT_BITS, float("-inf"), float("inf"), float("inf")
     bits = float(quantizer.last_bits.mean()) if quantizer.last_bits is not None else float("nan")
-    return LayerSummary(name, role, w_bits, bits, quantizer.lower.item(), quantizer.upper.item(), noise, share)
+    return bits, quantizer.lower.item(), quantizer.upper.item(), noise.get(quantizer, float("nan"))

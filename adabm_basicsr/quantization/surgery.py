@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
-from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig, match
-from adabm_basicsr.quantization.layers import quantized_type
+from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig, match, match_all
+from adabm_basicsr.quantization.layers import PRODUCTS_KEY, QuantizedProduct, quantize_products, quantized_type
 from adabm_basicsr.quantization.structure import Role, Structure
+
+PRODUCTS_OFF = "product of activations (attention_products is off)"
 
 
 @dataclass
@@ -45,59 +48,97 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
         AdaBMError: A pattern matches nothing, or no layer is left to quantize.
     """
     names = list(structure.roles)
-    excluded = {name for pattern in config.exclude for name in match("exclude", pattern, names)}
+    excluded = set(match_all("exclude", config.exclude, names))
+    non_adaptive = set(match_all("non_adaptive", config.non_adaptive, names))
     own_bits: dict[str, dict[str, int]] = {}
     for pattern, bits in config.layers.items():
         for name in match("layers", pattern, names):
             own_bits[name] = {**own_bits.get(name, {}), **bits}
     plan = Plan({}, {name: f"no quantized type for {kind}" for name, kind in structure.unsupported.items()})
     for name, role in structure.roles.items():
-        if name in excluded:
-            plan.skipped[name] = "excluded"
-        elif role is not Role.BODY and not config.fully_quantized and name not in own_bits:
-            plan.skipped[name] = f"{role.value} (fully_quantized is off)"
+        layer_plan = _layer_plan(role, config, own_bits.get(name, {}), name not in non_adaptive)
+        reason = _reason_to_skip(name, layer_plan, structure, config, excluded, name in own_bits)
+        if reason:
+            plan.skipped[name] = reason
         else:
-            layer_plan = _layer_plan(role, config, own_bits.get(name, {}))
-            if layer_plan.w_bits == layer_plan.a_bits == FLOAT_BITS:
-                plan.skipped[name] = f"{FLOAT_BITS} bits"
-            else:
-                plan.layers[name] = layer_plan
+            plan.layers[name] = layer_plan
     if not plan.layers:
         raise AdaBMError("no layer is left to quantize; look at exclude, w_bits and a_bits")
     return plan
 
 
-def _layer_plan(role: Role, config: QuantizationConfig, own_bits: dict[str, int]) -> LayerPlan:
+def _reason_to_skip(
+    name: str, plan: LayerPlan, structure: Structure, config: QuantizationConfig, excluded: set[str], asked_for: bool
+) -> str | None:
+    role = structure.roles[name]
+    if name in excluded:
+        return "excluded"
+    if name in structure.products and not config.attention_products:
+        return PRODUCTS_OFF
+    if role is not Role.BODY and not config.fully_quantized and not asked_for:
+        return f"{role.value} (fully_quantized is off)"
+    bits = [plan.a_bits] if name in structure.products else [plan.w_bits, plan.a_bits]
+    return f"{FLOAT_BITS} bits" if set(bits) == {FLOAT_BITS} else None
+
+
+def _layer_plan(role: Role, config: QuantizationConfig, own_bits: dict[str, int], adaptive: bool) -> LayerPlan:
     outer = role in (Role.HEAD, Role.TAIL)
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
-    return LayerPlan(w_bits, a_bits, config.preset.adaptive and not outer, outer and a_bits == FIXED_BITS)
+    adaptive = adaptive and config.preset.adaptive and not outer
+    return LayerPlan(w_bits, a_bits, adaptive, outer and a_bits == FIXED_BITS)
 
 
 def _default_bits(bits: int, outer: bool) -> int:
     return FIXED_BITS if outer and bits != FLOAT_BITS else bits
 
 
-def replace_layers(network: nn.Module, plan: Plan, config: QuantizationConfig) -> None:
+def replace_layers(network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig) -> None:
     """Swap the planned layers of ``network`` in place for quantized ones that share their parameters.
 
     A layer that stands at several places of the network (shared between branches) becomes one quantized layer.
+
+    Args:
+        network: The network.
+        plan: What to quantize.
+        products: Names of all products of the network, in the order in which each module computes them.
+        config: The options that the plan was made from.
     """
     quantized: dict[nn.Module, nn.Module] = {}
     for name, layer_plan in plan.layers.items():
-        layer = network.get_submodule(name)
-        quantized[layer] = _quantize_layer(layer, layer_plan, config)
+        if name not in products:
+            layer = network.get_submodule(name)
+            quantized[layer] = _quantize_layer(layer, layer_plan, config)
     for parent in list(network.modules()):
         for key, child in parent._modules.items():  # named_children() would list a shared child only once
             if child in quantized:
                 setattr(parent, key, quantized[child])
+    if config.attention_products:
+        _replace_products(network, plan, products, config)
+
+
+def _replace_products(network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig) -> None:
+    owners: dict[str, list[QuantizedProduct]] = {}
+    for name in dict.fromkeys(products):  # a module that ran twice computed each of its products twice
+        quantizers = [_input_quantizer(plan.layers.get(name), config) for _ in range(2)]
+        owner = name.rpartition(PRODUCTS_KEY)[0].rstrip(".")
+        owners.setdefault(owner, []).append(QuantizedProduct(*quantizers))
+    for owner, quantized in owners.items():
+        quantize_products(network.get_submodule(owner), quantized)
 
 
 def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfig) -> nn.Module:
-    weight_quantizer = nn.Identity() if plan.w_bits == FLOAT_BITS else WeightQuantizer(plan.w_bits)
-    input_quantizer = (
-        nn.Identity()
-        if plan.a_bits == FLOAT_BITS
-        else ActivationQuantizer(plan.a_bits, plan.adaptive, config.preset.bit_range, plan.fixed)
-    )
-    return quantized_type(layer).from_float(layer, input_quantizer, weight_quantizer)
+    kind = quantized_type(layer)
+    integer = config.preset.integer
+    weight_quantizer: nn.Module = nn.Identity()
+    if plan.w_bits != FLOAT_BITS:
+        channels = layer.weight.shape[kind.weight_axis] if integer else 1
+        weight_quantizer = WeightQuantizer(plan.w_bits, channels, kind.weight_axis, integer)
+    return kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
+
+
+def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.Module:
+    if plan is None or plan.a_bits == FLOAT_BITS:
+        return nn.Identity()
+    preset = config.preset
+    return ActivationQuantizer(plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer)

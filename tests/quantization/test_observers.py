@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adabm_basicsr.quantization.adaptive import fake_quantize
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer, fake_quantize
 from adabm_basicsr.quantization.observers import (
     OBSERVERS,
     MovingAverage,
@@ -26,8 +26,8 @@ def test_moving_average_starts_at_the_first_value():
 
 def test_percentile_leaves_out_outliers_minmax_does_not():
     x = torch.cat([torch.rand(100_000), torch.tensor([1000.0, -1000.0])])
-    assert OBSERVERS["minmax"](x, 4).tolist() == [-1000, 1000]
-    low, high = percentile_range(x, 4)
+    assert OBSERVERS["minmax"](x, ActivationQuantizer(4)).tolist() == [-1000, 1000]
+    low, high = percentile_range(x, ActivationQuantizer(4))
     assert -0.1 < low < 0.1 and 0.9 < high < 1.1
 
 
@@ -42,10 +42,10 @@ def test_search_finds_the_range_of_smallest_error():
 
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_observers_give_an_ordered_range(observer):
-    low, high = OBSERVERS[observer](torch.randn(2, 3, 16, 16), 4)
+    low, high = OBSERVERS[observer](torch.randn(2, 3, 16, 16), ActivationQuantizer(4))
     assert low < high
 
 
 def test_weight_search_handles_weights_without_positive_values():
-    assert search_weight_range(-torch.rand(4, 4), 4).item() > 0
-    assert search_weight_range(torch.zeros(4, 4), 4).item() == 0
+    assert search_weight_range(-torch.rand(4, 4), WeightQuantizer(4), 4).item() > 0
+    assert search_weight_range(torch.zeros(4, 4), WeightQuantizer(4), 4).item() == 0

@@ -19,13 +19,18 @@ from adabm_basicsr.quantization.layers.base import (
 from adabm_basicsr.quantization.layers.conv import QuantizedConv2d
 from adabm_basicsr.quantization.layers.conv_transpose import QuantizedConvTranspose2d
 from adabm_basicsr.quantization.layers.linear import QuantizedLinear
+from adabm_basicsr.quantization.layers.product import PRODUCTS_KEY, ProductMode, QuantizedProduct, quantize_products
 
 __all__ = [
+    "PRODUCTS_KEY",
+    "ProductMode",
     "QuantizedConv2d",
     "QuantizedConvTranspose2d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "QuantizedProduct",
     "is_quantizable",
+    "quantize_products",
     "quantized_layers",
     "quantized_type",
     "register_layer",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
 
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
+# What a subclass may not redefine, if it is to compute what its base does.
+_COMPUTING = ("forward", "_conv_forward", "__call__")
 
 
 class QuantizedLayer(nn.Module):
@@ -16,11 +19,13 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         weight: The full-precision weight, the base layer's own parameter.
+        weight_axis: Axis of the output channels in ``weight``.
         input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float (32 bits).
     """
 
     weight: nn.Parameter
+    weight_axis = 0
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
 
@@ -38,7 +43,7 @@ class QuantizedLayer(nn.Module):
 
 
 def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer]], type[QuantizedLayer]]:
-    """Class decorator: the decorated `QuantizedLayer` replaces layers of exactly ``float_type``."""
+    """Class decorator: the decorated `QuantizedLayer` replaces layers of ``float_type``."""
 
     def register(quantized_type: type[QuantizedLayer]) -> type[QuantizedLayer]:
         _QUANTIZED_TYPES[float_type] = quantized_type
@@ -48,8 +53,29 @@ def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer
 
 
 def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
-    """The quantized type that replaces ``layer``, or None. Subclasses don't count: they may compute something else."""
-    return _QUANTIZED_TYPES.get(type(layer))
+    """The quantized type that replaces ``layer``, or None.
+
+    A subclass of a registered type counts as long as it computes the same: one that only sets its parent's options.
+    """
+    kind = type(layer)
+    if kind in _QUANTIZED_TYPES:
+        return None if is_colour_shift(layer) else _QUANTIZED_TYPES[kind]
+    base = next((parent for parent in kind.__mro__ if parent in _QUANTIZED_TYPES), None)
+    if base is None or is_colour_shift(layer):
+        return None
+    if any(getattr(kind, name, None) is not getattr(base, name, None) for name in _COMPUTING):
+        return None
+    return type(f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__})
+
+
+def is_colour_shift(layer: nn.Module) -> bool:
+    """Whether ``layer`` is a 1x1 convolution that only scales and shifts each colour: arithmetic on pixels."""
+    if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1):
+        return False
+    if layer.in_channels != layer.out_channels or layer.in_channels > 4 or layer.weight.is_meta:
+        return False
+    weight = layer.weight.detach().flatten(1)
+    return torch.equal(weight, weight.diag().diag()) and layer.in_channels > 1
 
 
 def is_quantizable(layer: nn.Module) -> bool:

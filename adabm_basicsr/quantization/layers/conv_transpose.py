@@ -12,6 +12,8 @@ from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_laye
 class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     """``nn.ConvTranspose2d`` on quantized input and weight; the bias stays in full precision."""
 
+    weight_axis = 1
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``; ``output_size`` as in ``nn.ConvTranspose2d``."""
         output_padding = self._output_padding(

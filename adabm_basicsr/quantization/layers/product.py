@@ -1,0 +1,99 @@
+"""Quantized products of two activations, as attention has them (q·k and attention·v).
+
+Such a product is an operator inside some module's ``forward``, not a layer that could be replaced. While that module
+runs, a torch function mode hands its products to quantized ones, the first to the first and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+PRODUCTS_KEY = "quantized_products"  # child of a module whose products are quantized
+_FUNCTIONS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+
+
+class QuantizedProduct(nn.Module):
+    """Product of two activations.
+
+    Args:
+        left: Quantizer of the left operand, ``nn.Identity`` to leave it in float.
+        right: Quantizer of the right operand.
+    """
+
+    def __init__(self, left: nn.Module, right: nn.Module) -> None:
+        super().__init__()
+        self.left = left
+        self.right = right
+
+    def forward(self, product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+        """``product(left, right)`` on quantized operands, each ``(B * k, ...)`` for a batch of ``B`` images."""
+        return product(self.left(left), self.right(right))
+
+
+class ProductMode(TorchFunctionMode):
+    """Calls `product` for every product of two activations that is computed while the mode is active."""
+
+    def product(self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+        """What to compute instead of ``function(left, right)``."""
+        raise NotImplementedError
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
+            return _attention(self.product, *args, **kwargs)
+        if func is torch.einsum and len(args) == 3 and _are_activations(args[1:]):
+            return self.product(partial(torch.einsum, args[0]), *args[1:])
+        if func in _FUNCTIONS and len(args) == 2 and not kwargs and _are_activations(args):
+            return self.product(func, *args)
+        return func(*args, **kwargs)
+
+
+def _are_activations(operands: Sequence) -> bool:
+    return all(isinstance(operand, Tensor) and not isinstance(operand, nn.Parameter) for operand in operands)
+
+
+def _attention(product, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_) -> Tensor:
+    """``scaled_dot_product_attention`` in evaluation mode, spelt out so that both products can be quantized."""
+    scores = product(torch.matmul, query * (scale or 1 / math.sqrt(query.shape[-1])), key.transpose(-2, -1))
+    if is_causal:
+        attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
+    if attn_mask is not None:
+        masked = attn_mask.dtype is torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
+    return product(torch.matmul, scores.softmax(-1), value)
+
+
+class _QuantizingMode(ProductMode):
+    def __init__(self, products: nn.ModuleList) -> None:
+        super().__init__()
+        self.products = iter(products)
+
+    def product(self, function, left, right):
+        quantized = next(self.products, None)
+        if quantized is None:  # a branch that wasn't taken when the network was looked at
+            return function(left, right)
+        # A module around this one may quantize products too; this one isn't its own.
+        with torch._C.DisableTorchFunction():
+            return quantized(function, left, right)
+
+
+class _QuantizesProducts(nn.Module):
+    """Mixin for a module whose ``forward`` computes products."""
+
+    def forward(self, *args, **kwargs):
+        with _QuantizingMode(getattr(self, PRODUCTS_KEY)):
+            return super().forward(*args, **kwargs)
+
+
+def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -> None:
+    """Make ``module`` compute its products by ``products``, in the order in which ``forward`` comes to them."""
+    kind = type(module)
+    module.__class__ = type(f"Quantized{kind.__name__}", (_QuantizesProducts, kind), {"__module__": kind.__module__})
+    module.add_module(PRODUCTS_KEY, nn.ModuleList(products))

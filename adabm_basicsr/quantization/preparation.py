@@ -1,0 +1,118 @@
+"""Rewrites a network before it is quantized, where its convolutions are hidden or split, without changing its output.
+
+Weight normalisation is baked in and batch normalisation folded for any network; other rewritings stand in a table by
+module type, which `register_preparation` extends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_weight_norm
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from adabm_basicsr.quantization.tracing import BATCH_NORMS, trace_network
+
+_REWRITINGS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {}
+TOLERANCE = 1e-3  # of the output's largest value; what another order of float32 operations may change
+
+
+def register_preparation(kind: type[nn.Module]) -> Callable:
+    """Decorator: modules of exactly type ``kind`` are replaced by what the decorated function makes of them.
+
+    The new module must compute what the old one does in evaluation mode, on layers that can be quantized.
+    """
+
+    def register(rewrite: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+        _REWRITINGS[kind] = rewrite
+        return rewrite
+
+    return register
+
+
+class Preparation:
+    """What has to be done to a network before quantization: decided once, done to it and to later copies of it.
+
+    Args:
+        network: The network; left as it was.
+        example: An input of it, ``(1, C, H, W)``.
+        fold: Whether to fold batch normalisation into the layers before it.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor, fold: bool) -> None:
+        named = list(network.named_modules())
+        self.rewritten = [name for name, module in named if name and type(module) in _REWRITINGS]
+        self.normalised = [name for name, module in named if _has_weight_norm(module)]
+        self.folded: list[tuple[str, str]] = []
+        if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
+            rewritten = self.apply(copy.deepcopy(network))
+            self.folded = [pair for pair in trace_network(rewritten, example).normalised if _can_fold(rewritten, *pair)]
+            # The layer's output may have been used elsewhere too; then folding isn't the same.
+            if not _same_output(self.apply(copy.deepcopy(network)), network, example):
+                self.folded = []
+
+    def __bool__(self) -> bool:
+        return bool(self.rewritten or self.normalised or self.folded)
+
+    def apply(self, network: nn.Module) -> nn.Module:
+        """Rewrite ``network`` in place and return it."""
+        for name in self.rewritten:
+            module = network.get_submodule(name)
+            _replace(network, name, _REWRITINGS[type(module)](module).eval().requires_grad_(False))
+        for name in self.normalised:
+            _bake_weight_norm(network.get_submodule(name))
+        for layer, norm in self.folded:
+            _fold(network.get_submodule(layer), network.get_submodule(norm))
+            _replace(network, norm, nn.Identity())
+        return network
+
+
+def _same_output(network: nn.Module, unprepared: nn.Module, example: Tensor) -> bool:
+    if example.is_meta:
+        return True
+    image = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device)
+    with torch.no_grad():
+        output, expected = network(image), unprepared(image)
+    return bool((output - expected).abs().max() <= TOLERANCE * expected.abs().max())
+
+
+def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` wherever the module of that name stands; a shared one stands at several places."""
+    old = network.get_submodule(name)
+    for parent in list(network.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new
+
+
+def _can_fold(network: nn.Module, layer: str, norm: str) -> bool:
+    foldable = isinstance(network.get_submodule(layer), (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    return foldable and network.get_submodule(norm).running_mean is not None
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    if isinstance(layer, nn.Linear):
+        weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
+    else:
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=transposed)
+    layer.weight, layer.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+
+
+def _has_weight_norm(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module, "weight") or _old_weight_norm(module)
+
+
+def _old_weight_norm(module: nn.Module) -> bool:
+    return "weight_g" in module._parameters and "weight_v" in module._parameters
+
+
+def _bake_weight_norm(module: nn.Module) -> None:
+    if _old_weight_norm(module):
+        remove_weight_norm(module)
+    else:
+        parametrize.remove_parametrizations(module, "weight")

@@ -1,0 +1,79 @@
+"""Image sizes that a network takes, and mirrored borders for those that it doesn't.
+
+Networks with windows or strides want sizes that are multiples of something; the multiple is found by trying.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError
+
+MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
+MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
+ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
+
+
+def find_size_multiple(network: nn.Module, example: Tensor) -> int:
+    """The smallest number whose multiples ``network`` takes as height and width of an image.
+
+    Args:
+        network: Maps ``(B, C, H, W)`` to an image; run on small images of sizes that are not multiples of more.
+        example: An image of the channels, type and device that the network takes, ``(1, C, H, W)``.
+
+    Returns:
+        The multiple; 1 for a network that takes any size.
+
+    Raises:
+        AdaBMError: The network takes none of the sizes that were tried.
+    """
+    errors = []
+    for multiple in MULTIPLES:
+        height, width = _trial_size(multiple)
+        image = example.new_full((1, example.shape[1], height, width), 0.5)
+        try:
+            with torch.no_grad():
+                output = network(image)
+        except Exception as error:  # whatever the network's own code raises
+            errors.append(f"{height}x{width}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}")
+            continue
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * width == output.shape[3] * height:
+            return multiple
+        errors.append(f"{height}x{width}: the output is no image of these proportions")
+    raise AdaBMError(
+        f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any size tried "
+        f"({errors[0]}); if it needs sizes of another kind, give size_multiple"
+    )
+
+
+def _trial_size(multiple: int) -> tuple[int, int]:
+    """Two sizes that are multiples of ``multiple`` and of as little else as possible."""
+    first, second = [prime for prime in ODD_PRIMES if multiple * prime >= MIN_TRIED][:2]
+    return multiple * first, multiple * second
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Mirror ``image``, ``(B, C, H, W)``, at its lower and right border up to the next multiple of ``multiple``."""
+    height, width = (-(-size // multiple) * multiple for size in image.shape[2:])
+    while image.shape[2:] != (height, width):
+        # A border can be mirrored up to the size of what is there; an image of one pixel is repeated.
+        bottom = min(height - image.shape[2], max(image.shape[2] - 1, 1))
+        right = min(width - image.shape[3], max(image.shape[3] - 1, 1))
+        mode = "replicate" if min(image.shape[2:]) == 1 else "reflect"
+        image = F.pad(image, (0, right, 0, bottom), mode=mode)
+    return image
+
+
+def run_padded(network: nn.Module, image: Tensor, multiple: int) -> Tensor:
+    """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``."""
+    padded = pad_to_multiple(image, multiple)
+    output = network(padded)
+    if padded is image:
+        return output
+    height, width = (
+        round(size * out / padded_size)
+        for size, padded_size, out in zip(image.shape[2:], padded.shape[2:], output.shape[2:])
+    )
+    return output[..., :height, :width]
