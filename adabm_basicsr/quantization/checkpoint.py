@@ -81,16 +81,17 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) 
     base_name = type(net.network).__name__
     if is_quantized(state):
         if strict:
-            _check_same(own, state, f"quantized {base_name}")
+            check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
     if strict:
-        _check_same(net.base_state(), state, base_name)
+        check_same(net.base_state(), state, base_name)
     base = {BASE_PREFIX + key: value for key, value in net.prepared_state(state, strict).items()}
     return {**own, "stage": torch.zeros_like(own["stage"]), **base}
 
 
-def _check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+    """Raise `AdaBMError` if keys or shapes of two state dicts differ; ``name`` says what ``expected`` belongs to."""
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     shapes = [
@@ -139,7 +140,7 @@ def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | No
     state = read_checkpoint(path, param_key)
     try:
         if not hasattr(net, "plan"):
-            _check_same(net.state_dict(), state, type(net).__name__)
+            check_same(net.state_dict(), state, type(net).__name__)
         net.load_state_dict(state)
     except AdaBMError as error:
         raise AdaBMError(f"{path}: {error}") from error
