@@ -72,7 +72,9 @@ def test_help_does_not_wait_for_torch():
         "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     out = python(code)
-    assert out.endswith("False") and all(command in out for command in ("demo", "train", "test", "prepare", "autoload"))
+    assert out.endswith("False") and all(
+        command in out for command in ("demo", "train", "test", "prepare", "import", "autoload")
+    )
 
 
 def test_unknown_command(capsys):
@@ -90,6 +92,8 @@ def test_public_names_exist():
         _ = adabm_basicsr.nothing
 
 
-@pytest.mark.parametrize("module", ["data.calibration_dataset", "archs.adabm_arch", "models.adabm_model", "demo.run"])
+@pytest.mark.parametrize(
+    "module", ["data.calibration_dataset", "archs.adabm_arch", "archs.published", "models.adabm_model", "demo.run"]
+)
 def test_every_module_can_be_imported_first(module):
     assert python(f"import adabm_basicsr.{module}; print('fine')", "-W", "ignore") == "fine"
