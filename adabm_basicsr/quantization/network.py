@@ -181,7 +181,8 @@ class QuantizedNetwork(nn.Module):
         if int(self.stage) == Stage.FRESH and any(q.enabled for q in quantizers):
             raise AdaBMError("the quantized network has no ranges yet: calibrate it or load a quantized checkpoint")
         _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None, last_bits=None)
-        _set(blocks, kept_outputs=[] if details else None)
+        for block in blocks:
+            block.kept_outputs = [] if details else None
         try:
             output = run_padded(self.network, image, self.size_multiple)
             if not details:

@@ -12,6 +12,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuant
 MOMENTUM = 0.9
 PERCENTILE = 0.999
 MAX_SAMPLES = 1 << 20  # values that a percentile is taken over; more would cost time, not change it
+MAX_AT_ONCE = 1 << 21  # values that are quantized in one go while searching
 MAX_SEARCHED = 1 << 16  # values that a search is made over, which quantizes them a hundred times
 
 
@@ -72,19 +73,19 @@ def search_range(
     Returns:
         ``(2, R)``, or ``(2,)``: lower and upper end of smallest mean squared error; of equals the widest.
     """
-    if lower.numel() == 1:
-        x, lower, upper = x.reshape(1, -1), lower.reshape(()), upper.reshape(())
-    ends = torch.stack([lower, upper])
-    best, best_error = ends.clone(), None
-    for step in range(steps):
-        candidate = ends * (1 - 0.01 * step)
-        low, high = candidate.unsqueeze(-1)
-        error = (fake_quantize(x, low, high, bits, integer).sub_(x)).square_().mean(-1).reshape(lower.shape)
-        if best_error is None:
-            best_error = error
-        better = error < best_error
-        best, best_error = torch.where(better, candidate, best), torch.where(better, error, best_error)
-    return best
+    rows = x.reshape(lower.numel(), -1)
+    shrink = 1 - 0.01 * torch.arange(steps, dtype=torch.float64)
+    candidates = torch.stack([lower.flatten(), upper.flatten()]) * shrink.to(x).view(-1, 1, 1)
+    errors = [_errors(rows, chunk, bits, integer) for chunk in candidates.split(max(MAX_AT_ONCE // x.numel(), 1))]
+    best = torch.cat(errors).argmin(0)  # (R,)
+    ends = candidates.gather(0, best.expand(1, 2, -1)).squeeze(0)
+    return ends if lower.numel() > 1 else ends.squeeze(1)
+
+
+def _errors(rows: Tensor, candidates: Tensor, bits: Tensor | int, integer: bool) -> Tensor:
+    """Mean squared error of each row, ``(R, N)``, at each of the candidates, ``(K, 2, R)``: ``(K, R)``."""
+    low, high = candidates.unsqueeze(-1).unbind(1)
+    return fake_quantize(rows.unsqueeze(0), low, high, bits, integer).sub_(rows).square_().mean(-1)
 
 
 def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -> Tensor:
