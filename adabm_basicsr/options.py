@@ -142,6 +142,8 @@ def _check_registered(opt: dict) -> None:
     from adabm_basicsr.archs.adabm_arch import import_modules
 
     import_modules(opt["network_g"].get("custom_imports") or ())
+    if opt["network_g"]["type"] != "AdaBMNetwork":
+        opt["network_g"].pop("custom_imports", None)  # a plain architecture doesn't take the key
     named = [("model_type", opt["model_type"], registry.MODEL_REGISTRY)]
     named += [("network_g: type", opt["network_g"]["type"], registry.ARCH_REGISTRY)]
     for name, dataset in opt["datasets"].items():
