@@ -1,0 +1,1 @@
+"""An in-house project that uses BasicSR and quantizes its own networks."""
