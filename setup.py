@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+SPANDREL = "spandrel>=0.4.2,<0.5"  # recognises networks by their weights
 
 
 def version() -> str:
@@ -43,7 +44,10 @@ setup(
         "torchvision>=0.19",
         "tqdm",
     ],
-    extras_require={"test": ["hypothesis", "pytest", "ruff"]},
+    extras_require={
+        "spandrel": [SPANDREL],
+        "test": ["hypothesis", "pytest", "ruff", SPANDREL],
+    },
     entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",

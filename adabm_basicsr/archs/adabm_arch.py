@@ -14,6 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from adabm_basicsr.archs.catalogue import REFUSED
+from adabm_basicsr.archs.spandrel_arch import Spandrel
 from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -105,8 +106,11 @@ def _check_arch_options(name: str, arch: type, given: list[str]) -> None:
 
 def example_input(network: nn.Module, options: dict) -> torch.Tensor:
     """A grey image that the network takes, ``(1, C, H, W)``, on the network's device."""
+    if isinstance(network, Spandrel):
+        told = network.in_channels
+    else:
+        told = next((options[key] for key in CHANNEL_OPTIONS if key in options), None)
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    told = next((options[key] for key in CHANNEL_OPTIONS if key in options), None)
     channels = told or (first.in_channels if first is not None else 3)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     return torch.full((1, channels, EXAMPLE_SIZE, EXAMPLE_SIZE), 0.5, device=device)

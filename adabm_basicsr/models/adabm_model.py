@@ -86,7 +86,7 @@ class AdaBMModel(SRModel):
         check_keys("train", train_opt, TRAIN_OPTIONS)
         if not isinstance(net, QuantizedNetwork):
             raise AdaBMError("network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network")
-        if not self.opt["path"].get("pretrain_network_g"):
+        if not self.opt["path"].get("pretrain_network_g") and not getattr(net.network, "has_weights", False):
             raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
         dataset = build_dataset(self.opt["datasets"]["train"])
         if not isinstance(dataset, CalibrationDataset):
