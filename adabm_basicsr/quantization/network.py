@@ -124,7 +124,8 @@ class QuantizedNetwork(nn.Module):
         return self._unprepared[0].state_dict() if self._unprepared else self._without_quantizers()
 
     def _without_quantizers(self) -> dict[str, Tensor]:
-        quantizers = [name for name, m in self.network.named_modules() if isinstance(m, QUANTIZERS)]
+        modules = self.network.named_modules(remove_duplicate=False)  # a shared layer has a key at each of its places
+        quantizers = [name for name, m in modules if isinstance(m, QUANTIZERS)]
         prefixes = tuple(f"{name}." for name in quantizers)
         return {key: value for key, value in self.network.state_dict().items() if not key.startswith(prefixes)}
 
