@@ -13,89 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.fake_quantize import fake_quantize, range_width
+
 GREY = (0.299, 0.587, 0.114)
 COMPLEXITY_SCALE = 1000.0
-MIN_WIDTH = 1e-12  # a dead layer has lower == upper; it then quantizes to that value instead of to NaN
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Uniform quantization on [lower, upper] with straight-through rounding, as one step that saves only its input.
-
-    With ``x_c`` the clipped input and ``x_q`` the result, the gradient of the plain chain of operations is
-    ``d x_q / d upper = [x > upper] + (x_q - x_c) / (upper - lower)``, the mirror image of it for ``lower``, and
-    ``d x_q / d levels = -(x_q - x_c) / levels``: everything follows from the input again.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
-        ctx.save_for_backward(x, lower, upper, levels)
-        ctx.integer = integer
-        return _quantize(x, lower, upper, levels, integer)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, lower, upper, levels = ctx.saved_tensors
-        need_x, need_lower, need_upper, need_levels, _ = ctx.needs_input_grad
-        x_q = _quantize(x, lower, upper, levels, ctx.integer) if need_lower or need_upper or need_levels else None
-        if ctx.integer:  # moving the ends to the integer grid counts as rounding: straight through
-            scale, zero_point = _integer_grid(lower, upper, levels)
-            lower, upper = -zero_point * scale, (levels - zero_point) * scale
-        below, above = x < lower, x > upper
-        grad_x = grad.masked_fill(below | above, 0) if need_x else None
-        grad_lower = grad_upper = grad_levels = None
-        if x_q is not None:
-            rounding = grad * (x_q - x.clamp(lower, upper))
-            scale_grad = rounding / _width(lower, upper)
-            if need_lower:
-                grad_lower = torch.where(below, grad, -scale_grad).sum_to_size(lower.shape)
-            if need_upper:
-                grad_upper = torch.where(above, grad, scale_grad).sum_to_size(upper.shape)
-            if need_levels:
-                grad_levels = -(rounding / levels).sum_to_size(levels.shape)
-        return grad_x, grad_lower, grad_upper, grad_levels, None
-
-
-def _width(lower: Tensor, upper: Tensor) -> Tensor:
-    return (upper - lower).clamp(min=MIN_WIDTH)
-
-
-def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
-    if integer:
-        scale, zero_point = _integer_grid(lower, upper, levels)
-        return x.div(scale).round_().clamp_(-zero_point, levels - zero_point).mul_(scale)
-    # The order of the operations is the published one: another would round a few values the other way.
-    width = _width(lower, upper)
-    return x.clamp(lower, upper).sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
-
-
-def _integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of integer arithmetic: the range is widened to hold zero, which is one of the levels."""
-    lower, upper = lower.clamp(max=0), upper.clamp(min=0)
-    scale = _width(lower, upper) / levels
-    return scale, (-lower / scale).round()
-
-
-def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float, integer: bool = False) -> Tensor:
-    """Quantize ``x`` to ``2 ** bits`` levels between ``lower`` and ``upper`` and return it as float.
-
-    Gradients reach ``x`` inside the range (straight through the rounding), ``lower`` and ``upper`` through both
-    clipping and scale, and ``bits`` through the number of levels.
-
-    Args:
-        x: Tensor of any shape.
-        lower: Lower end of the clipping range, broadcastable to ``x``.
-        upper: Upper end of the clipping range, broadcastable to ``x``, above ``lower``.
-        bits: Bit-width, a number or a tensor broadcastable to ``x`` (one per sample: shape ``(B, 1, 1, 1)``).
-        integer: Whether zero must be one of the levels, as integer arithmetic needs it: the grid is then
-            ``scale * (q - zero_point)`` with whole ``q`` and ``zero_point`` in ``0 .. 2 ** bits - 1``. Symmetric ends
-            give the signed integers ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` without a zero point.
-
-    Returns:
-        Tensor of the shape of ``x`` whose values lie on the grid ``lower + k * (upper - lower) / (2 ** bits - 1)``,
-        shifted by less than a step where ``integer`` asks for it.
-    """
-    levels = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
-    return _FakeQuantize.apply(x, lower, upper, levels, integer)
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -138,7 +59,7 @@ class ImageBitMapping(nn.Module):
         """Bit factor of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}."""
         complexity = image_complexity(image)
         hard = (complexity > self.upper).to(complexity.dtype) - (complexity < self.lower).to(complexity.dtype)
-        width = _width(self.lower, self.upper)  # equal thresholds come from constant calibration images
+        width = range_width(self.lower, self.upper)  # equal thresholds come from constant calibration images
         soft = torch.tanh((complexity - (self.upper + self.lower) / 2) * 2 / width)
         return straight_through(soft, hard)
 
@@ -160,13 +81,28 @@ class WeightQuantizer(nn.Module):
         self.integer = integer
         self.enabled = True
         self.upper = nn.Parameter(torch.ones(channels))
+        self.register_buffer("channel_scale", None)
+        self.register_buffer("correction", None)
+
+    def reconstruct(self, weight: Tensor, channel_scale: Tensor) -> None:
+        """Make room for an equalisation of input channels and for a correction of the weight before rounding.
+
+        Args:
+            weight: The layer's weight.
+            channel_scale: Ones, broadcastable to ``weight``: the scale of each input channel's activations.
+        """
+        self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
+        self.correction = torch.zeros_like(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
         if not self.enabled:
             return weight
         upper = self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
-        return fake_quantize(weight, -upper, upper, self.bits, self.integer)
+        if self.channel_scale is None:
+            return fake_quantize(weight, -upper, upper, self.bits, self.integer)
+        scaled = (weight + self.correction) * self.channel_scale
+        return fake_quantize(scaled, -upper, upper, self.bits, self.integer) / self.channel_scale
 
 
 class ActivationQuantizer(nn.Module):
@@ -199,9 +135,21 @@ class ActivationQuantizer(nn.Module):
         self.upper = nn.Parameter(torch.ones(1))
         if adaptive:
             self.layer_factor = nn.Parameter(torch.zeros(1))
+        self.register_buffer("channel_scale", None)
         # Set by the network for each forward pass, so that replicas and repeated calls see their own samples.
         self.image_factor: Tensor | None = None
         self.last_bits: Tensor | None = None
+
+    def equalise(self, channel_scale: Tensor) -> None:
+        """Make room for a scale per channel, broadcastable to the input; the range is then in units of it."""
+        self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The range in units of the input: ``lower`` and ``upper``, of each channel if channels are equalised."""
+        if self.channel_scale is None:
+            return self.lower, self.upper
+        ends = self.lower * self.channel_scale, self.upper * self.channel_scale
+        return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale turns its channel round
 
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""
@@ -224,4 +172,4 @@ class ActivationQuantizer(nn.Module):
         self.last_bits = bits = self.bits_used()
         if len(bits) > 1 and len(x) != len(bits):
             bits = bits.repeat_interleave(len(x) // len(bits))
-        return fake_quantize(x, self.lower, self.upper, bits.view(-1, *[1] * (x.dim() - 1)), self.integer)
+        return fake_quantize(x, *self.ends(), bits.view(-1, *[1] * (x.dim() - 1)), self.integer)

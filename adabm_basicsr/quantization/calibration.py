@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.adaptive import MIN_WIDTH, ActivationQuantizer, image_complexity
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, image_complexity
 from adabm_basicsr.quantization.config import FIXED_BITS
+from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, search_weight_range
+from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
 IMAGE_PERCENTILES = (0.1, 0.9)
@@ -27,17 +29,28 @@ class _Statistics:
         self.range = MovingAverage()
         self.sensitivities: list[Tensor] = []
         self._in_batch: list[Tensor] = []
+        self.channels: tuple[Tensor, Tensor] | None = None  # smallest and largest value of each input channel
 
     def __call__(self, quantizer: ActivationQuantizer, args: tuple) -> None:
         x = args[0]
         self._in_batch.append(self.observe_range(x, quantizer))
+        if quantizer.channel_scale is not None:
+            self._observe_channels(x, quantizer.channel_scale)
         if quantizer.adaptive:
-            deviation = x.flatten(1).std(1).mean()
+            values = x.flatten(1)
+            deviation = values.std(1, correction=min(values.shape[1] - 1, 1)).mean()  # a pooled value has no deviation
             lower, upper = self._in_batch[-1]
             # How coarse the steps are against what they resolve, whatever the scale of the layer.
             self.sensitivities.append(
                 (upper - lower) / deviation.clamp(min=MIN_WIDTH) if self.scale_free else deviation
             )
+
+    def _observe_channels(self, x: Tensor, channel_scale: Tensor) -> None:
+        axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
+        lower, upper = x.amin(axes), x.amax(axes)
+        if self.channels is not None:
+            lower, upper = torch.minimum(lower, self.channels[0]), torch.maximum(upper, self.channels[1])
+        self.channels = lower, upper
 
     def end_batch(self) -> None:
         """A layer that ran twice in one pass gets the range that holds both."""
@@ -63,13 +76,14 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     """
     observer, scale_free = net.config.observer or net.config.preset.observer, net.config.preset.scale_free
     statistics = [_Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()]
-    thresholds = MovingAverage()
+    thresholds, first = MovingAverage(), None
     hooks = [observed.quantizer.register_forward_pre_hook(observed) for observed in statistics]
     try:
         with net.full_precision():
             for batch in batches:
                 check_finite(batch, "a calibration image")
                 check_finite(net(batch), "the full-precision network's output")
+                first = batch if first is None else first
                 for observed in statistics:
                     observed.end_batch()
                 thresholds.update(torch.quantile(image_complexity(batch), batch.new_tensor(IMAGE_PERCENTILES)))
@@ -79,9 +93,12 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     if thresholds.value is None:
         raise AdaBMError("calibration needs at least one batch of images, and got none")
     _set_activation_ranges(statistics)
+    _equalise(net, statistics)
     _set_weight_ranges(net)
     _set_bit_mappings(net, statistics, thresholds.value)
     net.stage.fill_(Stage.CALIBRATED)
+    if net.config.preset.reconstruct:
+        reconstruct(net, first)
     return net
 
 
@@ -98,12 +115,22 @@ def _set_activation_ranges(statistics: list[_Statistics]) -> None:
             observed.quantizer.upper.copy_(observed.range.value[1:])
 
 
+def _equalise(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
+    seen = {observed.quantizer: observed.channels for observed in statistics if observed.channels is not None}
+    for layer in net.layers().values():
+        if channels := seen.get(getattr(layer, "input_quantizer", None)):
+            equalise(layer, *channels)
+
+
 def _set_weight_ranges(net: QuantizedNetwork) -> None:
     for name, quantizer in net.weight_quantizers().items():
         bits = quantizer.bits
         if net.config.recipe == "paper" and net.plan.layers[name].fixed and bits == FIXED_BITS:
             bits = net.config.w_bits  # as published: head and tail are searched at the body's bits
-        quantizer.upper.copy_(search_weight_range(net.network.get_submodule(name).weight, quantizer, bits))
+        weight = net.network.get_submodule(name).weight
+        if quantizer.channel_scale is not None:
+            weight = weight * quantizer.channel_scale
+        quantizer.upper.copy_(search_weight_range(weight, quantizer, bits))
 
 
 def _set_bit_mappings(net: QuantizedNetwork, statistics: list[_Statistics], thresholds: Tensor) -> None:

@@ -25,6 +25,9 @@ class Recipe:
         integer: Whether integer arithmetic reproduces the quantizers: weights are signed integers with a scale per
             output channel, activations have an integer zero point, batch normalisation is folded.
         scale_free: Whether learning and layer sensitivities are relative to each layer's range.
+        reconstruct: Whether input channels are equalised and layers reconstructed one by one in calibration.
+        learning_rates: Of weight ranges, activation ranges, layer factors and image thresholds; those of ranges are in
+            units of each range where the recipe is ``scale_free``.
         bit_range: Smallest and largest bits that a layer may use on an image.
         min_a_bits: Smallest base bits that the recipe takes.
     """
@@ -35,17 +38,22 @@ class Recipe:
     phases: tuple[str, ...]
     integer: bool
     scale_free: bool
+    learning_rates: Mapping[str, float]
+    reconstruct: bool = False
     bit_range: tuple[int, int] = (2, 8)
     min_a_bits: int = 2
 
 
 PHASES = ("weight_range", "activation_range", "bit_mapping")
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
+PAPER_RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
+RELATIVE_RATES = {**PAPER_RATES, "weight_range": 0.001, "activation_range": 0.001}
 RECIPES = {
     # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.
-    "paper": Recipe(True, "minmax", True, PHASES, integer=False, scale_free=False, bit_range=(1, 10), min_a_bits=3),
-    "best": Recipe(True, "omse", True, PHASES, integer=True, scale_free=True),
-    "static": Recipe(False, "minmax", False, (), integer=False, scale_free=True),
+    "paper": Recipe(True, "minmax", True, PHASES, False, False, PAPER_RATES, bit_range=(1, 10), min_a_bits=3),
+    # Weight ranges aren't trained: weights were rounded with the errors of one range in mind.
+    "best": Recipe(True, "minmax", False, PHASES[1:], True, True, RELATIVE_RATES, reconstruct=True),
+    "static": Recipe(False, "minmax", False, (), False, True, RELATIVE_RATES),
 }
 
 

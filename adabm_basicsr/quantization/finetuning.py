@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.clipping import clip
+from adabm_basicsr.quantization.config import PAPER_RATES
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
@@ -23,27 +24,21 @@ class FinetuneSettings:
     """Constants of fine-tuning; the defaults are the paper's.
 
     Attributes:
-        learning_rates: Of weight ranges, activation ranges, layer factors and image thresholds.
+        learning_rates: Those that differ from the recipe's own, by ``weight_range``, ``activation_range``,
+            ``layer_factor`` and ``image_threshold``.
         lr_decay: Factor on a phase's learning rates after each of its own epochs.
         feature_weight: Weight of the feature loss.
         bit_weight: Weight of the bit loss.
     """
 
-    learning_rates: dict[str, float] = field(
-        default_factory=lambda: {
-            "weight_range": 0.01,
-            "activation_range": 0.01,
-            "layer_factor": 0.01,
-            "image_threshold": 0.1,
-        }
-    )
+    learning_rates: dict[str, float] = field(default_factory=dict)
     lr_decay: float = 0.9
     feature_weight: float = 10.0
     bit_weight: float = 50.0
 
     @classmethod
     def from_options(cls, options: dict) -> FinetuneSettings:
-        """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given keep their default.
+        """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given are the recipe's.
 
         Raises:
             AdaBMError: A key is unknown or a value is no positive number.
@@ -51,7 +46,7 @@ class FinetuneSettings:
         settings = cls()
         check_keys("train: finetune", options, [f.name for f in fields(cls)])
         rates = options.get("learning_rates", {})
-        check_keys("train: finetune: learning_rates", rates, settings.learning_rates)
+        check_keys("train: finetune: learning_rates", rates, PAPER_RATES)
         for key, value in [*((k, v) for k, v in options.items() if k != "learning_rates"), *rates.items()]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
@@ -79,7 +74,8 @@ class Finetuner:
         self.net = net
         self.settings = settings
         self.iterations_per_epoch = iterations_per_epoch
-        groups = {phase: _parameter_groups(net, phase, settings.learning_rates) for phase in net.config.preset.phases}
+        rates = {**net.config.preset.learning_rates, **settings.learning_rates}
+        groups = {phase: _parameter_groups(net, phase, rates) for phase in net.config.preset.phases}
         groups = {phase: found for phase, found in groups.items() if found}
         self.phases = list(groups)
         kind = RelativeAdam if net.config.preset.scale_free else torch.optim.Adam

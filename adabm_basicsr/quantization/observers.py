@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer, fake_quantize
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.fake_quantize import fake_quantize
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999

@@ -104,7 +104,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
 
 
 def _has_weight_norm(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module, "weight") or _old_weight_norm(module)
+    parametrized = parametrize.is_parametrized(module) and list(module.parametrizations) == ["weight"]
+    return parametrized or _old_weight_norm(module)
 
 
 def _old_weight_norm(module: nn.Module) -> bool:
@@ -114,5 +115,9 @@ def _old_weight_norm(module: nn.Module) -> bool:
 def _bake_weight_norm(module: nn.Module) -> None:
     if _old_weight_norm(module):
         remove_weight_norm(module)
-    else:
-        parametrize.remove_parametrizations(module, "weight")
+        return
+    # remove_parametrizations would take the weight from copies of the module too, which share its class.
+    weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.weight = weight

@@ -24,12 +24,13 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
         example: An image of the channels, type and device that the network takes, ``(1, C, H, W)``.
 
     Returns:
-        The multiple; 1 for a network that takes any size.
+        The multiple; 1 for a network that takes any size. Among sizes that it runs on, one whose output has the
+        input's proportions is preferred; a network that crops its borders gives none such.
 
     Raises:
         AdaBMError: The network takes none of the sizes that were tried.
     """
-    errors = []
+    errors, ran = [], []
     for multiple in MULTIPLES:
         height, width = _trial_size(multiple)
         image = example.new_full((1, example.shape[1], height, width), 0.5)
@@ -41,7 +42,9 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
             continue
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * width == output.shape[3] * height:
             return multiple
-        errors.append(f"{height}x{width}: the output is no image of these proportions")
+        ran.append(multiple)
+    if ran:
+        return ran[0]
     raise AdaBMError(
         f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any size tried "
         f"({errors[0]}); if it needs sizes of another kind, give size_multiple"

@@ -10,7 +10,13 @@ from torch import nn
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig, match, match_all
-from adabm_basicsr.quantization.layers import PRODUCTS_KEY, QuantizedProduct, quantize_products, quantized_type
+from adabm_basicsr.quantization.layers import (
+    PRODUCTS_KEY,
+    QuantizedLayer,
+    QuantizedProduct,
+    quantize_products,
+    quantized_type,
+)
 from adabm_basicsr.quantization.structure import Role, Structure
 
 PRODUCTS_OFF = "product of activations (attention_products is off)"
@@ -134,7 +140,21 @@ def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfi
     if plan.w_bits != FLOAT_BITS:
         channels = layer.weight.shape[kind.weight_axis] if integer else 1
         weight_quantizer = WeightQuantizer(plan.w_bits, channels, kind.weight_axis, integer)
-    return kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
+    quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
+    if config.preset.reconstruct:
+        _make_room(quantized)
+    return quantized
+
+
+def _make_room(layer: QuantizedLayer) -> None:
+    """Buffers that reconstruction fills: scales of the input channels, a correction of the weight."""
+    if layer.input_channels is None:
+        return
+    of_input, of_weight = layer.channel_views(layer.weight.new_ones(layer.input_channels))
+    if isinstance(layer.input_quantizer, ActivationQuantizer):
+        layer.input_quantizer.equalise(of_input)
+    if isinstance(layer.weight_quantizer, WeightQuantizer):
+        layer.weight_quantizer.reconstruct(layer.weight, of_weight)
 
 
 def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.Module:

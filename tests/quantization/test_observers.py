@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer, fake_quantize
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.observers import (
     OBSERVERS,
     MovingAverage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
 
@@ -28,6 +28,25 @@ class QuantizedLayer(nn.Module):
     weight_axis = 0
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
+
+    @property
+    def input_channels(self) -> int | None:
+        """Channels of the input; None for layers that don't tell them apart, and can't be equalised."""
+        return None
+
+    def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """A value per input channel, ``(C_in,)``, as it broadcasts against the input and against the weight."""
+        raise NotImplementedError
+
+    def columns(self, x: Tensor) -> Tensor | None:
+        """What each output value is a weighted sum of, for an input ``x``.
+
+        Returns:
+            ``(G, K, N)``: groups, weights of an output channel, positions, so that the output is
+            ``weight.reshape(G, -1, K) @ columns``; None for layers that are no such sum, whose weights are rounded to
+            the nearest.
+        """
+        return None
 
     @classmethod
     def from_float(cls, layer: nn.Module, input_quantizer: nn.Module, weight_quantizer: nn.Module) -> QuantizedLayer:

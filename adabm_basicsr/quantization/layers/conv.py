@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_layer
@@ -14,3 +15,20 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
         return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+    @property
+    def input_channels(self) -> int:
+        """See `QuantizedLayer.input_channels`."""
+        return self.in_channels
+
+    def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantizedLayer.channel_views`; each group of the weight has its own input channels."""
+        of_weight = scale.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
+        return scale.view(1, -1, 1, 1), of_weight.reshape(self.out_channels, -1, 1, 1)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `QuantizedLayer.columns`."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+        patches = F.unfold(padded, self.kernel_size, self.dilation, stride=self.stride)  # (B, C_in * k * k, L)
+        return patches.unflatten(1, (self.groups, -1)).permute(1, 2, 0, 3).flatten(2)

@@ -29,3 +29,12 @@ class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
             self.groups,
             self.dilation,
         )
+
+    @property
+    def input_channels(self) -> int:
+        """See `QuantizedLayer.input_channels`."""
+        return self.in_channels
+
+    def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantizedLayer.channel_views`."""
+        return scale.view(1, -1, 1, 1), scale.view(-1, 1, 1, 1)

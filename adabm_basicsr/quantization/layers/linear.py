@@ -15,3 +15,16 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, ..., C_in)`` to ``(B, ..., C_out)``."""
         return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+
+    @property
+    def input_channels(self) -> int:
+        """See `QuantizedLayer.input_channels`."""
+        return self.in_features
+
+    def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """See `QuantizedLayer.channel_views`."""
+        return scale, scale
+
+    def columns(self, x: Tensor) -> Tensor:
+        """See `QuantizedLayer.columns`."""
+        return x.flatten(0, -2).t().unsqueeze(0)

@@ -1,0 +1,105 @@
+"""Networks that hide or split their convolutions are rewritten without a change of their output."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from adabm_basicsr import AdaBMError, calibrate, load_checkpoint, quantize
+from adabm_basicsr.quantization.preparation import Preparation, register_preparation
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def trained_statistics(network):
+    """Batch normalisation as after training: nothing is zero or one."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+def normalised(*between):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), *between, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    return trained_statistics(nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2), nn.BatchNorm2d(8)))
+
+
+def test_batch_norm_is_folded_into_the_layer_before_it():
+    network = normalised()
+    preparation = Preparation(network, IMAGES[:1], fold=True)
+    assert preparation.folded == [("0", "1"), ("3", "4"), ("5", "6")]
+    prepared = preparation.apply(copy.deepcopy(network))
+    torch.testing.assert_close(prepared(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+
+
+def test_batch_norm_after_something_else_stays():
+    assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [("4", "5"), ("6", "7")]
+
+
+def test_batch_norm_of_an_output_that_is_used_twice_stays():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(self.norm(x) + x)
+
+    assert not Preparation(trained_statistics(Branching()), IMAGES[:1], fold=True)
+
+
+def test_weight_norm_is_baked_in():
+    network = nn.Sequential(
+        weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)
+    )
+    net = calibrate(quantize(network, IMAGES[:1], fully_quantized=True, w_bits=8, a_bits=8, recipe="best"), [IMAGES])
+    with torch.no_grad():
+        with net.full_precision():
+            torch.testing.assert_close(net(IMAGES), network(IMAGES))
+        torch.testing.assert_close(net(IMAGES), network(IMAGES), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_plain_checkpoints_keep_the_layout_of_the_unprepared_network(recipe, tmp_path):
+    network = normalised()
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    blank = nn.Sequential(*[copy.deepcopy(layer) for layer in normalised()])
+    for parameter in blank.parameters():
+        nn.init.ones_(parameter)
+    net = quantize(blank, IMAGES[:1], fully_quantized=True, recipe=recipe)
+    assert bool(net.preparation) is (recipe == "best")
+    load_checkpoint(net, tmp_path / "plain.pth")
+    with torch.no_grad(), net.full_precision():
+        torch.testing.assert_close(net(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(AdaBMError, match="holds no weights"):
+        load_checkpoint(net, tmp_path / "empty.pth")
+
+
+def test_own_modules_can_be_registered():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3) / 10)
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.kernel, padding=1)
+
+    @register_preparation(Hidden)
+    def rewrite(hidden):
+        conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        conv.weight = hidden.kernel
+        return conv
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), Hidden(), Hidden(), nn.Conv2d(8, 3, 1))
+    net = quantize(network, IMAGES[:1])
+    assert list(net.layers()) == ["1", "2"]
+    with torch.no_grad(), net.full_precision():
+        torch.testing.assert_close(net(IMAGES), network(IMAGES))
