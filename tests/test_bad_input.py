@@ -56,7 +56,7 @@ TRAIN_MISTAKES = {
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
-        "EDVR cannot be run on an image of shape (1, 3, 48, 48)",
+        "EDVR can't be quantized here: it is a video network, which takes sequences of frames",
     ),
     "dataset type": (
         {"datasets__train__type": "CalibrationDatset"},

@@ -60,7 +60,8 @@ def reconstruct(net: QuantizedNetwork, images: Tensor) -> None:
     def fit(layer: QuantizedLayer, args: tuple) -> None:
         if layer in layers:  # a layer that runs twice is fitted once
             layers.discard(layer)
-            _fit_layer(layer, args[0])
+            with torch._C.DisableTorchFunction():  # products of activations around the layer aren't ours
+                _fit_layer(layer, args[0])
 
     hooks = [layer.register_forward_pre_hook(fit) for layer in list(layers)]
     try:

@@ -22,6 +22,7 @@ from adabm_basicsr.quantization.tracing import Call, Trace, trace_network
 # Blocks that hold less than this share of the MACs before the upsampling, at their own resolution or below, are not the
 # body; every layer between head and tail is then.
 MIN_BODY_SHARE = 0.2
+MIN_NESTED_SHARE = 0.5  # of the MACs of a single module, which the blocks in it must hold to be the body instead
 
 
 class Role(str, Enum):
@@ -102,18 +103,27 @@ def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
     calls: dict[str, Call] = {}
     for call in trace.modules:
         calls.setdefault(call.name, call)
-    best: list[Call] = []
-    best_macs = 0
-    for parent_name, parent in network.named_modules():
-        for family in _families(parent_name, parent, calls):
-            layers = {layer.name for call in family for layer in trace.layers[call.start : call.end]}
-            macs = sum(trace.macs[name] for name in layers)
-            if macs > best_macs:
-                best, best_macs = family, macs
+    families = [
+        family for name, parent in network.named_modules() for family in _families(name, parent, calls) if family
+    ]
+    best = max(families, key=lambda family: _macs(family, trace), default=[])
+    if len(best) == 1:  # one module around everything is not a block, if there are blocks in it
+        inside = [family for family in families if len(family) > 1 and family[0].name.startswith(f"{best[0].name}.")]
+        largest = max(inside, key=lambda family: _macs(family, trace), default=[])
+        best = largest if _macs(largest, trace) >= MIN_NESTED_SHARE * _macs(best, trace) else best
     size = max((call.pixels for call in best), default=0)
-    before_upsampling = trace.layers[: min(_upsamplings(trace, size), default=len(trace.layers))]
-    comparable = sum(trace.macs[name] for name in {layer.name for layer in before_upsampling if layer.pixels <= size})
-    return sorted(best, key=lambda call: call.start) if best and best_macs >= MIN_BODY_SHARE * comparable else []
+    upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
+    best = [
+        call for call in best if call.end <= upsampling
+    ] or best  # the last of alike layers may feed a pixel shuffle
+    before = {layer.name for layer in trace.layers[:upsampling] if layer.pixels <= size}
+    comparable = sum(trace.macs[name] for name in before)
+    is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * comparable
+    return sorted(best, key=lambda call: call.start) if is_body else []
+
+
+def _macs(family: list[Call], trace: Trace) -> int:
+    return sum(trace.macs[n] for n in {layer.name for call in family for layer in trace.layers[call.start : call.end]})
 
 
 def _families(parent_name: str, parent: nn.Module, calls: dict[str, Call]) -> list[list[Call]]:

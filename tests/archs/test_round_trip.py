@@ -52,6 +52,18 @@ def test_round_trip(name, fully_quantized, tmp_path):
         assert torch.equal(net(batches[1]), again(batches[1]))
 
 
+def test_round_trip_with_attention_products(tmp_path):
+    options = {"w_bits": 8, "a_bits": 8, "fully_quantized": True, "attention_products": True}
+    net = network("SwinIR x2", **options)
+    batches = [images(net, 4, seed=seed) for seed in range(2)]
+    finetune(calibrate(net, batches), batches * 2, iterations_per_epoch=1)
+    assert sqnr(net, batches[0]) >= 35
+    save_checkpoint(net, tmp_path / "net.pth")
+    again = load_checkpoint(network("SwinIR x2", **options), tmp_path / "net.pth")
+    with torch.no_grad():
+        assert torch.equal(net(batches[1]), again(batches[1]))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_coverage_of_the_whole_network(name):
     coverage = measure_coverage(network(name, fully_quantized=True))

@@ -68,6 +68,12 @@ def test_plain_chain_of_layers_has_a_body_too():
     assert roles(network) == {"0.0": "head", "0.2": "body", "0.4": "body", "0.6": "tail"}
 
 
+def test_layer_that_feeds_the_shuffle_is_no_block_though_it_looks_like_one():
+    blocks = [nn.Sequential(conv(12, 12), nn.ReLU()) for _ in range(3)]
+    found = roles(nn.Sequential(nn.Sequential(conv(3, 12), *blocks), nn.PixelShuffle(2)))
+    assert list(found.values()) == ["head", "body", "body", "tail"]
+
+
 def test_pooled_attention_is_part_of_its_block():
     class Attending(Block):
         def __init__(self):
@@ -83,6 +89,24 @@ def test_pooled_attention_is_part_of_its_block():
     found = roles(network)
     assert found["blocks.0.squeeze"] == found["blocks.1.squeeze"] == "body"
     assert found["after"] == "trunk end"
+
+
+def test_blocks_inside_one_module_are_found():
+    network = Interpolating(4)
+    network.blocks = nn.Sequential(nn.Sequential(*network.blocks, conv(8, 8)))
+
+    class Shortcut(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    network.blocks = nn.Sequential(Shortcut(network.blocks[0]))
+    structure = find_structure(network, EXAMPLE)
+    assert structure.blocks == [f"blocks.0.inner.{index}" for index in range(4)]
+    assert structure.roles["blocks.0.inner.4"] is Role.TRUNK_END
 
 
 def test_network_without_layers_is_refused():

@@ -1,0 +1,170 @@
+"""Quantized layers: they compute what the float layer does, on the grid that integers allow."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
+from adabm_basicsr.quantization.reconstruction import round_compensated
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(8, 6, 3, padding=1),
+    "stride and dilation": lambda: nn.Conv2d(8, 6, (3, 5), stride=2, padding=(1, 4), dilation=(1, 2)),
+    "same": lambda: nn.Conv2d(8, 6, 4, padding="same"),
+    "reflect": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"),
+    "replicate": lambda: nn.Conv2d(8, 6, 3, padding=2, padding_mode="replicate"),
+    "circular": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"),
+    "groups": lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+    "transposed": lambda: nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, output_padding=1),
+    "transposed, groups": lambda: nn.ConvTranspose2d(8, 12, 3, groups=4),
+}
+X = torch.randn(2, 8, 12, 14, generator=torch.Generator().manual_seed(0))
+
+
+def network_of(layer):
+    """Something before and after the layer, so that it is the body."""
+    out_channels = layer(X).shape[1]
+    return nn.Sequential(nn.Conv2d(8, 8, 1), layer, nn.Conv2d(out_channels, 8, 1))
+
+
+def quantized(name, bits, recipe="best", seed=0):
+    torch.manual_seed(seed)
+    network = network_of(LAYERS[name]())
+    net = quantize(network, X[:1], recipe=recipe, w_bits=bits, a_bits=bits)
+    return network, calibrate(net, [X])
+
+
+@pytest.mark.parametrize("recipe", ["best", "static"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_eight_bits_come_close(name, recipe):
+    network, net = quantized(name, 8, recipe)
+    with torch.no_grad():
+        expected = network(X)
+        assert (net(X) - expected).square().mean() < 1e-3 * expected.square().mean()
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "transposed" not in name])
+def test_columns_times_weights_are_the_output(name):
+    layer = LAYERS[name]()
+    quantized_layer = quantized_type(layer).from_float(layer, nn.Identity(), nn.Identity())
+    columns = quantized_layer.columns(X)
+    rows = layer.weight.reshape(len(columns), -1, columns.shape[1])
+    out = layer(X) - (0 if layer.bias is None else layer.bias.view(1, -1, 1, 1))
+    torch.testing.assert_close((rows @ columns).flatten(0, 1), out.transpose(0, 1).flatten(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_channel_scales_pass_from_input_to_weight(name):
+    layer = LAYERS[name]()
+    quantized_layer = quantized_type(layer).from_float(copy.deepcopy(layer), nn.Identity(), nn.Identity())
+    of_input, of_weight = quantized_layer.channel_views(torch.rand(8) + 0.5)
+    with torch.no_grad():
+        expected = layer(X)
+        quantized_layer.weight.mul_(of_weight)
+        torch.testing.assert_close(quantized_layer(X / of_input), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_are_integers_times_one_scale_per_output_channel(name, bits):
+    _, net = quantized(name, bits)
+    layer = net.layers()["1"]
+    quantizer = layer.weight_quantizer
+    scale = (2 * quantizer.upper / (2**bits - 1)).view([-1 if axis == quantizer.axis else 1 for axis in range(4)])
+    integers = quantizer(layer.weight) * quantizer.channel_scale / scale
+    torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-3)
+    assert integers.round().min() >= -(2 ** (bits - 1)) and integers.round().max() <= 2 ** (bits - 1) - 1
+
+
+def test_linear_layers_of_tokens():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(168, 24), nn.ReLU(), nn.Linear(24, 168))
+    network.append(nn.Unflatten(2, (12, 14))).append(nn.Conv2d(8, 8, 1))
+    net = calibrate(quantize(network, X[:1], recipe="best", w_bits=8, a_bits=8, size_multiple=1), [X])
+    assert list(net.layers()) == ["2", "4"]
+    with torch.no_grad():
+        assert (net(X) - network(X)).square().mean() < 1e-3 * network(X).square().mean()
+
+
+def test_subclass_that_only_sets_options_is_quantized_and_one_that_computes_otherwise_is_not():
+    class Conv3x3(nn.Conv2d):
+        def __init__(self, channels):
+            super().__init__(channels, channels, 3, padding=1)
+
+    class Doubled(Conv3x3):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), Conv3x3(8), Doubled(8), nn.Conv2d(8, 8, 1))
+    net = calibrate(quantize(network, X[:1], w_bits=8, a_bits=8), [X])
+    assert list(net.layers()) == ["1"] and isinstance(net.layers()["1"], Conv3x3)
+    assert "Doubled" in net.plan.skipped["2"]
+
+
+def test_compensated_rounding_beats_rounding_to_nearest():
+    torch.manual_seed(0)
+    mixing = torch.randn(32, 32)
+    columns = mixing @ torch.randn(1, 32, 500)  # inputs that have something to do with one another
+    rows, steps = torch.randn(1, 16, 32), torch.full((1, 16, 1), 0.4)
+    rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, bits=4)
+    nearest = (rows / steps).round().clamp(-8, 7) * steps
+    torch.testing.assert_close(rounded / steps, (rounded / steps).round(), rtol=0, atol=1e-4)
+    assert (rounded / steps).min() >= -8.01 and (rounded / steps).max() <= 7.01
+
+    def error(weights):
+        return ((weights - rows) @ columns).square().mean()
+
+    assert error(rounded) < 0.5 * error(nearest)
+
+
+class Attention(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.qkv, self.out = nn.Conv2d(8, 24, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        q, k, v = (t.transpose(1, 2) for t in self.qkv(x).flatten(2).chunk(3, 1))
+        if self.how == "sdpa":
+            y = F.scaled_dot_product_attention(q, k, v)
+        elif self.how == "einsum":
+            y = torch.einsum("bij,bjc->bic", torch.einsum("bic,bjc->bij", q, k).div(8**0.5).softmax(-1), v)
+        elif self.how == "bmm":
+            y = torch.bmm(torch.bmm(q, k.mT).div(8**0.5).softmax(-1), v)
+        else:
+            y = (q @ k.mT / 8**0.5).softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+@pytest.mark.parametrize("how", ["matmul", "bmm", "einsum", "sdpa"])
+def test_attention_products_are_quantized_however_they_are_written(how):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), Attention(how), Attention(how), nn.Conv2d(8, 8, 1))
+    net = quantize(network, X[:1], recipe="best", w_bits=8, a_bits=8, attention_products=True)
+    products = {name: layer for name, layer in net.layers().items() if isinstance(layer, QuantizedProduct)}
+    assert list(products) == [f"{i}.quantized_products.{k}" for i in (1, 2) for k in (0, 1)]
+    assert net.structure.macs["1.quantized_products.0"] == 168 * 168 * 8
+    calibrate(net, [X])
+    with torch.no_grad():
+        expected, output = network(X), net(X)
+        assert 0 < (output - expected).square().mean() < 1e-3 * expected.square().mean()
+        alone = torch.cat([net(x[None]) for x in X])
+        with net.full_precision():
+            torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, alone, rtol=1e-3, atol=1e-3)
+    bits = net(X, details=True).bits
+    assert all(layer.left.last_bits.min() >= 2 and layer.right.last_bits.max() <= 8 for layer in products.values())
+    assert bits.shape == (2,) and (bits <= 8).all()
+
+
+def test_some_products_can_be_excluded():
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), Attention("matmul"), Attention("matmul"), nn.Conv2d(8, 8, 1))
+    net = quantize(network, X[:1], recipe="best", attention_products=True, exclude=["1.quantized_products.0"])
+    calibrate(net, [X])
+    assert [name for name in net.layers() if "products.0" in name] == ["2.quantized_products.0"]
+    assert torch.isfinite(net(X)).all()
