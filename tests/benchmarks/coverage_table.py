@@ -1,6 +1,6 @@
 """Table of the architectures: layers that are found, share of the MACs that is quantized, scales that are tested.
 
-    python tests/benchmarks/architectures.py --out architectures.json
+    python tests/benchmarks/coverage_table.py --out coverage.json
 
 Sizes are the usual ones of each architecture; no weights are needed.
 """
