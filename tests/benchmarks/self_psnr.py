@@ -1,0 +1,119 @@
+"""Self-PSNR of quantized real networks on Set14, body alone: how close they stay to their full precision.
+
+    python tests/benchmarks/self_psnr.py --out DIR [--networks IMDN SRVGGNetCompact RRDBNet] [--bits 8 6]
+
+Each network is quantized by `adabm-basicsr train` from an option file and nothing else; needs ../shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from tabulate import tabulate
+
+from adabm_basicsr import load_checkpoint
+from adabm_basicsr.data.images import list_images, read_image, to_unit_range
+from adabm_basicsr.train import main as train
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+SR = {"num_in_ch": 3, "num_out_ch": 3}
+NETWORKS = {
+    "SRVGGNetCompact": (
+        {**SR, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
+        "realesr-animevideov3_x4.pth",
+    ),
+    "RRDBNet": ({**SR, "num_feat": 64, "num_block": 6, "num_grow_ch": 32}, "RealESRGAN_x4plus_anime_6B_fp16.pth"),
+    "IMDN": (SR, "IMDN_x4.pth"),
+}
+
+
+def options(kind: str, bits: int, recipe: str, iterations: int) -> dict:
+    """An option file, as a user would write it."""
+    network, weights = NETWORKS[kind]
+    return {
+        "name": f"{kind}_W{bits}A{bits}_{recipe}",
+        "model_type": "AdaBMModel",
+        "scale": 4,
+        "num_gpu": "auto",
+        "manual_seed": 0,
+        "datasets": {
+            "train": {
+                "name": "Calibration",
+                "type": "CalibrationDataset",
+                "dataroot_lq": str(SHARED / "data" / "calibration" / "LRbicx4"),
+                "num_images": 64,
+                "lq_size": 48,
+                "batch_size_per_gpu": 2,
+                "num_worker_per_gpu": 0,
+            }
+        },
+        "network_g": {
+            "type": "AdaBMNetwork",
+            "network": {"type": kind, **network},
+            "custom_imports": ["inhouse.archs"],
+            "w_bits": bits,
+            "a_bits": bits,
+            "recipe": recipe,
+        },
+        "path": {"pretrain_network_g": str(SHARED / "weights" / weights)},
+        "train": {"total_iter": iterations},
+        "logger": {"print_freq": 20, "save_checkpoint_freq": 10000, "use_tb_logger": False},
+    }
+
+
+@torch.no_grad()
+def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
+    """Mean self-PSNR in dB, and mean bits, over the images of ``folder``."""
+    from basicsr.archs import build_network
+
+    net = build_network(opt["network_g"])
+    load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
+    psnr, bits = [], []
+    for path in list_images(folder, "--images"):
+        image = torch.from_numpy(to_unit_range(read_image(path))).permute(2, 0, 1).unsqueeze(0)
+        output = net(image, details=True)
+        with net.full_precision():
+            teacher = net(image)
+        error = (_pixels(output.output) - _pixels(teacher)).square().mean()
+        psnr.append(float(10 * torch.log10(255**2 / error)))
+        bits.append(float(output.bits.mean()))
+    return {"self_psnr": sum(psnr) / len(psnr), "fab": sum(bits) / len(bits)}
+
+
+def _pixels(image: torch.Tensor) -> torch.Tensor:
+    return (image.clamp(0, 1) * 255).round()
+
+
+def main() -> None:
+    """Quantize, measure, print and write ``self_psnr.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for experiments and results")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 6])
+    parser.add_argument("--recipe", default="best")
+    parser.add_argument("--iterations", type=int, default=64, help="of fine-tuning")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(ROOT / "tests" / "example_project"))
+    os.chdir(args.out)
+    results = {}
+    for kind in args.networks:
+        for bits in args.bits:
+            opt = options(kind, bits, args.recipe, args.iterations)
+            Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
+            train(["-opt", "options.yml"])
+            results[f"{kind} W{bits}A{bits}"] = self_psnr(opt, SHARED / "data" / "Set14" / "LRbicx4")
+    Path("self_psnr.json").write_text(json.dumps(results, indent=2))
+    rows = [[name, f"{r['self_psnr']:.2f}", f"{r['fab']:.2f}"] for name, r in results.items()]
+    print(tabulate(rows, headers=["network", "self-PSNR (dB)", "FAB"], tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
