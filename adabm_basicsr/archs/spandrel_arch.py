@@ -6,11 +6,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.calibration import check_finite
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -52,7 +52,8 @@ class Spandrel(nn.Module):
         # Not the descriptor's own call: it runs in inference mode, clamps its output and pads on its own. What remains
         # is `model(image)` for most; some networks take a noise level besides, or return several outputs.
         self._call = descriptor._call_fn
-        _check_finite(self.model, path)
+        for name, weight in self.model.named_parameters():
+            check_finite(weight, f"{WHERE}: path: checkpoint {path}: {name}")
 
     def forward(self, image: Tensor) -> Tensor:
         """Super-resolve or restore.
@@ -100,9 +101,3 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
             f"only super-resolution and restoration networks can be quantized"
         )
     return descriptor
-
-
-def _check_finite(model: nn.Module, path: str) -> None:
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise AdaBMError(f"{WHERE}: path: checkpoint {path}: {name} holds NaN or infinite values")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.network import QuantizedNetwork, Stage, visit_in_order
 from adabm_basicsr.quantization.observers import search_range
 
 
@@ -28,22 +28,14 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     Raises:
         AdaBMError: ``net`` hasn't been calibrated.
     """
-    pending = {quantizer for quantizer in net.activation_quantizers().values() if quantizer.bits < FIXED_BITS}
-
-    def search(quantizer: ActivationQuantizer, args: tuple) -> None:
-        if quantizer not in pending:  # a layer that runs twice is searched once
-            return
-        pending.discard(quantizer)
-        bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
-        best = search_range(args[0], quantizer.lower, quantizer.upper, bits, quantizer.integer)
-        quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
-        quantizer.upper.mul_(0.5).add_(0.5 * best[1:])
-
-    hooks = [quantizer.register_forward_pre_hook(search) for quantizer in pending]
-    try:
-        net(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    quantizers = [quantizer for quantizer in net.activation_quantizers().values() if quantizer.bits < FIXED_BITS]
+    visit_in_order(net, quantizers, images, _search)
     net.stage.fill_(Stage.CLIPPED)
     return net
+
+
+def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
+    bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
+    best = search_range(x, quantizer.lower, quantizer.upper, bits, quantizer.integer)
+    quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
+    quantizer.upper.mul_(0.5).add_(0.5 * best[1:])

@@ -26,9 +26,10 @@ class Cost:
     bitops: float
 
 
-def weight_bits(layer: nn.Module | None) -> int:
+def weight_bits(layer: nn.Module) -> int:
     """Bits of a layer's weight; 32 where it isn't quantized."""
-    return _bits_of(getattr(layer, "weight_quantizer", None))
+    quantizer = getattr(layer, "weight_quantizer", None)
+    return quantizer.bits if isinstance(quantizer, WeightQuantizer) else FLOAT_BITS
 
 
 def bit_product(module: nn.Module | None) -> float:
@@ -38,10 +39,6 @@ def bit_product(module: nn.Module | None) -> float:
     if isinstance(module, QuantizedLayer):
         return weight_bits(module) * float(torch.as_tensor(_used(module.input_quantizer)).mean())
     return FLOAT_BITS * FLOAT_BITS
-
-
-def _bits_of(quantizer: nn.Module | None) -> int:
-    return quantizer.bits if isinstance(quantizer, (ActivationQuantizer, WeightQuantizer)) else FLOAT_BITS
 
 
 def _used(quantizer: nn.Module) -> Tensor | float:

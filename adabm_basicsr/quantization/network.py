@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple
@@ -145,12 +145,7 @@ class QuantizedNetwork(nn.Module):
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Activation quantizers by the name of their layer, of products with ``.left`` and ``.right``, in order."""
-        found: dict[str, nn.Module] = {}
-        for name, layer in self.layers().items():
-            if isinstance(layer, QuantizedProduct):
-                found |= {f"{name}.left": layer.left, f"{name}.right": layer.right}
-            else:
-                found[name] = layer.input_quantizer
+        found = {key: q for name, layer in self.layers().items() for key, q in layer.inputs(name).items()}
         return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
 
     @contextmanager
@@ -196,6 +191,28 @@ class QuantizedNetwork(nn.Module):
             for quantizer in quantizers:
                 if quantizer.last_bits is not None:
                     quantizer.last_bits = quantizer.last_bits.detach()
+
+
+def visit_in_order(
+    net: QuantizedNetwork, modules: Iterable[nn.Module], images: Tensor, visit: Callable[[nn.Module, Tensor], None]
+) -> None:
+    """Run ``net`` on ``images`` and call ``visit(module, input)`` as each of its ``modules`` is about to run.
+
+    What a visit changes is seen by all that comes later. A module that runs twice is visited once.
+    """
+    pending = set(modules)
+
+    def first_call(module: nn.Module, args: tuple) -> None:
+        if module in pending:
+            pending.discard(module)
+            visit(module, args[0])
+
+    hooks = [module.register_forward_pre_hook(first_call) for module in pending]
+    try:
+        net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:

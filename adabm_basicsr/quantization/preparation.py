@@ -48,10 +48,10 @@ class Preparation:
         self.normalised = [name for name, module in named if _has_weight_norm(module)]
         self.folded: list[tuple[str, str]] = []
         if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
-            rewritten = self.apply(copy.deepcopy(network))
-            self.folded = [pair for pair in trace_network(rewritten, example).normalised if _can_fold(rewritten, *pair)]
+            trial = self.apply(copy.deepcopy(network))
+            self.folded = [pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)]
             # The layer's output may have been used elsewhere too; then folding isn't the same.
-            if not _same_output(self.apply(copy.deepcopy(network)), network, example):
+            if not _same_output(self._fold(trial), network, example):
                 self.folded = []
 
     def __bool__(self) -> bool:
@@ -64,6 +64,9 @@ class Preparation:
             _replace(network, name, _REWRITINGS[type(module)](module).eval().requires_grad_(False))
         for name in self.normalised:
             _bake_weight_norm(network.get_submodule(name))
+        return self._fold(network)
+
+    def _fold(self, network: nn.Module) -> nn.Module:
         for layer, norm in self.folded:
             _fold(network.get_submodule(layer), network.get_submodule(norm))
             _replace(network, norm, nn.Identity())

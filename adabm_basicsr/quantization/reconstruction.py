@@ -14,7 +14,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuant
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.layers import QuantizedLayer
-from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.network import QuantizedNetwork, visit_in_order
 
 EQUALISATION = 0.75  # 0 leaves channels as they are, 1 gives all the same range, at the cost of the weights' precision
 MIN_SCALE = 1e-3  # of the quietest channels against the loudest
@@ -55,23 +55,16 @@ def reconstruct(net: QuantizedNetwork, images: Tensor) -> None:
         net: A network whose ranges are calibrated; changed in place.
         images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
     """
-    layers = {layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)}
-
-    def fit(layer: QuantizedLayer, args: tuple) -> None:
-        if layer in layers:  # a layer that runs twice is fitted once
-            layers.discard(layer)
-            with torch._C.DisableTorchFunction():  # products of activations around the layer aren't ours
-                _fit_layer(layer, args[0])
-
-    hooks = [layer.register_forward_pre_hook(fit) for layer in list(layers)]
-    try:
-        net(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = [layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)]
+    visit_in_order(net, layers, images, _fit_layer)
 
 
 def _fit_layer(layer: QuantizedLayer, x: Tensor) -> None:
+    with torch._C.DisableTorchFunction():  # the products below aren't the network's, though it may quantize its own
+        _fit(layer, x)
+
+
+def _fit(layer: QuantizedLayer, x: Tensor) -> None:
     activation, weight = layer.input_quantizer, layer.weight_quantizer
     scale = getattr(activation, "channel_scale", None)
     of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())

@@ -90,9 +90,7 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
 
 def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
     """The outermost modules that match the user's patterns."""
-    calls: dict[str, Call] = {}
-    for call in trace.modules:
-        calls.setdefault(call.name, call)
+    calls = _first_calls(trace)
     names = match_all("blocks", patterns, list(calls), "module")
     outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
     return sorted((calls[name] for name in outermost), key=lambda call: call.start)
@@ -100,12 +98,8 @@ def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
 
 def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
     """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
-    calls: dict[str, Call] = {}
-    for call in trace.modules:
-        calls.setdefault(call.name, call)
-    families = [
-        family for name, parent in network.named_modules() for family in _families(name, parent, calls) if family
-    ]
+    calls = _first_calls(trace)
+    families = [family for name, parent in network.named_modules() for family in _families(name, parent, calls)]
     best = max(families, key=lambda family: _macs(family, trace), default=[])
     if len(best) == 1:  # one module around everything is not a block, if there are blocks in it
         inside = [family for family in families if len(family) > 1 and family[0].name.startswith(f"{best[0].name}.")]
@@ -113,13 +107,19 @@ def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
         best = largest if _macs(largest, trace) >= MIN_NESTED_SHARE * _macs(best, trace) else best
     size = max((call.pixels for call in best), default=0)
     upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
-    best = [
-        call for call in best if call.end <= upsampling
-    ] or best  # the last of alike layers may feed a pixel shuffle
+    # The last of alike layers may feed a pixel shuffle.
+    best = [call for call in best if call.end <= upsampling] or best
     before = {layer.name for layer in trace.layers[:upsampling] if layer.pixels <= size}
     comparable = sum(trace.macs[name] for name in before)
     is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * comparable
     return sorted(best, key=lambda call: call.start) if is_body else []
+
+
+def _first_calls(trace: Trace) -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for call in trace.modules:
+        calls.setdefault(call.name, call)
+    return calls
 
 
 def _macs(family: list[Call], trace: Trace) -> int:

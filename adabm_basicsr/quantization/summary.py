@@ -12,7 +12,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.cost import weight_bits
 from adabm_basicsr.quantization.coverage import Coverage, measure_coverage
-from adabm_basicsr.quantization.layers import QuantizedProduct
+from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 
@@ -87,8 +87,10 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     return Summary(rows, measure_coverage(net), float(bits.mean()))
 
 
-def _rows(net: QuantizedNetwork, name: str, layer: nn.Module, noise: dict[nn.Module, float]) -> list[LayerSummary]:
-    inputs = {name: layer.input_quantizer} if hasattr(layer, "input_quantizer") else _operands(name, layer)
+def _rows(
+    net: QuantizedNetwork, name: str, layer: QuantizedLayer | QuantizedProduct, noise: dict[nn.Module, float]
+) -> list[LayerSummary]:
+    inputs = layer.inputs(name)
     total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())
     share = net.structure.macs[name] / total / len(inputs)
     role, w_bits = net.structure.roles[name].value, weight_bits(layer)
@@ -96,10 +98,6 @@ def _rows(net: QuantizedNetwork, name: str, layer: nn.Module, noise: dict[nn.Mod
         LayerSummary(row_name, role, w_bits, *_measured(quantizer, noise), share)
         for row_name, quantizer in inputs.items()
     ]
-
-
-def _operands(name: str, product: QuantizedProduct) -> dict[str, nn.Module]:
-    return {f"{name}.left": product.left, f"{name}.right": product.right}
 
 
 def _measured(quantizer: nn.Module, noise: dict[nn.Module, float]) -> tuple[float, float, float, float]:

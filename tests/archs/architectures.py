@@ -1,4 +1,7 @@
-"""Every single-image architecture at a size that a test can afford, with the scales that are tested."""
+"""Every single-image architecture at a size that a test can afford, with the scales that are tested; shared checks."""
+
+import numpy as np
+import torch
 
 SR = {"num_in_ch": 3, "num_out_ch": 3}
 SWINIR = {"img_size": 16, "window_size": 8, "depths": [2, 2], "embed_dim": 60, "num_heads": [6, 6], "mlp_ratio": 2}
@@ -39,3 +42,22 @@ ARCHITECTURES = {
     "SRResNet x2": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 2},
     "SRResNet x4": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 4},
 }  # fmt: skip
+
+
+def assert_255_inside(net, first, last):
+    """Pixels are 0..1 outside of ``net``, and 0..255 where they enter ``first`` and leave ``last``."""
+    image, seen = torch.rand(1, 3, 8, 8), {}
+    first.register_forward_pre_hook(lambda _, args: seen.update(first=args[0]))
+    last.register_forward_hook(lambda _, args, output: seen.update(last=output))
+    with torch.no_grad():
+        output = net(image)
+    torch.testing.assert_close(seen["first"], image * 255)
+    torch.testing.assert_close(output, seen["last"] / 255)
+
+
+def assert_published_output(net, outputs, name, tag):
+    """``net`` gives the published code's full-precision output."""
+    with torch.no_grad():
+        output = net(torch.from_numpy(outputs["test_lr_255"]) / 255).numpy() * 255
+    expected = outputs[f"{name}/{tag}/fp_sr"]
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

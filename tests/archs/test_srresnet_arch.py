@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import assert_255_inside, assert_published_output
 from basicsr.archs import build_network
 from torch import nn
 
@@ -41,14 +42,8 @@ def test_layers():
 
 
 def test_pixels_are_0_to_1_outside_and_0_to_255_inside():
-    net, image = build(), torch.rand(1, 3, 8, 8)
-    seen = {}
-    net.head.register_forward_pre_hook(lambda _, args: seen.update(first=args[0]))
-    net.tail.register_forward_hook(lambda _, args, output: seen.update(last=output))
-    with torch.no_grad():
-        output = net(image)
-    torch.testing.assert_close(seen["first"], image * 255)
-    torch.testing.assert_close(output, seen["last"] / 255)
+    net = build()
+    assert_255_inside(net, net.head, net.tail)
 
 
 def test_wrong_upscale():
@@ -71,7 +66,4 @@ def test_published_full_precision_output(shared, tag):
     state = torch.load(shared / "reference" / f"published_tiny_srresnet_{tag}.pt", weights_only=True)
     net = build(num_feat=8)
     net.load_state_dict({key: value for key, value in state.items() if key.split(".")[-1] not in QUANTIZER_LEAVES})
-    with torch.no_grad():
-        output = net(torch.from_numpy(outputs["test_lr_255"]) / 255).numpy() * 255
-    expected = outputs[f"srresnet/{tag}/fp_sr"]
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert_published_output(net, outputs, "srresnet", tag)

@@ -12,7 +12,6 @@ stay what they are. To support a layer type of your own, subclass it with `Quant
 from adabm_basicsr.quantization.layers.base import (
     QuantizedLayer,
     is_quantizable,
-    quantized_layers,
     quantized_type,
     register_layer,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "QuantizedProduct",
     "is_quantizable",
     "quantize_products",
-    "quantized_layers",
     "quantized_type",
     "register_layer",
 ]

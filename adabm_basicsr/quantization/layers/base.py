@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class QuantizedLayer(nn.Module):
     weight_axis = 0
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
+
+    def inputs(self, name: str) -> dict[str, nn.Module]:
+        """Quantizers of what the layer of that name takes, by a name of their own."""
+        return {name: self.input_quantizer}
 
     @property
     def input_channels(self) -> int | None:
@@ -72,19 +76,24 @@ def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer
 
 
 def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
-    """The quantized type that replaces ``layer``, or None.
+    """The quantized type that replaces ``layer``, or None; for a subclass of a registered type, a new type of both."""
+    kind, base = type(layer), _registered_type(layer)
+    if base is None or base is kind:
+        return _QUANTIZED_TYPES.get(base)
+    return type(f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__})
 
-    A subclass of a registered type counts as long as it computes the same: one that only sets its parent's options.
+
+def _registered_type(layer: nn.Module) -> type[nn.Module] | None:
+    """The type in the table that ``layer`` is of.
+
+    A subclass counts as long as it computes the same: one that only sets its parent's options.
     """
     kind = type(layer)
-    if kind in _QUANTIZED_TYPES:
-        return None if is_colour_shift(layer) else _QUANTIZED_TYPES[kind]
     base = next((parent for parent in kind.__mro__ if parent in _QUANTIZED_TYPES), None)
     if base is None or is_colour_shift(layer):
         return None
-    if any(getattr(kind, name, None) is not getattr(base, name, None) for name in _COMPUTING):
-        return None
-    return type(f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__})
+    same = all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTING)
+    return base if same else None
 
 
 def is_colour_shift(layer: nn.Module) -> bool:
@@ -99,9 +108,4 @@ def is_colour_shift(layer: nn.Module) -> bool:
 
 def is_quantizable(layer: nn.Module) -> bool:
     """Whether ``layer`` has a quantized counterpart or is one."""
-    return isinstance(layer, QuantizedLayer) or quantized_type(layer) is not None
-
-
-def quantized_layers(network: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    """Name and layer of every quantized layer, in the order of registration."""
-    return ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLayer))
+    return isinstance(layer, QuantizedLayer) or _registered_type(layer) is not None

@@ -32,6 +32,10 @@ class QuantizedProduct(nn.Module):
         self.left = left
         self.right = right
 
+    def inputs(self, name: str) -> dict[str, nn.Module]:
+        """Quantizers of what the product of that name takes, by a name of their own."""
+        return {f"{name}.left": self.left, f"{name}.right": self.right}
+
     def forward(self, product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
         """``product(left, right)`` on quantized operands, each ``(B * k, ...)`` for a batch of ``B`` images."""
         return product(self.left(left), self.right(right))
