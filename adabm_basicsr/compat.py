@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -12,6 +13,8 @@ import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def before_import() -> None:
@@ -118,6 +121,20 @@ def load_resume_state(opt: dict) -> dict | None:
     resume_at = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus_per_process(opt)}
     opt["datasets"]["train"]["resume_at"] = resume_at
     return state
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large blocks instead of handing each back to the system, for the rest of the process.
+
+    Every large feature map is otherwise mapped and cleared page by page, which takes about a tenth of a step on CPUs.
+    Can go when torch's CPU allocator keeps blocks itself, as its CUDA allocator does.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def gpus_per_process(opt: dict) -> int:

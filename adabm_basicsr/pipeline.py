@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from adabm_basicsr.compat import keep_freed_memory
 from adabm_basicsr.options import make_parser, parse_options
 
 
@@ -22,6 +23,7 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
         AdaBMError: A mistake in the options or in what they name.
     """
     args = make_parser(prog).parse_args(argv)
+    keep_freed_memory()
     root = Path.cwd()
     opt = parse_options(args, root, is_train)
     import basicsr.test

@@ -83,6 +83,7 @@ class WeightQuantizer(nn.Module):
         self.upper = nn.Parameter(torch.ones(channels))
         self.register_buffer("channel_scale", None)
         self.register_buffer("correction", None)
+        self._latest: tuple[list, Tensor | None] = ([], None)  # what was quantized last, and the result
 
     def reconstruct(self, weight: Tensor, channel_scale: Tensor) -> None:
         """Make room for an equalisation of input channels and for a correction of the weight before rounding.
@@ -98,7 +99,25 @@ class WeightQuantizer(nn.Module):
         """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
         if not self.enabled:
             return weight
-        upper = self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
+        parts = [t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None]
+        learned = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
+        if learned or any(t.is_inference() for t in parts):
+            return self._quantize(weight, self._upper(weight))
+        versions = [(t.data_ptr(), t._version) for t in parts]  # any write to a tensor raises its version
+        if self._latest[0] != versions:
+            self._latest = versions, self._quantize(weight, self._upper(weight))
+        return self._latest[1]
+
+    def slope(self, weight: Tensor) -> Tensor:
+        """How each quantized weight changes with its ``upper``, the shape of ``weight``."""
+        with torch.enable_grad():
+            upper = self._upper(weight).detach().expand_as(weight).requires_grad_()
+            return torch.autograd.grad(self._quantize(weight.detach(), upper).sum(), upper)[0]
+
+    def _upper(self, weight: Tensor) -> Tensor:
+        return self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
+
+    def _quantize(self, weight: Tensor, upper: Tensor) -> Tensor:
         if self.channel_scale is None:
             return fake_quantize(weight, -upper, upper, self.bits, self.integer)
         scaled = (weight + self.correction) * self.channel_scale

@@ -17,6 +17,7 @@ from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
 IMAGE_PERCENTILES = (0.1, 0.9)
+PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
 
 
 class _Statistics:
@@ -24,26 +25,22 @@ class _Statistics:
 
     def __init__(self, quantizer: ActivationQuantizer, observer: str, scale_free: bool) -> None:
         self.quantizer = quantizer
-        self.observe_range = OBSERVERS[observer]
+        self.observer = OBSERVERS[observer]
         self.scale_free = scale_free
         self.range = MovingAverage()
         self.sensitivities: list[Tensor] = []
-        self._in_batch: list[Tensor] = []
+        self._kept: list[Tensor] = []  # of the batch's values
+        self._deviations: list[Tensor] = []  # of the batch's samples
         self.channels: tuple[Tensor, Tensor] | None = None  # smallest and largest value of each input channel
 
     def __call__(self, quantizer: ActivationQuantizer, args: tuple) -> None:
         x = args[0]
-        self._in_batch.append(self.observe_range(x, quantizer))
+        self._kept.append(self.observer.keep(x))
         if quantizer.channel_scale is not None:
             self._observe_channels(x, quantizer.channel_scale)
         if quantizer.adaptive:
-            values = x.flatten(1)
-            deviation = values.std(1, correction=min(values.shape[1] - 1, 1)).mean()  # a pooled value has no deviation
-            lower, upper = self._in_batch[-1]
-            # How coarse the steps are against what they resolve, whatever the scale of the layer.
-            self.sensitivities.append(
-                (upper - lower) / deviation.clamp(min=MIN_WIDTH) if self.scale_free else deviation
-            )
+            values = x.flatten(1)  # a single value has no deviation: a pooled one, say
+            self._deviations.append(values.std(1, correction=min(values.shape[1] - 1, 1)))
 
     def _observe_channels(self, x: Tensor, channel_scale: Tensor) -> None:
         axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
@@ -53,11 +50,18 @@ class _Statistics:
         self.channels = lower, upper
 
     def end_batch(self) -> None:
-        """A layer that ran twice in one pass gets the range that holds both."""
-        if self._in_batch:
-            lower, upper = torch.stack(self._in_batch).unbind(1)
-            self.range.update(torch.stack([lower.min(), upper.max()]))
-            self._in_batch.clear()
+        """Put together what was seen of a batch; a layer that ran twice gets the range that suits both."""
+        if not self._kept:
+            return
+        found = self.observer.find_range(torch.cat(self._kept), self.quantizer)
+        self.range.update(found)
+        if self._deviations:
+            deviation = torch.cat(self._deviations).mean()
+            # How coarse the steps are against what they resolve, whatever the scale of the layer.
+            relative = (found[1] - found[0]) / deviation.clamp(min=MIN_WIDTH)
+            self.sensitivities.append(relative if self.scale_free else deviation)
+        self._kept.clear()
+        self._deviations.clear()
 
 
 @torch.no_grad()
@@ -82,7 +86,8 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         with net.full_precision():
             for batch in batches:
                 check_finite(batch, "a calibration image")
-                check_finite(net(batch), "the full-precision network's output")
+                for part in batch.split(max(PIXELS_AT_ONCE // batch[0, 0].numel(), 1)):  # memory is that of one part
+                    check_finite(net(part), "the full-precision network's output")
                 first = batch if first is None else first
                 for observed in statistics:
                     observed.end_batch()

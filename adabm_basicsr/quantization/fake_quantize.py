@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 MIN_WIDTH = 1e-12  # a dead layer has lower == upper; it then quantizes to that value instead of to NaN
+PIECE = 1 << 18  # values that go through a chain of operations at once: they and their like stay in the cache
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -24,46 +29,89 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, lower, upper, levels = ctx.saved_tensors
-        need_x, need_lower, need_upper, need_levels, _ = ctx.needs_input_grad
-        x_q = _quantize(x, lower, upper, levels, ctx.integer) if need_lower or need_upper or need_levels else None
-        if ctx.integer:  # moving the ends to the integer grid counts as rounding: straight through
-            scale, zero_point = _integer_grid(lower, upper, levels)
-            lower, upper = -zero_point * scale, (levels - zero_point) * scale
-        below, above = x < lower, x > upper
-        grad_x = grad.masked_fill(below | above, 0) if need_x else None
-        grad_lower = grad_upper = grad_levels = None
-        if x_q is not None:
-            rounding = grad * (x_q - x.clamp(lower, upper))
-            scale_grad = rounding / range_width(lower, upper)
-            if need_lower:
-                grad_lower = torch.where(below, grad, -scale_grad).sum_to_size(lower.shape)
-            if need_upper:
-                grad_upper = torch.where(above, grad, scale_grad).sum_to_size(upper.shape)
-            if need_levels:
-                grad_levels = -(rounding / levels).sum_to_size(levels.shape)
-        return grad_x, grad_lower, grad_upper, grad_levels, None
+        x, *parameters = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(grad), [torch.zeros_like(parameter) for parameter in parameters]
+        learned = any(ctx.needs_input_grad[1:4])
+        for piece_of_grad, out, *piece in _pieces(grad, grad_x, x, *parameters, *sums):
+            _add_gradients(piece_of_grad, out, *piece, integer=ctx.integer, learned=learned)
+        return *(g if need else None for g, need in zip((grad_x, *sums), ctx.needs_input_grad)), None
 
 
-def range_width(lower: Tensor, upper: Tensor) -> Tensor:
-    """``upper - lower``, but never zero."""
+def _add_gradients(grad, grad_x, x, lower, upper, levels, of_lower, of_upper, of_levels, integer: bool, learned: bool):
+    """Write the gradient of ``x`` and, where they are learned, add to those of both ends and of the levels.
+
+    Comparisons are made into floats: on CPUs these are vectorised, boolean masks are not.
+    """
+    first, last = _ends(lower, upper, levels, integer)
+    clipped = _clip(x, first, last)
+    torch.mul(grad, torch.eq(clipped, x, out=grad_x), out=grad_x)
+    if not learned:
+        return
+    rounding = _quantize_piece(x, lower, upper, levels, integer).sub_(clipped).mul_(grad)
+    of_levels -= rounding.sum_to_size(of_levels.shape) / levels
+    of_width = rounding.sum_to_size(of_upper.shape) / range_width(lower, upper, integer)
+    of_upper += torch.gt(x, last, out=clipped).mul_(grad).sum_to_size(of_upper.shape) + of_width
+    of_lower += torch.lt(x, first, out=clipped).mul_(grad).sum_to_size(of_lower.shape) - of_width
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split all tensors, which broadcast to the first, alike along the two outermost axes of its memory."""
+    like = tensors[0]
+    if like.numel() <= PIECE or like.dim() < 2:
+        yield tensors
+        return
+    order = sorted(range(like.dim()), key=lambda axis: -like.stride(axis))
+    views = [t.reshape((1,) * (like.dim() - t.dim()) + t.shape).permute(order) for t in tensors]
+    shape = views[0].shape
+    samples, rows = (max(PIECE // shape[axis:].numel(), 1) for axis in (1, 2))
+    for sample in range(0, shape[0], samples):
+        of_samples = [v[sample : sample + samples] if v.shape[0] > 1 else v for v in views]
+        for row in range(0, shape[1], rows):
+            yield tuple(v[:, row : row + rows] if v.shape[1] > 1 else v for v in of_samples)
+
+
+def range_width(lower: Tensor, upper: Tensor, integer: bool = False) -> Tensor:
+    """``upper - lower``, but never zero; of the range that is widened to hold zero if it must for integers."""
+    if integer:
+        lower, upper = lower.clamp(max=0), upper.clamp(min=0)
     return (upper - lower).clamp(min=MIN_WIDTH)
 
 
 def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
+    x = x.expand(torch.broadcast_shapes(x.shape, lower.shape, upper.shape, levels.shape))
+    out = torch.empty_like(x)
+    for piece_of_out, *piece in _pieces(out, x, lower, upper, levels):
+        _quantize_piece(*piece, integer, piece_of_out)
+    return out
+
+
+def _quantize_piece(x, lower, upper, levels, integer: bool, out: Tensor | None = None) -> Tensor:
     if integer:
         scale, zero_point = _integer_grid(lower, upper, levels)
-        return x.div(scale).round_().clamp_(-zero_point, levels - zero_point).mul_(scale)
+        out = torch.div(x, scale, out=out).round_()
+        return _clip(out, -zero_point, levels - zero_point, out=out).mul_(scale)
     # The order of the operations is the published one: another would round a few values the other way.
-    width = range_width(lower, upper)
-    return x.clamp(lower, upper).sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
+    width, out = range_width(lower, upper), _clip(x, lower, upper, out=out)
+    return out.sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
+
+
+def _clip(x: Tensor, lower: Tensor, upper: Tensor, out: Tensor | None = None) -> Tensor:
+    out = torch.maximum(x, lower, out=out)  # unlike torch.clamp with tensors, vectorised on CPUs
+    return torch.minimum(out, upper, out=out)
+
+
+def _ends(lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> tuple[Tensor, Tensor]:
+    """Lowest and highest level; that moving a range to the integer grid changes them counts as rounding."""
+    if not integer:
+        return lower, upper
+    scale, zero_point = _integer_grid(lower, upper, levels)
+    return -zero_point * scale, (levels - zero_point) * scale
 
 
 def _integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of integer arithmetic: the range is widened to hold zero, which is one of the levels."""
-    lower, upper = lower.clamp(max=0), upper.clamp(min=0)
-    width = range_width(lower, upper)
-    return width / levels, (-lower / width * levels).round()  # in this order symmetric ends give 0.5 exactly
+    width = range_width(lower, upper, integer=True)
+    return width / levels, (-lower.clamp(max=0) / width * levels).round()  # symmetric ends give 0.5 exactly
 
 
 def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float, integer: bool = False) -> Tensor:
@@ -87,3 +135,24 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float,
     """
     levels = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
     return _FakeQuantize.apply(x, lower, upper, levels, integer)
+
+
+def recomputed(x_q: Tensor) -> AbstractContextManager:
+    """Context in which what saves ``x_q`` for its backward pass saves nothing, and computes it anew when needed.
+
+    Args:
+        x_q: Result of `fake_quantize`; any other tensor is left alone. Its input is saved anyway.
+    """
+    node = x_q.grad_fn
+    if not isinstance(node, _FakeQuantize._backward_cls):
+        return nullcontext()
+    address, shape = x_q.data_ptr(), x_q.shape
+    return saved_tensors_hooks(
+        lambda saved: node if saved.data_ptr() == address and saved.shape == shape else saved,
+        lambda saved: saved if isinstance(saved, Tensor) else _recompute(saved),
+    )
+
+
+@torch.no_grad()
+def _recompute(node) -> Tensor:
+    return _quantize(*node.saved_tensors, node.integer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,8 @@ from adabm_basicsr.quantization.fake_quantize import fake_quantize
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999
-MAX_SAMPLES = 1 << 20  # values that a percentile is taken over; more would cost time, not change it
+MAX_SAMPLES = 1 << 16  # values that a percentile or a search is made over; more would cost time, not change it
 MAX_AT_ONCE = 1 << 21  # values that are quantized in one go while searching
-MAX_SEARCHED = 1 << 16  # values that a search is made over, which quantizes them a hundred times
 
 
 class MovingAverage:
@@ -27,33 +27,48 @@ class MovingAverage:
         self.value = new if self.value is None else MOMENTUM * self.value + (1 - MOMENTUM) * new
 
 
-def minmax_range(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
-    """``[min, max]`` of ``x``, shape ``(2,)``."""
+def extremes(x: Tensor) -> Tensor:
+    """Smallest and largest value of ``x``, shape ``(2,)``."""
     return torch.stack(torch.aminmax(x))
 
 
-def percentile_range(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+def sample(x: Tensor) -> Tensor:
+    """At most `MAX_SAMPLES` values of ``x``, evenly taken, and the two extremes: ``(N,)``."""
+    values = x.flatten()
+    return torch.cat([values[:: -(-len(values) // MAX_SAMPLES)], extremes(x)])
+
+
+def minmax_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+    """``[min, max]``, shape ``(2,)``."""
+    return extremes(values)
+
+
+def percentile_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """Range that leaves out the outermost 0.1 % at either end, shape ``(2,)``."""
-    values = sampled(x, MAX_SAMPLES)
     return torch.quantile(values, values.new_tensor([1 - PERCENTILE, PERCENTILE]))
 
 
-def omse_range(x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
+def omse_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """The shrunk ``[min, max]`` of smallest squared error at the quantizer's base bits, shape ``(2,)``."""
-    values = sampled(x, MAX_SEARCHED)
-    return search_range(values, *minmax_range(x, quantizer), quantizer.bits, quantizer.integer)
+    return search_range(sample(values), *extremes(values), quantizer.bits, quantizer.integer)
 
 
-def sampled(x: Tensor, count: int) -> Tensor:
-    """At most ``count`` values of ``x``, evenly taken."""
-    values = x.flatten()
-    return values[:: -(-len(values) // count)]
+class Observer(NamedTuple):
+    """A way to find a clipping range.
+
+    Attributes:
+        keep: What is kept of an input, ``(N,)``; a batch may come in parts.
+        find_range: ``[lower, upper]`` of a batch, from all that was kept of it and the quantizer.
+    """
+
+    keep: Callable[[Tensor], Tensor]
+    find_range: Callable[[Tensor, ActivationQuantizer], Tensor]
 
 
-OBSERVERS: dict[str, Callable[[Tensor, ActivationQuantizer], Tensor]] = {
-    "minmax": minmax_range,
-    "percentile": percentile_range,
-    "omse": omse_range,
+OBSERVERS = {
+    "minmax": Observer(extremes, minmax_range),
+    "percentile": Observer(sample, percentile_range),
+    "omse": Observer(sample, omse_range),
 }
 
 

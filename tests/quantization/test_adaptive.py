@@ -1,10 +1,13 @@
 """Properties of the quantizers and bit mappings."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adabm_basicsr.quantization import adaptive
 from adabm_basicsr.quantization.adaptive import (
     ActivationQuantizer,
     ImageBitMapping,
@@ -136,3 +139,28 @@ def test_switched_off_quantizers_pass_everything_through():
     for quantizer in (ActivationQuantizer(4), WeightQuantizer(4)):
         quantizer.enabled = False
         assert quantizer(x) is x
+
+
+def test_a_weight_is_quantized_once_until_something_changes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(adaptive, "fake_quantize", lambda *args: calls.append(1) or fake_quantize(*args))
+    quantizer, weight = WeightQuantizer(3).requires_grad_(False), torch.randn(4, 4)
+    first = quantizer(weight)
+    assert quantizer(weight) is first and len(calls) == 1
+    quantizer.upper.mul_(0.5)
+    assert not torch.equal(quantizer(weight), first)
+    weight.mul_(2)
+    torch.testing.assert_close(quantizer(weight), fake_quantize(weight, -quantizer.upper, quantizer.upper, 3))
+    quantizer.load_state_dict({"upper": torch.tensor([3.0])})
+    torch.testing.assert_close(quantizer(weight), fake_quantize(weight, torch.tensor(-3.0), torch.tensor(3.0), 3))
+    assert len(calls) == 4
+    other = copy.deepcopy(quantizer)
+    other.upper.mul_(0.5)
+    assert not torch.equal(other(weight), quantizer(weight))
+
+
+def test_a_weight_whose_range_is_learned_is_quantized_anew():
+    quantizer, weight = WeightQuantizer(3), torch.randn(4, 4)
+    with torch.no_grad():
+        quantizer(weight)
+    assert quantizer(weight).requires_grad

@@ -168,3 +168,18 @@ def test_some_products_can_be_excluded():
     calibrate(net, [X])
     assert [name for name in net.layers() if "products.0" in name] == ["2.quantized_products.0"]
     assert torch.isfinite(net(X)).all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_of_a_weight_range_equals_that_through_every_weight(name):
+    _, net = quantized(name, 4)
+    layer = net.layers()["1"]
+    layer.weight_quantizer.upper.requires_grad_()
+    gradients = []
+    for linear in (True, False):
+        layer.linear = linear
+        torch.manual_seed(1)
+        out = layer(X)
+        gradients.append(torch.autograd.grad(out, layer.weight_quantizer.upper, torch.randn_like(out)))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    assert gradients[0][0].abs().max() > 0

@@ -257,8 +257,8 @@ def test_own_layer_type():
 
     @register_layer(Scaled)
     class QuantizedScaled(QuantizedLayer, Scaled):
-        def forward(self, x):
-            return 2 * self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        def compute(self, x, weight, bias):
+            return 2 * self._conv_forward(x, weight, bias)
 
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), nn.Conv2d(4, 3, 1))
     net = calibrated(network)

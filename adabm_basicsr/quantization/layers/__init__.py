@@ -5,8 +5,8 @@ stay what they are. To support a layer type of your own, subclass it with `Quant
 
     @register_layer(MyConv)
     class QuantizedMyConv(QuantizedLayer, MyConv):
-        def forward(self, x):
-            return my_conv(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        def compute(self, x, weight, bias):
+            return my_conv(x, weight, bias)
 """
 
 from adabm_basicsr.quantization.layers.base import (

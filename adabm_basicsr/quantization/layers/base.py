@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.fake_quantize import recomputed
 
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
 # What a subclass may not redefine, if it is to compute what its base does.
@@ -20,14 +21,34 @@ class QuantizedLayer(nn.Module):
     Attributes:
         weight: The full-precision weight, the base layer's own parameter.
         weight_axis: Axis of the output channels in ``weight``.
+        output_axis: Axis of the channels in the output.
+        linear: Whether `compute` without bias is linear in ``weight``, which makes learning its range cheaper.
         input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float (32 bits).
     """
 
     weight: nn.Parameter
     weight_axis = 0
+    output_axis = 1
+    linear = False
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """What the base layer computes from ``x`` and further arguments, on quantized input and weight."""
+        x, weight = self.input_quantizer(x), self.weight_quantizer(self.weight)
+        with recomputed(x):
+            only_range_is_learned = weight.requires_grad and not self.weight.requires_grad
+            if not (self.linear and only_range_is_learned):
+                return self.compute(x, weight, self.bias, *args, **kwargs)
+            out = self.compute(x, weight.detach(), self.bias, *args, **kwargs)
+            slope = self.weight_quantizer.slope(self.weight)
+            change = lambda x: self.compute(x, slope, None, *args, **kwargs)  # noqa: E731
+            return _RangeGradient.apply(out, self.weight_quantizer.upper, x.detach(), change, self.output_axis)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way."""
+        raise NotImplementedError
 
     def inputs(self, name: str) -> dict[str, nn.Module]:
         """Quantizers of what the layer of that name takes, by a name of their own."""
@@ -63,6 +84,28 @@ class QuantizedLayer(nn.Module):
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
         return quantized
+
+
+class _RangeGradient(torch.autograd.Function):
+    """Passes the output of a layer through, and hands its gradient to the range of the layer's weight too.
+
+    Only the direction in which a range moves its weights matters. What the layer computes with that direction for a
+    weight costs less than the gradient of every weight.
+    """
+
+    @staticmethod
+    def forward(ctx, out: Tensor, upper: Tensor, x: Tensor, change: Callable[[Tensor], Tensor], axis: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.change, ctx.axis, ctx.shape = change, axis, upper.shape
+        ctx.mark_dirty(out)  # not a view of it, which an activation that works in place could not take
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        change = ctx.change(*ctx.saved_tensors)
+        others = [axis for axis in range(grad.dim()) if axis != ctx.axis % grad.dim()]
+        # One range per tensor, per output channel, or per output channel of a group.
+        return grad, change.mul_(grad).sum(others).view(-1, *ctx.shape).sum(0), None, None, None
 
 
 def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer]], type[QuantizedLayer]]:

@@ -12,9 +12,11 @@ from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_laye
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """``nn.Conv2d`` on quantized input and weight; the bias stays in full precision."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    linear = True
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``."""
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        return self._conv_forward(x, weight, bias)
 
     @property
     def input_channels(self) -> int:

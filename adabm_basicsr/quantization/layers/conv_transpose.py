@@ -13,21 +13,15 @@ class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     """``nn.ConvTranspose2d`` on quantized input and weight; the bias stays in full precision."""
 
     weight_axis = 1
+    linear = True
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``; ``output_size`` as in ``nn.ConvTranspose2d``."""
         output_padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, num_spatial_dims=2, dilation=self.dilation
         )
         return F.conv_transpose2d(
-            self.input_quantizer(x),
-            self.weight_quantizer(self.weight),
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
+            x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
 
     @property

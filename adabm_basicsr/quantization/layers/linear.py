@@ -12,9 +12,12 @@ from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_laye
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """``nn.Linear`` on quantized input and weight; the bias stays in full precision."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    linear = True
+    output_axis = -1
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``(B, ..., C_in)`` to ``(B, ..., C_out)``."""
-        return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        return F.linear(x, weight, bias)
 
     @property
     def input_channels(self) -> int:

@@ -1,0 +1,261 @@
+"""What a whole quantization costs, in forward units and peak memory, beside the published recipe written plainly.
+
+    python tests/benchmarks/calibration_cost.py --out DIR [--networks EDSR ...] [--recipes paper ...] [--growth]
+
+A forward unit is one float32 forward of the full-precision network on one LR patch of the same size, timed in the same
+process before and after each phase. Fine-tuning is timed over ``--steps`` iterations of each phase and scaled up to the
+recipe's. Every measurement has a process of its own, so that its peak memory is its own. Weights and images are random:
+the cost doesn't depend on them. Prints tables, writes ``calibration_cost.json`` and, with ``--growth``, a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from naive_paper import NaivePaper
+from tabulate import tabulate
+
+from adabm_basicsr import quantize
+from adabm_basicsr.compat import keep_freed_memory
+from adabm_basicsr.quantization.calibration import calibrate
+from adabm_basicsr.quantization.clipping import clip
+from adabm_basicsr.quantization.config import RECIPES
+from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+NAIVE = "paper, plain"
+EXAMPLES = Path(__file__).parents[1] / "example_project"
+SR = {"num_in_ch": 3, "num_out_ch": 3}
+NETWORKS = {
+    "EDSR": {**SR, "num_feat": 64, "num_block": 16, "upscale": 4},
+    "SRVGGNetCompact": {**SR, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
+    "IMDN": SR,
+}
+GROWTH = {"images": [10, 20, 40, 80], "size": [32, 48, 64, 96], "depth": [4, 8, 16, 32]}
+
+
+@dataclass
+class Setting:
+    """One measurement; the defaults are those of the published implementation's figures."""
+
+    network: str = "EDSR"
+    recipe: str = NAIVE
+    images: int = 80
+    size: int = 64
+    depth: int | None = None
+    epochs: int = 10
+    calibration_batch: int = 16
+    batch: int = 2
+    steps: int = 8
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        return self.images // self.batch
+
+
+def build(setting: Setting) -> torch.nn.Module:
+    import basicsr.archs  # noqa: F401  registers the networks
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    sys.path.insert(0, str(EXAMPLES))
+    import inhouse.archs  # noqa: F401
+
+    torch.manual_seed(0)
+    options = dict(NETWORKS[setting.network])
+    if setting.depth:
+        options["num_block"] = setting.depth
+    return ARCH_REGISTRY.get(setting.network)(**options).eval().requires_grad_(False)
+
+
+class Clock:
+    """Times phases in forward units: the unit is taken before and after each, as machines have their moods."""
+
+    def __init__(self, network: torch.nn.Module, patch: torch.Tensor) -> None:
+        self.network, self.patch = network, patch
+        self.phases: dict[str, float] = {}
+        self.latest = self._unit()
+        self.units = [self.latest]
+
+    @torch.no_grad()
+    def _unit(self) -> float:
+        times = []
+        for _ in range(7):
+            start = self._now()
+            self.network(self.patch)
+            times.append(self._now() - start)
+        return median(times)
+
+    def _now(self) -> float:
+        if self.patch.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def time(self, phase: str, work: callable, share: float = 1.0) -> None:
+        """Run ``work``, which is ``share`` of the phase."""
+        start = self._now()
+        work()
+        seconds, before = self._now() - start, self.latest
+        self.latest = self._unit()
+        self.units.append(self.latest)
+        self.phases[phase] = seconds / share / ((before + self.latest) / 2)
+
+
+def measure(setting: Setting) -> dict:
+    """Units of each phase, seconds of a unit and peak resident memory."""
+    if setting.recipe != NAIVE:
+        keep_freed_memory()  # as the commands do
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = build(setting).to(device)
+    batches = list(torch.rand(setting.images, 3, setting.size, setting.size, device=device).split(setting.batch))
+    calibration = list(torch.cat(batches).split(setting.calibration_batch))
+    clock = Clock(network, batches[0][:1])
+    recipe = "paper" if setting.recipe == NAIVE else setting.recipe
+    net = quantize(network, batches[0][:1], w_bits=4, a_bits=4, recipe=recipe, fully_quantized=True)
+    run = _run_naive if setting.recipe == NAIVE else _run_ours
+    run(setting, clock, net, network, calibration, batches)
+    gpu = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}
+    return {
+        **asdict(setting),
+        "unit_seconds": median(clock.units),
+        "units": clock.phases,
+        "total_units": sum(clock.phases.values()),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **gpu,
+    }
+
+
+def _run_naive(setting, clock, net, network, calibration, batches) -> None:
+    plain = NaivePaper(network, net)
+    clock.time("calibration", lambda: plain.calibrate(calibration))
+    clock.time("clipping", lambda: plain.clip(batches[0]))
+    _time_phases(setting, clock, list(RECIPES["paper"].phases), lambda b, epoch: plain.step(b, epoch), batches)
+
+
+def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batches) -> None:
+    clock.time("calibration", lambda: calibrate(net, calibration))
+    if net.config.preset.clip:
+        clock.time("clipping", lambda: clip(net, batches[0]))
+    tuner = Finetuner(net, FinetuneSettings(), setting.iterations_per_epoch)
+    if tuner.phases:
+        step = lambda b, epoch: tuner.step(b, 1 + epoch * setting.iterations_per_epoch)  # noqa: E731
+        _time_phases(setting, clock, tuner.phases, step, batches)
+
+
+def _time_phases(setting: Setting, clock: Clock, phases: list[str], step: callable, batches: list) -> None:
+    step(batches[0], 0)  # whatever is set up at the first step
+    for index, phase in enumerate(phases):
+        epochs = len(range(index, setting.epochs, len(phases)))
+        chosen = batches[: setting.steps]
+        share = len(chosen) / (epochs * setting.iterations_per_epoch)
+        clock.time(phase, lambda: [step(b, index) for b in chosen], share)  # noqa: B023  runs at once
+
+
+def in_own_process(setting: Setting) -> dict:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", json.dumps(asdict(setting))]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def table_of_costs(results: list[dict]) -> str:
+    """A row per measurement, with its share of the plain one."""
+    phases = list(dict.fromkeys(phase for r in results for phase in r["units"]))
+    plain = {r["network"]: r for r in results if r["recipe"] == NAIVE}
+    rows = []
+    for r in results:
+        base = plain.get(r["network"], {})
+        shares = [f"{100 * r[key] / base[key]:.0f} %" if base else "" for key in ("total_units", "peak_bytes")]
+        units = [f"{r['units'][phase]:.0f}" if phase in r["units"] else "-" for phase in phases]
+        gigabytes = f"{r['peak_bytes'] / 1e9:.2f}"
+        rows.append([r["network"], r["recipe"], *units, f"{r['total_units']:.0f}", shares[0], gigabytes, shares[1]])
+    headers = ["network", "recipe", *(p.replace("_", " ") for p in phases), "units", "of plain", "peak GB", "of plain"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """Slope of a line through the points on log-log axes."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def seconds(result: dict) -> float:
+    return result["total_units"] * result["unit_seconds"]
+
+
+def measure_growth(recipe: str, steps: int) -> dict[str, list[dict]]:
+    """Measurements along images, pixels of a patch and depth, the rest fixed at a small size."""
+    small = {"recipe": recipe, "images": 16, "size": 48, "depth": 8, "epochs": 3, "steps": steps}
+    return {
+        axis: [in_own_process(Setting(**{**small, axis: value})) for value in values] for axis, values in GROWTH.items()
+    }
+
+
+def table_of_growth(growth: dict[str, list[dict]]) -> str:
+    """Log-log slopes of time and memory."""
+    rows = []
+    for axis, results in growth.items():
+        x = [r[axis] ** 2 if axis == "size" else r[axis] for r in results]
+        slopes = slope(x, list(map(seconds, results))), slope(x, [r["peak_bytes"] for r in results])
+        rows.append([axis.replace("size", "pixels"), *(f"{value:.2f}" for value in slopes)])
+    return tabulate(rows, headers=["growth with", "time", "memory"], tablefmt="github", disable_numparse=True)
+
+
+def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None:
+    """Cost by phase, and growth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 1 + len(growth), figsize=(5 * (1 + len(growth)), 4), layout="constrained")
+    axes = np.atleast_1d(axes)
+    labels, left = [f"{r['network']}\n{r['recipe']}" for r in results], np.zeros(len(results))
+    for phase in dict.fromkeys(phase for r in results for phase in r["units"]):
+        units = np.array([r["units"].get(phase, 0) for r in results])
+        axes[0].barh(labels, units, left=left, label=phase.replace("_", " "))
+        left += units
+    axes[0].set_xlabel("forward units")
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize="small")
+    for axis, (name, runs) in zip(axes[1:], growth.items()):
+        axis.loglog([r[name] for r in runs], list(map(seconds, runs)), "o-", label="seconds")
+        axis.loglog([r[name] for r in runs], [r["peak_bytes"] / 1e9 for r in runs], "s-", label="peak GB")
+        axis.set_xlabel({"size": "side of the patches", "depth": "blocks"}.get(name, name))
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--recipes", nargs="+", default=[NAIVE, *RECIPES], choices=[NAIVE, *RECIPES])
+    parser.add_argument("--steps", type=int, default=8, help="iterations of each phase that are timed")
+    parser.add_argument("--growth", action="store_true", help="also measure growth with images, pixels and depth")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(Setting(**args.measure))))
+        return
+    settings = [Setting(network, recipe, steps=args.steps) for network in args.networks for recipe in args.recipes]
+    results = [in_own_process(setting) for setting in settings]
+    growth = measure_growth("paper", args.steps) if args.growth else {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "calibration_cost.json").write_text(json.dumps({"cost": results, "growth": growth}, indent=2))
+    print(table_of_costs(results))
+    if growth:
+        print(f"\n{table_of_growth(growth)}")
+    plot(results, growth, args.out / "calibration_cost.png")
+
+
+if __name__ == "__main__":
+    main()
