@@ -119,7 +119,7 @@ def check_options(opt: dict, is_train: bool) -> None:
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
     _check_datasets(opt)
-    _check_registered(opt)
+    _check_registered(opt, is_train)
 
 
 def _set_defaults(opt: dict, is_train: bool) -> None:
@@ -133,7 +133,7 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
         opt["logger"].setdefault("use_tb_logger", False)
 
 
-def _check_registered(opt: dict) -> None:
+def _check_registered(opt: dict, is_train: bool) -> None:
     """Every type that the options name exists, and the network can be built; before BasicSR moves earlier results."""
     import basicsr  # noqa: F401
     from basicsr.archs import build_network
@@ -155,7 +155,9 @@ def _check_registered(opt: dict) -> None:
         if value not in choices and f"{value}_basicsr" not in choices:
             raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
     if opt["model_type"] == "AdaBMModel":
-        build_network(opt["network_g"])
+        net = build_network(opt["network_g"])
+        if is_train and opt["datasets"]["train"]["type"] == "CalibrationDataset" and hasattr(net, "config"):
+            opt["datasets"]["train"].setdefault("fixed_crops", net.config.preset.fixed_crops)
 
 
 def _check_training(opt: dict) -> None:

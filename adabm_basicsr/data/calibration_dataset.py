@@ -17,7 +17,7 @@ from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 
 OPTIONS = {
     "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
-    "channels", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu",
+    "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu",
     "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
 }  # fmt: skip
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
@@ -42,6 +42,8 @@ class CalibrationDataset(Dataset):
             - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
             - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
             - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration. Default: 1.
+            - fixed_crops (bool): Whether all epochs see the same patches, so that full precision is computed once for
+              each. Default: what the recipe says.
             - seed (int): Default: BasicSR's ``manual_seed``.
 
     Raises:
@@ -58,6 +60,9 @@ class CalibrationDataset(Dataset):
         if self.channels not in (1, 3):
             raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
         self.rounds = check_positive(f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1))
+        self.fixed = opt.get("fixed_crops", False)
+        if not isinstance(self.fixed, bool):
+            raise AdaBMError(f"{where}: fixed_crops: {self.fixed!r} is not true or false")
         self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
         # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
         seed = opt.get("seed")
@@ -70,12 +75,15 @@ class CalibrationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: int) -> dict[str, Tensor | str]:
-        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: where it is from."""
+    def __getitem__(self, key: int) -> dict[str, Tensor | str | int]:
+        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: where it is from; fixed crops have a key."""
+        if self.fixed and key >= 0:
+            key %= self.rounds * len(self)
         round_, index = divmod(key, len(self))
         random = np.random.default_rng((self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index))
         patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
-        return {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
+        item = {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
+        return {**item, "key": key} if self.fixed else item
 
     def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
         """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out."""

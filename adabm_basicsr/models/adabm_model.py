@@ -130,6 +130,11 @@ class AdaBMModel(SRModel):
         """Learning rates of the phase at work."""
         return [group["lr"] for group in self.tuner.optimizer(self.iteration).param_groups]
 
+    def feed_data(self, data: dict) -> None:
+        """Take a batch; patches that come back in later epochs have keys."""
+        super().feed_data(data)
+        self.keys = data["key"].tolist() if "key" in data else None
+
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of fine-tuning on ``self.lq``."""
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
@@ -137,7 +142,7 @@ class AdaBMModel(SRModel):
             bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
             get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}; bits of layers: {bits}")
             self.progress.set_postfix_str(phase)
-        losses = self.tuner.step(self.lq, current_iter, self.net_g)
+        losses = self.tuner.step(self.lq, current_iter, self.net_g, self.keys)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
         self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
         self.progress.update(current_iter - self.progress.n)

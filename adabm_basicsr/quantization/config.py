@@ -28,6 +28,8 @@ class Recipe:
         reconstruct: Whether input channels are equalised and layers reconstructed one by one in calibration.
         learning_rates: Of weight ranges, activation ranges, layer factors and image thresholds; those of ranges are in
             units of each range where the recipe is ``scale_free``.
+        fixed_crops: Whether each epoch of fine-tuning sees the same patches, so that what the teacher makes of them is
+            computed once; the dataset's option of that name overrides it.
         bit_range: Smallest and largest bits that a layer may use on an image.
         min_a_bits: Smallest base bits that the recipe takes.
     """
@@ -40,6 +42,7 @@ class Recipe:
     scale_free: bool
     learning_rates: Mapping[str, float]
     reconstruct: bool = False
+    fixed_crops: bool = False
     bit_range: tuple[int, int] = (2, 8)
     min_a_bits: int = 2
 
@@ -52,7 +55,7 @@ RECIPES = {
     # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.
     "paper": Recipe(True, "minmax", True, PHASES, False, False, PAPER_RATES, bit_range=(1, 10), min_a_bits=3),
     # Weight ranges aren't trained: weights were rounded with the errors of one range in mind.
-    "best": Recipe(True, "minmax", False, PHASES[1:], True, True, RELATIVE_RATES, reconstruct=True),
+    "best": Recipe(True, "minmax", False, PHASES[1:], True, True, RELATIVE_RATES, reconstruct=True, fixed_crops=True),
     "static": Recipe(False, "minmax", False, (), False, True, RELATIVE_RATES),
 }
 

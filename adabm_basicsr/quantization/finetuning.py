@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -14,6 +14,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import PAPER_RATES
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.teacher import Teacher
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
 BIT_MAPPING = "bit_mapping"
@@ -74,6 +75,7 @@ class Finetuner:
         self.net = net
         self.settings = settings
         self.iterations_per_epoch = iterations_per_epoch
+        self.teacher = Teacher(net)
         rates = {**net.config.preset.learning_rates, **settings.learning_rates}
         groups = {phase: _parameter_groups(net, phase, rates) for phase in net.config.preset.phases}
         groups = {phase: found for phase, found in groups.items() if found}
@@ -93,13 +95,20 @@ class Finetuner:
             group["lr"] = group["first_lr"] * self.settings.lr_decay**epochs_done
         return optimizer
 
-    def step(self, images: Tensor, iteration: int, forward: nn.Module | None = None) -> dict[str, Tensor]:
+    def step(
+        self,
+        images: Tensor,
+        iteration: int,
+        forward: nn.Module | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """One update on a batch of LR patches.
 
         Args:
             images: ``(B, C, H, W)`` in 0..1.
             iteration: Counted from 1; it decides what is trained.
             forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
+            keys: A key for each patch that comes back unchanged in later epochs; see `Teacher`.
 
         Returns:
             Losses and mean bits before the update, scalars.
@@ -113,9 +122,7 @@ class Finetuner:
             _share_ranges(self.net)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
-        with torch.no_grad(), self.net.full_precision():
-            teacher = forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
-        losses = self._losses(forward(images, True), teacher)
+        losses = self._losses(forward(images, True), self.teacher(images, forward, keys))
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):

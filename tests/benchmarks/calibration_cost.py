@@ -32,6 +32,7 @@ from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RECIPES
 from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.teacher import MAX_BYTES
 
 NAIVE = "paper, plain"
 EXAMPLES = Path(__file__).parents[1] / "example_project"
@@ -138,7 +139,7 @@ def _run_naive(setting, clock, net, network, calibration, batches) -> None:
     plain = NaivePaper(network, net)
     clock.time("calibration", lambda: plain.calibrate(calibration))
     clock.time("clipping", lambda: plain.clip(batches[0]))
-    _time_phases(setting, clock, list(RECIPES["paper"].phases), lambda b, epoch: plain.step(b, epoch), batches)
+    _time_phases(setting, clock, list(RECIPES["paper"].phases), lambda i, epoch: plain.step(batches[i], epoch), batches)
 
 
 def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batches) -> None:
@@ -146,18 +147,37 @@ def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batch
     if net.config.preset.clip:
         clock.time("clipping", lambda: clip(net, batches[0]))
     tuner = Finetuner(net, FinetuneSettings(), setting.iterations_per_epoch)
-    if tuner.phases:
-        step = lambda b, epoch: tuner.step(b, 1 + epoch * setting.iterations_per_epoch)  # noqa: E731
-        _time_phases(setting, clock, tuner.phases, step, batches)
+    if not tuner.phases:
+        return
+    keys = None
+    if net.config.preset.fixed_crops:
+        keys = _time_teacher(setting, clock, tuner, batches)
+
+    def step(index: int, epoch: int) -> None:
+        iteration = 1 + epoch * setting.iterations_per_epoch
+        tuner.step(batches[index], iteration, keys=None if keys is None else keys[index])
+
+    _time_phases(setting, clock, tuner.phases, step, batches)
+
+
+def _time_teacher(setting: Setting, clock: Clock, tuner: Finetuner, batches: list) -> list[range]:
+    """Passes over fixed crops: one for those that are kept, one in each epoch for the rest; the keys of the crops."""
+    count = min(setting.steps, len(batches))
+    keys = [range(index * setting.batch, (index + 1) * setting.batch) for index in range(len(batches))]
+    clock.time("teacher", lambda: [tuner.teacher(batches[i], tuner.net, keys[i]) for i in range(count)])
+    bytes_of_all = tuner.teacher._bytes * len(batches) / count
+    kept = min(MAX_BYTES / bytes_of_all, 1)
+    clock.phases["teacher"] *= (kept + setting.epochs * (1 - kept)) * len(batches) / count
+    return keys
 
 
 def _time_phases(setting: Setting, clock: Clock, phases: list[str], step: callable, batches: list) -> None:
-    step(batches[0], 0)  # whatever is set up at the first step
+    step(0, 0)  # whatever is set up at the first step
     for index, phase in enumerate(phases):
         epochs = len(range(index, setting.epochs, len(phases)))
-        chosen = batches[: setting.steps]
-        share = len(chosen) / (epochs * setting.iterations_per_epoch)
-        clock.time(phase, lambda: [step(b, index) for b in chosen], share)  # noqa: B023  runs at once
+        count = min(setting.steps, len(batches))
+        share = count / (epochs * setting.iterations_per_epoch)
+        clock.time(phase, lambda: [step(i, index) for i in range(count)], share)  # noqa: B023  runs at once
 
 
 def in_own_process(setting: Setting) -> dict:

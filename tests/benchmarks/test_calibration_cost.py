@@ -56,10 +56,11 @@ def test_what_is_optimised_stays_what_it_was():
         assert_alike(net, plain)
 
 
-@pytest.mark.parametrize("recipe", [benchmark.NAIVE, "paper", "static"])
+@pytest.mark.parametrize("recipe", [benchmark.NAIVE, *benchmark.RECIPES])
 def test_every_phase_is_measured(recipe):
     found = benchmark.measure(benchmark.Setting(recipe=recipe, **SMALL))
-    phases = ["calibration"] if recipe == "static" else ["calibration", "clipping", *benchmark.RECIPES["paper"].phases]
+    preset = benchmark.RECIPES["paper" if recipe == benchmark.NAIVE else recipe]
+    phases = ["calibration"] + ["clipping"] * preset.clip + ["teacher"] * preset.fixed_crops + [*preset.phases]
     assert list(found["units"]) == phases
     assert found["total_units"] == pytest.approx(sum(found["units"].values())) and found["peak_bytes"] > 1e8
     assert recipe in benchmark.table_of_costs([found])

@@ -134,3 +134,15 @@ def test_meta_info_file_for_an_lmdb(tmp_path):
     (tmp_path / "meta.txt").write_text("img_001.png (32,36,3) 1\n")
     options = {"io_backend": {"type": "lmdb"}, "meta_info_file": str(tmp_path / "meta.txt")}
     assert len(dataset(tmp_path / "lr.lmdb", **options)) == 1
+
+
+def test_fixed_crops_come_back_in_every_epoch_with_their_key(tmp_path):
+    root = write_images(tmp_path / "lr", [(40, 50)] * 4)
+    fixed = dataset(root, fixed_crops=True, dataset_enlarge_ratio=2)
+    for key in (0, 5):
+        later = fixed[key + 8 * 3]
+        assert torch.equal(fixed[key]["lq"], later["lq"]) and fixed[key]["key"] == later["key"] == key
+    assert not torch.equal(fixed[0]["lq"], fixed[4]["lq"])  # another patch of the same image
+    assert "key" not in dataset(root)[0]
+    with pytest.raises(AdaBMError, match="fixed_crops: 'yes' is not true or false"):
+        dataset(root, fixed_crops="yes")

@@ -1,0 +1,63 @@
+"""The teacher computes once what comes back."""
+
+import pytest
+import torch
+
+from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization import teacher as module
+from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.teacher import Teacher
+
+IMAGES = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def net(tiny):
+    return calibrate(quantize(tiny, IMAGES[:1], recipe="best", w_bits=4, a_bits=4), [IMAGES])
+
+
+class Counting(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, *args):
+        self.calls += 1
+        return self.net(*args)
+
+
+def test_known_patches_are_not_computed_again_in_any_order(net):
+    teacher, forward = Teacher(net), Counting(net)
+    expected = teacher(IMAGES, forward)
+    assert forward.calls == 1
+    teacher(IMAGES[:2], forward, [7, 3])
+    teacher(IMAGES[2:], forward, [5, 4])
+    found = teacher(IMAGES[[2, 0, 3, 1]], forward, [5, 7, 4, 3])
+    assert forward.calls == 3
+    torch.testing.assert_close(found.output, expected.output[[2, 0, 3, 1]])
+    assert len(found.features) == len(expected.features) > 0
+    for kept, computed in zip(found.features, expected.features):
+        torch.testing.assert_close(kept, computed[[2, 0, 3, 1]])
+    teacher(IMAGES[:2], forward, [7, 8])
+    assert forward.calls == 4  # one of them is new
+
+
+def test_what_does_not_fit_is_computed_anew(net, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    teacher, forward = Teacher(net), Counting(net)
+    for _ in range(2):
+        teacher(IMAGES[:2], forward, [0, 1])
+    assert forward.calls == 2 and not teacher._kept
+
+
+def test_learning_is_the_same_with_and_without_keys(net):
+    states = []
+    start = {key: value.clone() for key, value in net.state_dict().items()}
+    for keys in (None, [0, 1]):
+        net.load_state_dict(start)
+        tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=1)
+        for iteration in range(1, 4):
+            tuner.step(IMAGES[:2], iteration, keys=keys)
+        states.append({key: value.clone() for key, value in net.state_dict().items()})
+    torch.testing.assert_close(*states)
+    assert any(not torch.equal(states[0][key], start[key]) for key in start)
