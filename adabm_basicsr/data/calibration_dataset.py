@@ -76,7 +76,7 @@ class CalibrationDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: int) -> dict[str, Tensor | str | int]:
-        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: where it is from; fixed crops have a key."""
+        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: its image; ``key``, if crops are fixed."""
         if self.fixed and key >= 0:
             key %= self.rounds * len(self)
         round_, index = divmod(key, len(self))

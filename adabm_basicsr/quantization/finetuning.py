@@ -144,10 +144,9 @@ class Finetuner:
         }
 
     def _train_only(self, optimizer: torch.optim.Optimizer) -> None:
-        for other in self.optimizers:
-            for group in other.param_groups:
-                for parameter in group["params"]:
-                    parameter.requires_grad_(other is optimizer)
+        trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(parameter in trained)
 
 
 class RelativeAdam(torch.optim.Adam):

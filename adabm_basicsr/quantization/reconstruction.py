@@ -68,10 +68,9 @@ def _fit(layer: QuantizedLayer, x: Tensor) -> None:
     activation, weight = layer.input_quantizer, layer.weight_quantizer
     scale = getattr(activation, "channel_scale", None)
     of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
-    columns = layer.columns(x / of_input)
+    columns = _columns(layer, x / of_input)
     if columns is None:
         return
-    columns = _thinned(columns, MAX_COLUMNS)
     rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
     if isinstance(activation, ActivationQuantizer):
         bits = activation.bits_of_layer().clamp(*activation.bit_range)
@@ -82,6 +81,17 @@ def _fit(layer: QuantizedLayer, x: Tensor) -> None:
         steps = (2 * weight.upper / (2**weight.bits - 1)).view(len(rows), -1, 1)
         rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
+
+
+def _columns(layer: QuantizedLayer, x: Tensor) -> Tensor | None:
+    """About `MAX_COLUMNS` columns; image by image, as those of a batch are many times as large as the batch."""
+    parts = []
+    for image in x.split(1):
+        columns = layer.columns(image)
+        if columns is None:
+            return None
+        parts.append(_thinned(columns, -(-MAX_COLUMNS // len(x))).contiguous())
+    return torch.cat(parts, dim=-1)
 
 
 def _thinned(columns: Tensor, count: int) -> Tensor:
