@@ -11,5 +11,6 @@ import pytest
 def test_one_seed_is_within_the_published_spread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = benchmark.run(seed=2, iterations=400, out=tmp_path)
+    print(benchmark.make_table({2: found}))
     for (dataset, metric), published in benchmark.reference().items():
         assert found[dataset][metric] == pytest.approx(mean(published), abs=3 * stdev(published)), (dataset, metric)
