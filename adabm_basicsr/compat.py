@@ -14,6 +14,8 @@ import types
 from collections import OrderedDict
 from pathlib import Path
 
+from adabm_basicsr.options import set_recipe_defaults
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -155,13 +157,14 @@ def root_folder(root_path: str) -> str:
 
 
 def _count_epochs(original):
-    """Epochs enough for all iterations.
+    """The recipe's say in the data, and epochs enough for all iterations.
 
-    BasicSR rounds the iterations of an epoch up, while its loader drops the last, incomplete batch, so that training
-    would end early without a word.
+    BasicSR makes datasets before the model, whichever way it was started. It rounds the iterations of an epoch up,
+    while its loader drops the last, incomplete batch, so that training would end early without a word.
     """
 
     def create_train_val_dataloader(opt: dict, logger):
+        set_recipe_defaults(opt)
         loader, sampler, val_loaders, _, total_iters = original(opt, logger)
         return loader, sampler, val_loaders, -(-total_iters // max(len(loader), 1)), total_iters
 

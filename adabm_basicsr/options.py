@@ -119,7 +119,7 @@ def check_options(opt: dict, is_train: bool) -> None:
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
     _check_datasets(opt)
-    _check_registered(opt, is_train)
+    _check_registered(opt)
 
 
 def _set_defaults(opt: dict, is_train: bool) -> None:
@@ -133,7 +133,17 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
         opt["logger"].setdefault("use_tb_logger", False)
 
 
-def _check_registered(opt: dict, is_train: bool) -> None:
+def set_recipe_defaults(opt: dict) -> None:
+    """What the recipe says about the calibration data, where the options don't."""
+    from adabm_basicsr.quantization.api import make_config
+
+    dataset, network = opt["datasets"].get("train", {}), opt.get("network_g", {})
+    ours = network.get("type") == "AdaBMNetwork" and dataset.get("type") == "CalibrationDataset"
+    if ours and dataset.get("fixed_crops") is None:
+        dataset["fixed_crops"] = make_config({"recipe": network.get("recipe")}).preset.fixed_crops
+
+
+def _check_registered(opt: dict) -> None:
     """Every type that the options name exists, and the network can be built; before BasicSR moves earlier results."""
     import basicsr  # noqa: F401
     from basicsr.archs import build_network
@@ -155,9 +165,7 @@ def _check_registered(opt: dict, is_train: bool) -> None:
         if value not in choices and f"{value}_basicsr" not in choices:
             raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
     if opt["model_type"] == "AdaBMModel":
-        net = build_network(opt["network_g"])
-        if is_train and opt["datasets"]["train"]["type"] == "CalibrationDataset" and hasattr(net, "config"):
-            opt["datasets"]["train"].setdefault("fixed_crops", net.config.preset.fixed_crops)
+        build_network(opt["network_g"])
 
 
 def _check_training(opt: dict) -> None:

@@ -23,9 +23,10 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
         AdaBMError: A mistake in the options or in what they name.
     """
     args = make_parser(prog).parse_args(argv)
-    keep_freed_memory()
     root = Path.cwd()
     opt = parse_options(args, root, is_train)
+    if not opt["num_gpu"]:
+        keep_freed_memory()
     import basicsr.test
     import basicsr.train
 

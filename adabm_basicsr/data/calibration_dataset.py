@@ -60,7 +60,7 @@ class CalibrationDataset(Dataset):
         if self.channels not in (1, 3):
             raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
         self.rounds = check_positive(f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1))
-        self.fixed = opt.get("fixed_crops", False)
+        self.fixed = False if opt.get("fixed_crops") is None else opt["fixed_crops"]
         if not isinstance(self.fixed, bool):
             raise AdaBMError(f"{where}: fixed_crops: {self.fixed!r} is not true or false")
         self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
@@ -76,14 +76,14 @@ class CalibrationDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, key: int) -> dict[str, Tensor | str | int]:
-        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: its image; ``key``, if crops are fixed."""
+        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: its image; ``patch_key`` if fixed."""
         if self.fixed and key >= 0:
             key %= self.rounds * len(self)
         round_, index = divmod(key, len(self))
         random = np.random.default_rng((self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index))
         patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
         item = {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
-        return {**item, "key": key} if self.fixed else item
+        return {**item, "patch_key": key} if self.fixed else item
 
     def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
         """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out."""

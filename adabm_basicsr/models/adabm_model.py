@@ -133,7 +133,8 @@ class AdaBMModel(SRModel):
     def feed_data(self, data: dict) -> None:
         """Take a batch; patches that come back in later epochs have keys."""
         super().feed_data(data)
-        self.keys = data["key"].tolist() if "key" in data else None
+        fixed = self.is_train and "patch_key" in data
+        self.patch_keys = data["patch_key"].tolist() if fixed else None
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of fine-tuning on ``self.lq``."""
@@ -142,12 +143,13 @@ class AdaBMModel(SRModel):
             bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
             get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}; bits of layers: {bits}")
             self.progress.set_postfix_str(phase)
-        losses = self.tuner.step(self.lq, current_iter, self.net_g, self.keys)
+        losses = self.tuner.step(self.lq, current_iter, self.net_g, self.patch_keys)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
         self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
         self.progress.update(current_iter - self.progress.n)
         if current_iter == self.opt["train"]["total_iter"]:
             self.progress.close()
+            self.tuner.teacher.forget()
 
     def _layer_bits(self) -> dict[str, float]:
         """Bits of each layer whose input is quantized, base and layer factor together."""

@@ -83,7 +83,7 @@ class WeightQuantizer(nn.Module):
         self.upper = nn.Parameter(torch.ones(channels))
         self.register_buffer("channel_scale", None)
         self.register_buffer("correction", None)
-        self._latest: tuple[list, Tensor | None] = ([], None)  # what was quantized last, and the result
+        self._latest: tuple[list, list[Tensor], Tensor] | None = None  # what was quantized last, and the result
 
     def reconstruct(self, weight: Tensor, channel_scale: Tensor) -> None:
         """Make room for an equalisation of input channels and for a correction of the weight before rounding.
@@ -101,12 +101,17 @@ class WeightQuantizer(nn.Module):
             return weight
         parts = [t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None]
         learned = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
-        if learned or any(t.is_inference() for t in parts):
+        if learned or torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
             return self._quantize(weight, self._upper(weight))
-        versions = [(t.data_ptr(), t._version) for t in parts]  # any write to a tensor raises its version
-        if self._latest[0] != versions:
-            self._latest = versions, self._quantize(weight, self._upper(weight))
-        return self._latest[1]
+        # Operations that write to a tensor raise its version, except those on its `.data`.
+        state = [self.bits, self.integer, *((t.data_ptr(), t._version) for t in parts)]
+        if self._latest is None or self._latest[0] != state:
+            held = [t.detach() for t in parts]  # keeps their memory from being given to another tensor
+            self._latest = state, held, self._quantize(weight, self._upper(weight))
+        return self._latest[-1]
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_latest": None}  # copies quantize their own
 
     def slope(self, weight: Tensor) -> Tensor:
         """How each quantized weight changes with its ``upper``, the shape of ``weight``."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 MIN_WIDTH = 1e-12  # a dead layer has lower == upper; it then quantizes to that value instead of to NaN
@@ -28,6 +29,7 @@ class _FakeQuantize(torch.autograd.Function):
         return _quantize(x, lower, upper, levels, integer)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, *parameters = ctx.saved_tensors
         grad_x, sums = torch.empty_like(grad), [torch.zeros_like(parameter) for parameter in parameters]
@@ -138,7 +140,9 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float,
 
 
 def recomputed(x_q: Tensor) -> AbstractContextManager:
-    """Context in which what saves ``x_q`` for its backward pass saves nothing, and computes it anew when needed.
+    """Context in which an operation that saves ``x_q`` for its backward pass has it computed anew instead.
+
+    What operations save that they made of ``x_q``, such as a padded copy, stays saved.
 
     Args:
         x_q: Result of `fake_quantize`; any other tensor is left alone. Its input is saved anyway.
@@ -146,11 +150,15 @@ def recomputed(x_q: Tensor) -> AbstractContextManager:
     node = x_q.grad_fn
     if not isinstance(node, _FakeQuantize._backward_cls):
         return nullcontext()
-    address, shape = x_q.data_ptr(), x_q.shape
+    layout = _layout(x_q)
     return saved_tensors_hooks(
-        lambda saved: node if saved.data_ptr() == address and saved.shape == shape else saved,
+        lambda saved: node if _layout(saved) == layout else saved,
         lambda saved: saved if isinstance(saved, Tensor) else _recompute(saved),
     )
+
+
+def _layout(x: Tensor) -> tuple:
+    return x.data_ptr(), x.dtype, x.shape, x.stride()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
@@ -216,16 +217,17 @@ class _NormalisedDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
         norm = student.norm()
-        difference = torch.addcmul(student / norm, teacher, -1 / teacher.norm())
+        difference = (student / norm).sub_(teacher / teacher.norm())
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
         return distance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         student, norm, difference, distance = ctx.saved_tensors
-        weight = (grad / distance.clamp(min=torch.finfo(distance.dtype).tiny)).view(-1, *[1] * (student.dim() - 1))
-        of_normalised = difference * weight
+        weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
+        of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
         along = torch.dot(of_normalised.flatten(), student.flatten()) / norm**2
         return of_normalised.addcmul_(student, -along).div_(norm), None
 

@@ -13,7 +13,7 @@ from adabm_basicsr.quantization.fake_quantize import fake_quantize
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999
-MAX_SAMPLES = 1 << 16  # values that a percentile or a search is made over; more would cost time, not change it
+MAX_SAMPLES = 1 << 16  # values that a percentile or a search is made over: 65 lie beyond the percentile then
 MAX_AT_ONCE = 1 << 21  # values that are quantized in one go while searching
 
 
@@ -33,9 +33,14 @@ def extremes(x: Tensor) -> Tensor:
 
 
 def sample(x: Tensor) -> Tensor:
-    """At most `MAX_SAMPLES` values of ``x``, evenly taken, and the two extremes: ``(N,)``."""
+    """At most `MAX_SAMPLES` values of ``x``, evenly taken: ``(N,)``."""
     values = x.flatten()
-    return torch.cat([values[:: -(-len(values) // MAX_SAMPLES)], extremes(x)])
+    return values[:: -(-len(values) // MAX_SAMPLES)].clone()  # a part of it would keep all of ``x`` in memory
+
+
+def sample_with_extremes(x: Tensor) -> Tensor:
+    """`sample` with the smallest and the largest value, ``(N,)``."""
+    return torch.cat([sample(x), extremes(x)])
 
 
 def minmax_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
@@ -45,7 +50,7 @@ def minmax_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
 
 def percentile_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
     """Range that leaves out the outermost 0.1 % at either end, shape ``(2,)``."""
-    return torch.quantile(values, values.new_tensor([1 - PERCENTILE, PERCENTILE]))
+    return torch.quantile(sample(values), values.new_tensor([1 - PERCENTILE, PERCENTILE]))
 
 
 def omse_range(values: Tensor, quantizer: ActivationQuantizer) -> Tensor:
@@ -68,7 +73,7 @@ class Observer(NamedTuple):
 OBSERVERS = {
     "minmax": Observer(extremes, minmax_range),
     "percentile": Observer(sample, percentile_range),
-    "omse": Observer(sample, omse_range),
+    "omse": Observer(sample_with_extremes, omse_range),
 }
 
 

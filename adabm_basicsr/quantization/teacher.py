@@ -17,34 +17,53 @@ class Teacher:
 
     Args:
         net: The quantized network, whose quantizers are switched off for the teacher's passes.
+
+    Attributes:
+        kept_bytes: Size of what is kept, at most `MAX_BYTES`.
     """
 
     def __init__(self, net: QuantizedNetwork) -> None:
         self.net = net
         self._kept: dict[int, tuple[Tensor, ...]] = {}  # output and features of each patch
-        self._bytes = 0
+        self.kept_bytes = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor, forward: nn.Module, keys: Sequence[int] | None = None) -> Details:
-        """Output and features for a batch.
+        """Output and features for a batch; blocks' outputs have the samples of the batch along their first axis.
 
         Args:
             images: ``(B, C, H, W)`` in 0..1.
             forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
             keys: A key for each image that comes back unchanged; None where images don't.
         """
-        if keys is not None and all(key in self._kept for key in keys):
-            output, *features = (torch.cat(parts) for parts in zip(*(self._kept[key] for key in keys)))
-            return Details(output, torch.empty(0), features)
-        with self.net.full_precision():
-            details = forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
-        if keys is not None:
-            self._keep(keys, [details.output, *details.features])
-        return details
+        if keys is None:
+            return self._compute(images, forward)
+        new = [index for index, key in enumerate(keys) if key not in self._kept]
+        patches = {key: self._kept[key] for key in keys if key in self._kept}
+        if new:
+            details = self._compute(images[new], forward)
+            parts = zip(*(t.chunk(len(new)) for t in (details.output, *details.features)))
+            for index, patch in zip(new, parts, strict=True):
+                patches[keys[index]] = patch
+                self._keep(keys[index], patch)
+        output, *features = (torch.cat(parts) for parts in zip(*(patches[key] for key in keys)))
+        return Details(output, output.new_empty(0), features)
 
-    def _keep(self, keys: Sequence[int], tensors: list[Tensor]) -> None:
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        if self._bytes + size <= MAX_BYTES:
-            self._bytes += size
-            # A feature may have several rows for each image, such as windows, which follow one another.
-            self._kept.update(zip(keys, zip(*(t.chunk(len(keys)) for t in tensors))))
+    def _compute(self, images: Tensor, forward: nn.Module) -> Details:
+        with self.net.full_precision():
+            return forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
+
+    def _keep(self, key: int, patch: tuple[Tensor, ...]) -> None:
+        size = sum(t.numel() * t.element_size() for t in patch)
+        if self.kept_bytes + size <= MAX_BYTES:
+            self.kept_bytes += size
+            self._kept[key] = tuple(t.clone() for t in patch)  # not a view of the batch, which would stay too
+
+    def __contains__(self, key: int) -> bool:
+        """Whether the patch of that key is kept."""
+        return key in self._kept
+
+    def forget(self) -> None:
+        """Free what is kept."""
+        self._kept.clear()
+        self.kept_bytes = 0

@@ -32,7 +32,6 @@ from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RECIPES
 from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.teacher import MAX_BYTES
 
 NAIVE = "paper, plain"
 EXAMPLES = Path(__file__).parents[1] / "example_project"
@@ -161,13 +160,11 @@ def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batch
 
 
 def _time_teacher(setting: Setting, clock: Clock, tuner: Finetuner, batches: list) -> list[range]:
-    """Passes over fixed crops: one for those that are kept, one in each epoch for the rest; the keys of the crops."""
-    count = min(setting.steps, len(batches))
-    keys = [range(index * setting.batch, (index + 1) * setting.batch) for index in range(len(batches))]
-    clock.time("teacher", lambda: [tuner.teacher(batches[i], tuner.net, keys[i]) for i in range(count)])
-    bytes_of_all = tuner.teacher._bytes * len(batches) / count
-    kept = min(MAX_BYTES / bytes_of_all, 1)
-    clock.phases["teacher"] *= (kept + setting.epochs * (1 - kept)) * len(batches) / count
+    """A pass over all fixed crops in the first epoch, and over those that aren't kept in each later one; their keys."""
+    keys = [range(start, start + setting.batch) for start in range(0, setting.images, setting.batch)]
+    clock.time("teacher", lambda: [tuner.teacher(b, tuner.net, k) for b, k in zip(batches, keys)])
+    missing = sum(key not in tuner.teacher for of_batch in keys for key in of_batch) / setting.images
+    clock.phases["teacher"] *= 1 + (setting.epochs - 1) * missing
     return keys
 
 
@@ -210,9 +207,9 @@ def seconds(result: dict) -> float:
     return result["total_units"] * result["unit_seconds"]
 
 
-def measure_growth(recipe: str, steps: int) -> dict[str, list[dict]]:
-    """Measurements along images, pixels of a patch and depth, the rest fixed at a small size."""
-    small = {"recipe": recipe, "images": 16, "size": 48, "depth": 8, "epochs": 3, "steps": steps}
+def measure_growth(recipe: str) -> dict[str, list[dict]]:
+    """Whole runs along images, pixels of a patch and depth, the rest fixed at a small size."""
+    small = {"recipe": recipe, "images": 16, "size": 48, "depth": 8, "epochs": 3, "steps": max(GROWTH["images"])}
     return {
         axis: [in_own_process(Setting(**{**small, axis: value})) for value in values] for axis, values in GROWTH.items()
     }
@@ -266,12 +263,14 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(Setting(**args.measure))))
         return
+    if not args.out:
+        parser.error("--out is missing")
+    args.out.mkdir(parents=True, exist_ok=True)
     settings = [Setting(network, recipe, steps=args.steps) for network in args.networks for recipe in args.recipes]
     results = [in_own_process(setting) for setting in settings]
-    growth = measure_growth("paper", args.steps) if args.growth else {}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "calibration_cost.json").write_text(json.dumps({"cost": results, "growth": growth}, indent=2))
     print(table_of_costs(results))
+    growth = measure_growth("paper") if args.growth else {}
+    (args.out / "calibration_cost.json").write_text(json.dumps({"cost": results, "growth": growth}, indent=2))
     if growth:
         print(f"\n{table_of_growth(growth)}")
     plot(results, growth, args.out / "calibration_cost.png")

@@ -68,7 +68,7 @@ class NaiveConv2d(nn.Module):
 
     def _bits(self, of_image: bool = True) -> Tensor:
         if not self.adaptive:
-            return torch.full((1,), float(self.a_bits))
+            return self.lower.new_full((1,), float(self.a_bits))
         factor = straight_through(torch.tanh(self.factor), self.factor.clamp(-1, 1).round())
         return self.a_bits + factor + (self.image_factor if of_image else 0)
 
@@ -113,6 +113,9 @@ class NaivePaper:
         for net in (self.teacher, self.student):
             for name in planned.structure.blocks:
                 net.get_submodule(name).register_forward_hook(lambda m, args, out: self.features.append(out))
+        device = next(network.parameters()).device
+        self.student.to(device)
+        self.thresholds.to(device)
         self.optimizers = self._optimizers()
 
     def _optimizers(self) -> list[torch.optim.Adam]:
@@ -146,12 +149,12 @@ class NaivePaper:
         thresholds = None
         for batch in batches:
             self.student(batch)
-            found = torch.quantile(complexity(batch), torch.tensor([0.1, 0.9]))
+            found = torch.quantile(complexity(batch), batch.new_tensor([0.1, 0.9]))
             thresholds = found if thresholds is None else 0.9 * thresholds + 0.1 * found
         self._set_mode("quantize")
         deviations = torch.stack([torch.stack(layer.deviations).mean() for layer in self.layers])
-        adaptive = torch.tensor([layer.adaptive for layer in self.layers])
-        low, high = torch.quantile(deviations[adaptive], torch.tensor([0.3, 0.7]))
+        adaptive = deviations.new_tensor([layer.adaptive for layer in self.layers], dtype=torch.bool)
+        low, high = torch.quantile(deviations[adaptive], deviations.new_tensor([0.3, 0.7]))
         for layer, deviation in zip(self.layers, deviations):
             layer.lower.copy_(layer.ranges[:1])
             layer.upper.copy_(layer.ranges[1:])

@@ -141,8 +141,8 @@ def test_fixed_crops_come_back_in_every_epoch_with_their_key(tmp_path):
     fixed = dataset(root, fixed_crops=True, dataset_enlarge_ratio=2)
     for key in (0, 5):
         later = fixed[key + 8 * 3]
-        assert torch.equal(fixed[key]["lq"], later["lq"]) and fixed[key]["key"] == later["key"] == key
+        assert torch.equal(fixed[key]["lq"], later["lq"]) and fixed[key]["patch_key"] == later["patch_key"] == key
     assert not torch.equal(fixed[0]["lq"], fixed[4]["lq"])  # another patch of the same image
-    assert "key" not in dataset(root)[0]
+    assert "patch_key" not in dataset(root)[0] and "patch_key" not in dataset(root, fixed_crops=None)[0]
     with pytest.raises(AdaBMError, match="fixed_crops: 'yes' is not true or false"):
         dataset(root, fixed_crops="yes")

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from adabm_basicsr import load_checkpoint, quantize
+from adabm_basicsr.quantization.teacher import Teacher
 
 CHECKPOINT = "experiments/tiny/models/net_g_latest.pth"
 
@@ -39,6 +40,19 @@ def assert_same_state(path, other):
     first, second = state(path), state(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("fixed", "computed"), [(None, 8), (False, 24)])
+def test_full_precision_of_fixed_crops_is_computed_once(workspace, monkeypatch, fixed, computed):
+    images = []
+    original = Teacher._compute
+    monkeypatch.setattr(
+        Teacher, "_compute", lambda self, x, forward: images.append(len(x)) or original(self, x, forward)
+    )
+    datasets = workspace.train_options()["datasets"]
+    datasets["train"]["fixed_crops"] = fixed  # None: the recipe's own
+    workspace.train(datasets=datasets, network_g={**workspace.network_options(), "recipe": "best"})
+    assert sum(images) == computed  # three epochs of eight patches
 
 
 def test_train_then_test(workspace):

@@ -154,6 +154,8 @@ def test_a_weight_is_quantized_once_until_something_changes(monkeypatch):
     quantizer.load_state_dict({"upper": torch.tensor([3.0])})
     torch.testing.assert_close(quantizer(weight), fake_quantize(weight, torch.tensor(-3.0), torch.tensor(3.0), 3))
     assert len(calls) == 4
+    quantizer.bits = 5
+    assert len(torch.unique(quantizer(weight))) > 8
     other = copy.deepcopy(quantizer)
     other.upper.mul_(0.5)
     assert not torch.equal(other(weight), quantizer(weight))
@@ -164,3 +166,19 @@ def test_a_weight_whose_range_is_learned_is_quantized_anew():
     with torch.no_grad():
         quantizer(weight)
     assert quantizer(weight).requires_grad
+
+
+def test_what_was_quantized_for_inference_does_not_hinder_learning():
+    quantizer, weight = WeightQuantizer(3).requires_grad_(False), torch.randn(4, 4)
+    with torch.inference_mode():
+        quantizer(weight)
+    x = torch.randn(4, 4, requires_grad=True)
+    (x @ quantizer(weight)).sum().backward()
+    assert x.grad.any()
+
+
+def test_weights_that_come_and_go_are_told_apart():
+    quantizer = WeightQuantizer(8).requires_grad_(False)
+    for value in range(50):
+        weight = torch.full((4, 4), value / 50)
+        torch.testing.assert_close(quantizer(weight), weight, atol=0.01, rtol=0)

@@ -1,5 +1,7 @@
 """What makes fake quantization cheap doesn't change it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,8 +73,21 @@ def kept_of(kept):
     return pack
 
 
-def test_other_tensors_are_left_to_autograd():
-    with recomputed(X):
-        x = X.clone().requires_grad_()
-        (x * x).sum().backward()
-    torch.testing.assert_close(x.grad, 2 * X)
+def test_other_views_of_it_are_kept_as_they_are():
+    square, weight = torch.randn(2, 6, 5, 5), torch.randn(4, 6, 3, 3)
+    gradients = []
+    for context in (lambda x_q: nullcontext(), recomputed):
+        w = weight.clone().requires_grad_()
+        x_q = fake_quantize(square.clone().requires_grad_(), torch.tensor([-1.0]), torch.tensor([1.0]), 4)
+        with context(x_q):
+            out = F.conv2d(x_q.transpose(2, 3), w)  # as many values at the same address, in another order
+        gradients.append(torch.autograd.grad(out, w, torch.arange(9.0).view(1, 1, 3, 3).expand_as(out)))
+    torch.testing.assert_close(*gradients)
+
+
+def test_second_derivatives_are_refused():
+    x = X.clone().requires_grad_()
+    quantized = fake_quantize(x, torch.tensor([-1.0]), torch.tensor([1.0]), 4)
+    gradient = torch.autograd.grad((quantized**2).sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -1,6 +1,5 @@
 """Losses and steps of fine-tuning."""
 
-import pytest
 import torch
 
 from adabm_basicsr.quantization.finetuning import feature_loss
@@ -16,8 +15,17 @@ def test_feature_loss_and_its_gradient_are_those_of_the_formula():
     torch.testing.assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
 
 
-def test_feature_loss_of_equal_features_is_zero_with_a_finite_gradient():
-    student = torch.ones(2, 3, 4, 4, requires_grad=True)
+def test_equal_features_have_no_loss_and_no_gradient():
+    torch.manual_seed(0)
+    student = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = feature_loss([student], [student.detach()])
     loss.backward()
-    assert loss.item() == pytest.approx(0, abs=1e-6) and torch.isfinite(student.grad).all()
+    assert loss.item() == 0 and not student.grad.any()
+
+
+def test_a_sample_without_features_gives_a_finite_gradient():
+    student = torch.randn(2, 3, 4, 4)
+    student[0] = 0
+    student.requires_grad_()
+    (1000 * feature_loss([student], [student.detach() * torch.rand(2, 3, 4, 4)])).backward()
+    assert torch.isfinite(student.grad).all() and student.grad[1].any()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization.adaptive import WeightQuantizer
 from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
 from adabm_basicsr.quantization.reconstruction import round_compensated
 
@@ -170,16 +171,35 @@ def test_some_products_can_be_excluded():
     assert torch.isfinite(net(X)).all()
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_gradient_of_a_weight_range_equals_that_through_every_weight(name):
-    _, net = quantized(name, 4)
-    layer = net.layers()["1"]
-    layer.weight_quantizer.upper.requires_grad_()
-    gradients = []
+def gradients_of_range(layer, x):
+    """Through one product, and through every weight."""
     for linear in (True, False):
         layer.linear = linear
         torch.manual_seed(1)
-        out = layer(X)
-        gradients.append(torch.autograd.grad(out, layer.weight_quantizer.upper, torch.randn_like(out)))
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-    assert gradients[0][0].abs().max() > 0
+        out = layer(x)
+        yield torch.autograd.grad(out, layer.weight_quantizer.upper, torch.randn_like(out))[0]
+
+
+@pytest.mark.parametrize("recipe", ["best", "paper"])  # a range per output channel, and one per tensor
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_of_a_weight_range_equals_that_through_every_weight(name, recipe):
+    _, net = quantized(name, 4, recipe)
+    cheap, plain = gradients_of_range(net.layers()["1"], X)
+    torch.testing.assert_close(cheap, plain, rtol=1e-4, atol=1e-4)
+    assert cheap.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8), (2, 3, 4, 8)])
+def test_gradient_of_a_linear_weight_range(shape):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 5)
+    quantizer = WeightQuantizer(4, channels=5, integer=True)
+    linear = quantized_type(layer).from_float(layer.requires_grad_(False), nn.Identity(), quantizer)
+    cheap, plain = gradients_of_range(linear, torch.randn(shape, requires_grad=True))
+    torch.testing.assert_close(cheap, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_without_a_batch():
+    layer, quantizer = nn.Conv2d(8, 5, 3), WeightQuantizer(4, channels=5, integer=True)
+    conv = quantized_type(layer).from_float(layer.requires_grad_(False), nn.Identity(), quantizer)
+    torch.testing.assert_close(*gradients_of_range(conv, X[0]), rtol=1e-4, atol=1e-4)

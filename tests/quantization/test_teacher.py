@@ -19,35 +19,41 @@ def net(tiny):
 class Counting(torch.nn.Module):
     def __init__(self, net):
         super().__init__()
-        self.net, self.calls = net, 0
+        self.net, self.images = net, 0
 
-    def forward(self, *args):
-        self.calls += 1
-        return self.net(*args)
+    def forward(self, images, details):
+        self.images += len(images)
+        return self.net(images, details)
 
 
 def test_known_patches_are_not_computed_again_in_any_order(net):
     teacher, forward = Teacher(net), Counting(net)
     expected = teacher(IMAGES, forward)
-    assert forward.calls == 1
+    assert forward.images == 4
     teacher(IMAGES[:2], forward, [7, 3])
     teacher(IMAGES[2:], forward, [5, 4])
     found = teacher(IMAGES[[2, 0, 3, 1]], forward, [5, 7, 4, 3])
-    assert forward.calls == 3
+    assert forward.images == 4 + 4
     torch.testing.assert_close(found.output, expected.output[[2, 0, 3, 1]])
     assert len(found.features) == len(expected.features) > 0
     for kept, computed in zip(found.features, expected.features):
         torch.testing.assert_close(kept, computed[[2, 0, 3, 1]])
     teacher(IMAGES[:2], forward, [7, 8])
-    assert forward.calls == 4  # one of them is new
+    assert forward.images == 4 + 4 + 1  # only what is new
+    assert 8 in teacher and 9 not in teacher
+    teacher.forget()
+    assert 8 not in teacher and teacher.kept_bytes == 0
 
 
 def test_what_does_not_fit_is_computed_anew(net, monkeypatch):
-    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    expected = Teacher(net)(IMAGES, net)
+    size = 4 * sum(t[0].numel() for t in (expected.output, *expected.features))
+    monkeypatch.setattr(module, "MAX_BYTES", 3 * size)
     teacher, forward = Teacher(net), Counting(net)
-    for _ in range(2):
-        teacher(IMAGES[:2], forward, [0, 1])
-    assert forward.calls == 2 and not teacher._kept
+    for _ in range(3):
+        found = teacher(IMAGES, forward, range(4))
+    assert forward.images == 4 + 1 + 1 and teacher.kept_bytes == 3 * size
+    torch.testing.assert_close(found.output, expected.output)
 
 
 def test_learning_is_the_same_with_and_without_keys(net):

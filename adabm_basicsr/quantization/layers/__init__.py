@@ -7,6 +7,8 @@ stay what they are. To support a layer type of your own, subclass it with `Quant
     class QuantizedMyConv(QuantizedLayer, MyConv):
         def compute(self, x, weight, bias):
             return my_conv(x, weight, bias)
+
+Where that is linear in ``weight``, setting ``linear = True`` makes learning the range of the weight cheaper.
 """
 
 from adabm_basicsr.quantization.layers.base import (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
 from adabm_basicsr.quantization.fake_quantize import recomputed
@@ -29,7 +30,7 @@ class QuantizedLayer(nn.Module):
 
     weight: nn.Parameter
     weight_axis = 0
-    output_axis = 1
+    output_axis = -3
     linear = False
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
@@ -43,11 +44,17 @@ class QuantizedLayer(nn.Module):
                 return self.compute(x, weight, self.bias, *args, **kwargs)
             out = self.compute(x, weight.detach(), self.bias, *args, **kwargs)
             slope = self.weight_quantizer.slope(self.weight)
-            change = lambda x: self.compute(x, slope, None, *args, **kwargs)  # noqa: E731
+
+            def change(quantized: Tensor) -> Tensor:
+                return self.compute(quantized, slope, None, *args, **kwargs)
+
             return _RangeGradient.apply(out, self.weight_quantizer.upper, x.detach(), change, self.output_axis)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way."""
+        """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way.
+
+        It may run again in a backward pass, so it changes nothing but its result.
+        """
         raise NotImplementedError
 
     def inputs(self, name: str) -> dict[str, nn.Module]:
@@ -101,6 +108,7 @@ class _RangeGradient(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         change = ctx.change(*ctx.saved_tensors)
         others = [axis for axis in range(grad.dim()) if axis != ctx.axis % grad.dim()]
