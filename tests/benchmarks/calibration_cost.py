@@ -232,19 +232,26 @@ def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 1 + len(growth), figsize=(5 * (1 + len(growth)), 4), layout="constrained")
+    widths = [2] + [1] * len(growth)
+    figure, axes = plt.subplots(
+        1, len(widths), figsize=(3.5 * sum(widths), 4), width_ratios=widths, layout="constrained"
+    )
     axes = np.atleast_1d(axes)
-    labels, left = [f"{r['network']}\n{r['recipe']}" for r in results], np.zeros(len(results))
+    labels, left = [f"{r['network']}: {r['recipe']}" for r in results], np.zeros(len(results))
     for phase in dict.fromkeys(phase for r in results for phase in r["units"]):
         units = np.array([r["units"].get(phase, 0) for r in results])
         axes[0].barh(labels, units, left=left, label=phase.replace("_", " "))
         left += units
     axes[0].set_xlabel("forward units")
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize="small")
+    axes[0].margins(x=0.05)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
     for axis, (name, runs) in zip(axes[1:], growth.items()):
-        axis.loglog([r[name] for r in runs], list(map(seconds, runs)), "o-", label="seconds")
-        axis.loglog([r[name] for r in runs], [r["peak_bytes"] / 1e9 for r in runs], "s-", label="peak GB")
+        values = [r[name] for r in runs]
+        axis.loglog(values, list(map(seconds, runs)), "o-", label="seconds")
+        axis.loglog(values, [r["peak_bytes"] / 1e9 for r in runs], "s-", label="peak GB")
+        axis.set_xticks(values, list(map(str, values)))
+        axis.set_xticks([], minor=True)
         axis.set_xlabel({"size": "side of the patches", "depth": "blocks"}.get(name, name))
         axis.legend()
     figure.savefig(path, dpi=120)
