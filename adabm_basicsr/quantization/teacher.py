@@ -42,7 +42,10 @@ class Teacher:
         patches = {key: self._kept[key] for key in keys if key in self._kept}
         if new:
             details = self._compute(images[new], forward)
-            parts = zip(*(t.chunk(len(new)) for t in (details.output, *details.features)))
+            tensors = (details.output, *details.features)
+            if any(len(t) % len(new) for t in tensors):  # a block without an output for each sample
+                return self._compute(images, forward)
+            parts = zip(*(t.chunk(len(new)) for t in tensors))
             for index, patch in zip(new, parts, strict=True):
                 patches[keys[index]] = patch
                 self._keep(keys[index], patch)

@@ -56,6 +56,17 @@ def test_what_does_not_fit_is_computed_anew(net, monkeypatch):
     torch.testing.assert_close(found.output, expected.output)
 
 
+def test_features_that_belong_to_no_sample_are_not_kept(net):
+    teacher = Teacher(net)
+
+    def forward(images, details):
+        return net(images, details)._replace(features=[torch.ones(1, 3)])
+
+    for _ in range(2):
+        found = teacher(IMAGES[:2], forward, [0, 1])
+    assert found.features[0].shape == (1, 3) and found.output.shape[0] == 2 and 0 not in teacher
+
+
 def test_learning_is_the_same_with_and_without_keys(net):
     states = []
     start = {key: value.clone() for key, value in net.state_dict().items()}
