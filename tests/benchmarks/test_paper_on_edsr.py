@@ -5,8 +5,6 @@ from statistics import mean, stdev
 import paper_on_edsr as benchmark
 import pytest
 
-MARGIN = 4.303 * (1 + 1 / 3) ** 0.5  # 95 % of further runs lie as near to the mean of three (Student's t, two degrees)
-
 
 @pytest.mark.slow
 @pytest.mark.shared
@@ -15,7 +13,4 @@ def test_one_seed_is_within_the_published_spread(tmp_path, monkeypatch):
     found = benchmark.run(seed=2, iterations=400, out=tmp_path)
     print(benchmark.make_table({2: found}))
     for (dataset, metric), published in benchmark.reference().items():
-        assert found[dataset][metric] == pytest.approx(mean(published), abs=MARGIN * stdev(published)), (
-            dataset,
-            metric,
-        )
+        assert found[dataset][metric] == pytest.approx(mean(published), abs=3 * stdev(published)), (dataset, metric)
