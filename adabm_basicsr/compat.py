@@ -31,7 +31,7 @@ def after_import() -> None:
     import basicsr.utils.options
 
     _give_epoch_to_dataset()
-    _REPLACED["create_train_val_dataloader"] = _count_epochs(basicsr.train.create_train_val_dataloader)
+    _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
     vars(basicsr.train).update(_REPLACED)
     original = basicsr.utils.options.parse_options
     parse_options = _wrap_parse_options(original)
@@ -156,7 +156,7 @@ def root_folder(root_path: str) -> str:
     return os.getcwd() if Path(root_path).name in ("site-packages", "dist-packages") else root_path
 
 
-def _count_epochs(original):
+def _wrap_create_dataloader(original):
     """The recipe's say in the data, and epochs enough for all iterations.
 
     BasicSR makes datasets before the model, whichever way it was started. It rounds the iterations of an epoch up,
