@@ -134,13 +134,17 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
 
 
 def set_recipe_defaults(opt: dict) -> None:
-    """What the recipe says about the calibration data, where the options don't."""
+    """What the recipe says about the calibration data and the length of the run, where the options don't."""
     from adabm_basicsr.quantization.api import make_config
 
-    dataset, network = opt["datasets"].get("train", {}), opt.get("network_g", {})
-    ours = network.get("type") == "AdaBMNetwork" and dataset.get("type") == "CalibrationDataset"
-    if ours and dataset.get("fixed_crops") is None:
-        dataset["fixed_crops"] = make_config({"recipe": network.get("recipe")}).preset.fixed_crops
+    network, dataset, train = opt.get("network_g") or {}, opt["datasets"].get("train") or {}, opt.get("train")
+    if network.get("type") != "AdaBMNetwork" or dataset.get("type") != "CalibrationDataset":
+        return
+    recipe = make_config({key: network.get(key) for key in ("recipe", "ingredients")}).preset
+    if dataset.get("fixed_crops") is None:
+        dataset["fixed_crops"] = recipe.fixed_crops
+    if train is not None and train.get("total_iter") is None:
+        train["total_iter"] = recipe.iterations
 
 
 def _check_registered(opt: dict) -> None:
@@ -176,6 +180,8 @@ def _check_training(opt: dict) -> None:
             raise AdaBMError(f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ...")
     if opt["model_type"] == "AdaBMModel":
         check_keys("logger", opt["logger"], LOGGER_KEYS)
+        if isinstance(opt["datasets"]["train"], dict):
+            set_recipe_defaults(opt)
     for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
         value = opt[section].get(key)
         value = int(value) if isinstance(value, float) and value.is_integer() else value

@@ -35,6 +35,7 @@ PHASE_NAMES = {
     "weight_range": "weight ranges",
     "activation_range": "activation ranges",
     "bit_mapping": "bit mappings",
+    "distillation": "rounding, biases and ranges",
 }
 
 
@@ -111,7 +112,8 @@ class AdaBMModel(SRModel):
         iterations = -(-dataset.rounds * len(dataset) // self.opt["world_size"]) // batch
         if not iterations:
             raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
-        self.tuner = Finetuner(net, FinetuneSettings.from_options(train_opt.get("finetune") or {}), iterations)
+        settings = FinetuneSettings.from_options(train_opt.get("finetune") or {})
+        self.tuner = Finetuner(net, settings, iterations, train_opt["total_iter"])
         if train_opt["total_iter"] and not self.tuner.phases:
             raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()

@@ -56,77 +56,12 @@ class ImageBitMapping(nn.Module):
         self.upper = nn.Parameter(torch.zeros(1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Bit factor of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}."""
+        """Level of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}."""
         complexity = image_complexity(image)
         hard = (complexity > self.upper).to(complexity.dtype) - (complexity < self.lower).to(complexity.dtype)
         width = range_width(self.lower, self.upper)  # equal thresholds come from constant calibration images
         soft = torch.tanh((complexity - (self.upper + self.lower) / 2) * 2 / width)
         return straight_through(soft, hard)
-
-
-class WeightQuantizer(nn.Module):
-    """Symmetric weight quantization on ``[-upper, upper]`` with a learnable ``upper``.
-
-    Args:
-        bits: Bit-width of the weight, 2..8.
-        channels: Length of ``upper``: 1 for a range per tensor, else the number of output channels.
-        axis: Axis of the output channels in the weight.
-        integer: Whether weights are signed integers times a scale, see `fake_quantize`.
-    """
-
-    def __init__(self, bits: int, channels: int = 1, axis: int = 0, integer: bool = False) -> None:
-        super().__init__()
-        self.bits = bits
-        self.axis = axis
-        self.integer = integer
-        self.enabled = True
-        self.upper = nn.Parameter(torch.ones(channels))
-        self.register_buffer("channel_scale", None)
-        self.register_buffer("correction", None)
-        self._latest: tuple[list, list[Tensor], Tensor] | None = None  # what was quantized last, and the result
-
-    def reconstruct(self, weight: Tensor, channel_scale: Tensor) -> None:
-        """Make room for an equalisation of input channels and for a correction of the weight before rounding.
-
-        Args:
-            weight: The layer's weight.
-            channel_scale: Ones, broadcastable to ``weight``: the scale of each input channel's activations.
-        """
-        self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
-        self.correction = torch.zeros_like(weight)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
-        if not self.enabled:
-            return weight
-        parts = [t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None]
-        learned = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
-        if learned or torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
-            return self._quantize(weight, self._upper(weight))
-        # Operations that write to a tensor raise its version, except those on its `.data`.
-        state = [self.bits, self.integer, *((t.data_ptr(), t._version) for t in parts)]
-        if self._latest is None or self._latest[0] != state:
-            held = [t.detach() for t in parts]  # keeps their memory from being given to another tensor
-            self._latest = state, held, self._quantize(weight, self._upper(weight))
-        return self._latest[-1]
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_latest": None}  # copies quantize their own
-
-    def slope(self, weight: Tensor) -> Tensor:
-        """How each quantized weight changes with its ``upper``, the shape of ``weight``."""
-        with torch.enable_grad():
-            upper = self._upper(weight).detach().expand_as(weight).requires_grad_()
-            return torch.autograd.grad(self._quantize(weight.detach(), upper).sum(), upper)[0]
-
-    def _upper(self, weight: Tensor) -> Tensor:
-        return self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
-
-    def _quantize(self, weight: Tensor, upper: Tensor) -> Tensor:
-        if self.channel_scale is None:
-            return fake_quantize(weight, -upper, upper, self.bits, self.integer)
-        scaled = (weight + self.correction) * self.channel_scale
-        return fake_quantize(scaled, -upper, upper, self.bits, self.integer) / self.channel_scale
 
 
 class ActivationQuantizer(nn.Module):
@@ -138,6 +73,14 @@ class ActivationQuantizer(nn.Module):
         bit_range: Smallest and largest bits that may be used; the sum is clamped to it.
         fixed: Whether the layer is pinned to its bits (head and tail at 8 bits); it then doesn't count in FAB.
         integer: Whether zero is one of the levels, see `fake_quantize`.
+
+    Attributes:
+        lower: Learnable lower end of the clipping range.
+        upper: Learnable upper end, above ``lower``.
+        layer_factor: Learnable scalar m of Layer2Bit, of adaptive layers.
+        layer_reach: How far the layer factor may go, in bits.
+        image_bits: Bits that images of the lowest and of the highest level add to the layer's.
+        level_ranges: Learnable factors on the range, for the levels -1, 0 and +1 of the image; see `follow_levels`.
     """
 
     def __init__(
@@ -159,6 +102,9 @@ class ActivationQuantizer(nn.Module):
         self.upper = nn.Parameter(torch.ones(1))
         if adaptive:
             self.layer_factor = nn.Parameter(torch.zeros(1))
+        self.layer_reach = 1
+        self.image_bits = (-1, 1)
+        self.level_ranges: nn.Parameter | None = None
         self.register_buffer("channel_scale", None)
         # Set by the network for each forward pass, so that replicas and repeated calls see their own samples.
         self.image_factor: Tensor | None = None
@@ -168,32 +114,47 @@ class ActivationQuantizer(nn.Module):
         """Make room for a scale per channel, broadcastable to the input; the range is then in units of it."""
         self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """The range in units of the input: ``lower`` and ``upper``, of each channel if channels are equalised."""
+    def follow_levels(self) -> None:
+        """Make room for a range of each image level."""
+        self.level_ranges = nn.Parameter(torch.ones(3, device=self.lower.device))  # in units of the common range
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The range in units of the input ``x``, broadcastable to it: of each sample or channel where these differ."""
+        lower, upper = self.lower, self.upper
+        if self.level_ranges is not None and self.image_factor is not None:
+            scale = _per_sample(self.level_ranges[self.image_factor.detach().long() + 1], x)
+            lower, upper = lower * scale, upper * scale
         if self.channel_scale is None:
-            return self.lower, self.upper
-        ends = self.lower * self.channel_scale, self.upper * self.channel_scale
+            return lower, upper
+        ends = lower * self.channel_scale, upper * self.channel_scale
         return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale turns its channel round
 
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""
         if not self.adaptive:
             return self.lower.new_full((1,), self.bits)
-        hard = self.layer_factor.clamp(-1, 1).round()
+        hard = self.layer_factor.clamp(-self.layer_reach, self.layer_reach).round()
         return self.bits + straight_through(torch.tanh(self.layer_factor), hard)
 
     def bits_used(self) -> Tensor:
         """Bits of each sample of the current forward pass: ``(B,)``, or ``(1,)`` where all samples share them."""
         bits = self.bits_of_layer()
         if self.adaptive and self.image_factor is not None:
-            bits = bits + self.image_factor
+            bits = bits + self.image_factor.clamp(*self.image_bits)
         return bits.clamp(*self.bit_range)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` of shape ``(B * k, ...)``; a sample's ``k`` parts (windows, say) follow one another."""
-        if not self.enabled:
-            return x
+        return self.quantize(x) if self.enabled else x
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """`forward`, whether the quantizer is switched on or not."""
         self.last_bits = bits = self.bits_used()
-        if len(bits) > 1 and len(x) != len(bits):
-            bits = bits.repeat_interleave(len(x) // len(bits))
-        return fake_quantize(x, *self.ends(), bits.view(-1, *[1] * (x.dim() - 1)), self.integer)
+        return fake_quantize(x, *self.ends(x), _per_sample(bits, x), self.integer)
+
+
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """``values``, one or one per sample, as they broadcast to ``x``, which may hold several parts of each sample."""
+    if len(values) > 1 and len(x) != len(values):
+        values = values.repeat_interleave(len(x) // len(values))
+    return values.view(-1, *[1] * (x.dim() - 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, image_complexity
+from adabm_basicsr.quantization.allocation import allocate
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
@@ -16,7 +17,8 @@ from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, searc
 from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
-IMAGE_PERCENTILES = (0.1, 0.9)
+RECONSTRUCTED = 16  # images that layers are reconstructed on
+PROBED = 16  # images that bits are allocated on
 PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
 
 
@@ -80,7 +82,7 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     """
     observer, scale_free = net.config.observer or net.config.preset.observer, net.config.preset.scale_free
     statistics = [_Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()]
-    thresholds, first = MovingAverage(), None
+    images: list[Tensor] = []
     hooks = [observed.quantizer.register_forward_pre_hook(observed) for observed in statistics]
     try:
         with net.full_precision():
@@ -88,29 +90,46 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
                 check_finite(batch, "a calibration image")
                 for part in batch.split(max(PIXELS_AT_ONCE // batch[0, 0].numel(), 1)):  # memory is that of one part
                     check_finite(net(part), "the full-precision network's output")
-                first = batch if first is None else first
+                images.append(batch)
                 for observed in statistics:
                     observed.end_batch()
-                thresholds.update(torch.quantile(image_complexity(batch), batch.new_tensor(IMAGE_PERCENTILES)))
     finally:
         for hook in hooks:
             hook.remove()
-    if thresholds.value is None:
+    if not images:
         raise AdaBMError("calibration needs at least one batch of images, and got none")
-    _set_activation_ranges(statistics)
-    _equalise(net, statistics)
-    _set_weight_ranges(net)
-    _set_bit_mappings(net, statistics, thresholds.value)
+    _set_ranges(net, statistics)
+    _set_image_mapping(net, images)
+    _set_layer_factors(statistics)
     net.stage.fill_(Stage.CALIBRATED)
+    if net.config.preset.allocate:
+        if net.config.preset.reconstruct:
+            reconstruct(net, representative(images, PROBED), rounding=False)
+        allocate(net, representative(images, PROBED), _spared_bits(net, images))
+        _set_ranges(net, statistics)
     if net.config.preset.reconstruct:
-        reconstruct(net, first)
+        reconstruct(net, representative(images))
     return net
+
+
+def representative(batches: Sequence[Tensor], count: int = RECONSTRUCTED) -> Tensor:
+    """About ``count`` images of the first batch's size, evenly chosen from simple to complex: ``(B, C, H, W)``."""
+    images = torch.cat([batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]])
+    order = image_complexity(images).argsort()
+    chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
+    return images[order[chosen.to(order.device)]]
 
 
 def check_finite(x: Tensor, what: str) -> None:
     """Raise `AdaBMError` if ``x`` holds NaN or infinity; ``what`` names it."""
     if not torch.isfinite(x).all():
         raise AdaBMError(f"{what} holds NaN or infinite values")
+
+
+def _set_ranges(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
+    _set_activation_ranges(statistics)
+    _equalise(net, statistics)
+    _set_weight_ranges(net)
 
 
 def _set_activation_ranges(statistics: list[_Statistics]) -> None:
@@ -138,11 +157,19 @@ def _set_weight_ranges(net: QuantizedNetwork) -> None:
         quantizer.upper.copy_(search_weight_range(weight, quantizer, bits))
 
 
-def _set_bit_mappings(net: QuantizedNetwork, statistics: list[_Statistics], thresholds: Tensor) -> None:
+def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:
+    """Thresholds at percentiles of complexity: of all images, or as published a moving average over the batches."""
     if net.image_mapping is None:
         return
-    net.image_mapping.lower.copy_(thresholds[:1])
-    net.image_mapping.upper.copy_(thresholds[1:])
+    complexities = [image_complexity(batch) for batch in batches]
+    thresholds, shares = MovingAverage(), batches[0].new_tensor(net.config.preset.image_percentiles)
+    for complexity in [torch.cat(complexities)] if net.config.preset.allocate else complexities:
+        thresholds.update(torch.quantile(complexity, shares))
+    net.image_mapping.lower.copy_(thresholds.value[:1])
+    net.image_mapping.upper.copy_(thresholds.value[1:])
+
+
+def _set_layer_factors(statistics: list[_Statistics]) -> None:
     observed = [s for s in statistics if s.sensitivities]
     if not observed:
         return
@@ -152,3 +179,11 @@ def _set_bit_mappings(net: QuantizedNetwork, statistics: list[_Statistics], thre
         # Where no layer can have more bits than the base, none has to give any away.
         if s.quantizer.bits < s.quantizer.bit_range[1]:
             s.quantizer.layer_factor.fill_(float(sensitivity > high) - float(sensitivity < low))
+
+
+def _spared_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
+    """Bits that the image mapping takes off the calibration images on average."""
+    if net.image_mapping is None:
+        return 0.0
+    levels = torch.cat([net.image_mapping(batch) for batch in batches])
+    return -float(levels.clamp(*net.config.preset.image_bits).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
@@ -15,19 +15,28 @@ FIXED_BITS = 8  # head and tail, where they are quantized at all
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named way to quantize.
+    """A named way to quantize; ``ingredients`` in the options replace single fields of it.
 
     Attributes:
         adaptive: Whether bits follow layer and image.
         observer: How activation ranges are calibrated, a key of `OBSERVERS`.
         clip: Whether bit-aware clipping (BaC) runs at the first quantized forward pass.
-        phases: What fine-tuning trains, an epoch each in turn.
+        phases: What fine-tuning trains, an epoch each in turn, of `PHASES`.
         integer: Whether integer arithmetic reproduces the quantizers: weights are signed integers with a scale per
             output channel, activations have an integer zero point, batch normalisation is folded.
         scale_free: Whether learning and layer sensitivities are relative to each layer's range.
+        learning_rates: Of what is trained, by name; those of ranges, weight corrections and biases are in units of
+            their own where the recipe is ``scale_free``.
+        lr_decay: Factor on a phase's learning rates after each of its own epochs; None for half a cosine over the run.
+        iterations: Length of fine-tuning where ``train: total_iter`` doesn't say it.
+        feature_weight: Weight of the feature loss in fine-tuning.
+        pixel_loss: Distance of images in fine-tuning, of `PIXEL_LOSSES`.
         reconstruct: Whether input channels are equalised and layers reconstructed one by one in calibration.
-        learning_rates: Of weight ranges, activation ranges, layer factors and image thresholds; those of ranges are in
-            units of each range where the recipe is ``scale_free``.
+        allocate: Whether bits of layers follow from how much their errors change the image, within the bits asked for
+            on average; bits of weights too.
+        image_bits: Bits that images of the lowest and of the highest level add to those of the layers.
+        image_ranges: Whether each image level has clipping ranges of its own.
+        image_percentiles: Shares of the calibration images below the two thresholds of complexity.
         fixed_crops: Whether each epoch of fine-tuning sees the same patches, so that what the teacher makes of them is
             computed once; the dataset's option of that name overrides it.
         bit_range: Smallest and largest bits that a layer may use on an image.
@@ -41,23 +50,74 @@ class Recipe:
     integer: bool
     scale_free: bool
     learning_rates: Mapping[str, float]
+    lr_decay: float | None = 0.9
+    iterations: int = 400
+    feature_weight: float = 10.0
+    pixel_loss: str = "l1"
     reconstruct: bool = False
+    allocate: bool = False
+    image_bits: tuple[int, int] = (-1, 1)
+    image_ranges: bool = False
+    image_percentiles: tuple[float, float] = (0.1, 0.9)
     fixed_crops: bool = False
     bit_range: tuple[int, int] = (2, 8)
     min_a_bits: int = 2
 
 
-PHASES = ("weight_range", "activation_range", "bit_mapping")
+PHASES = ("weight_range", "activation_range", "bit_mapping", "distillation")
+PIXEL_LOSSES = ("l1", "rms")
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 PAPER_RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
-RELATIVE_RATES = {**PAPER_RATES, "weight_range": 0.001, "activation_range": 0.001}
+RELATIVE_RATES = {
+    **PAPER_RATES,
+    **{"weight_range": 0.001, "activation_range": 0.002, "weight_correction": 0.01, "bias": 0.002},
+}
 RECIPES = {
     # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.
-    "paper": Recipe(True, "minmax", True, PHASES, False, False, PAPER_RATES, bit_range=(1, 10), min_a_bits=3),
-    # Weight ranges aren't trained: weights were rounded with the errors of one range in mind.
-    "best": Recipe(True, "minmax", False, PHASES[1:], True, True, RELATIVE_RATES, reconstruct=True, fixed_crops=True),
-    "static": Recipe(False, "minmax", False, (), False, True, RELATIVE_RATES),
+    "paper": Recipe(
+        adaptive=True,
+        observer="minmax",
+        clip=True,
+        phases=PHASES[:3],
+        integer=False,
+        scale_free=False,
+        learning_rates=PAPER_RATES,
+        bit_range=(1, 10),
+        min_a_bits=3,
+    ),
+    "best": Recipe(
+        adaptive=True,
+        observer="minmax",
+        clip=False,
+        phases=("distillation",),
+        integer=True,
+        scale_free=True,
+        learning_rates=RELATIVE_RATES,
+        lr_decay=None,
+        iterations=400,
+        feature_weight=0.0,
+        pixel_loss="rms",
+        reconstruct=True,
+        allocate=True,
+        # Images that are more complex need wider ranges rather than more bits, which unseen ones could overdraw.
+        image_bits=(-1, 0),
+        image_ranges=True,
+        image_percentiles=(0.03, 0.7),
+        fixed_crops=True,
+    ),
+    "static": Recipe(
+        adaptive=False,
+        observer="minmax",
+        clip=False,
+        phases=(),
+        integer=True,
+        scale_free=True,
+        learning_rates=RELATIVE_RATES,
+        iterations=0,
+    ),
 }
+RECIPES["fast"] = replace(RECIPES["best"], iterations=40)
+CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": PIXEL_LOSSES}
 
 
 @dataclass(frozen=True)
@@ -82,6 +142,7 @@ class QuantizationConfig:
         non_adaptive: Patterns of layers that keep to their base bits; they still count in FAB.
         layers: Own bits for layers by pattern: ``{"body.0.*": {"w_bits": 8, "a_bits": 8}}``; the last match counts.
         size_multiple: Image sizes that the network takes are multiples of this; found by trying if it isn't given.
+        ingredients: Fields of `Recipe` that replace the recipe's own: ``{"allocate": False}``.
 
     Raises:
         AdaBMError: A value is out of range or unknown.
@@ -101,9 +162,11 @@ class QuantizationConfig:
     non_adaptive: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     size_multiple: int | None = None
+    ingredients: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_choice("recipe", self.recipe, RECIPES)
+        check_ingredients(self.recipe, self.ingredients)
         if self.observer is not None:
             _check_choice("observer", self.observer, OBSERVERS)
         for key in ("fully_quantized", "attention_products"):
@@ -136,8 +199,32 @@ class QuantizationConfig:
 
     @property
     def preset(self) -> Recipe:
-        """The recipe that ``recipe`` names."""
-        return RECIPES[self.recipe]
+        """The recipe that ``recipe`` names, with its ``ingredients`` replaced."""
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.ingredients.items()}
+        return replace(RECIPES[self.recipe], **own)
+
+
+def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
+    """Raise `AdaBMError` unless each of ``ingredients`` is a field of `Recipe` with a value of its kind."""
+    if not isinstance(ingredients, Mapping):
+        raise AdaBMError(f"ingredients: {ingredients!r} is not a mapping from fields of a recipe to values")
+    check_keys("ingredients", ingredients, [f.name for f in fields(Recipe) if f.name != "learning_rates"])
+    for key, value in ingredients.items():
+        name, usual = f"ingredients: {key}", getattr(RECIPES[recipe], key)
+        kinds = {bool: bool, str: str, int: int, float: (int, float), tuple: (list, tuple)}[type(usual)]
+        if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(usual, bool):
+            raise AdaBMError(f"{name}: {value!r} is not of the kind of {usual!r}, the recipe's own")
+        if key in CHOICES:
+            for choice in [value] if isinstance(value, str) else value:
+                _check_choice(name, choice, CHOICES[key])
+        elif isinstance(usual, tuple):
+            _check_pair(name, value, usual)
+
+
+def _check_pair(name: str, value: Sequence[object], usual: tuple[float, float]) -> None:
+    kinds = int if isinstance(usual[0], int) else (int, float)
+    if len(value) != 2 or not all(isinstance(end, kinds) for end in value) or value[0] > value[1]:
+        raise AdaBMError(f"{name}: {value!r} is not a pair of numbers in ascending order like {list(usual)}")
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.macs import MacCounter
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 
 @dataclass
@@ -78,4 +79,8 @@ def size_bytes(network: nn.Module) -> int:
     for layer in network.modules():
         if isinstance(layer, QuantizedLayer):
             bits[layer.weight] = weight_bits(layer)
+            quantizer = layer.weight_quantizer
+            bits.pop(getattr(quantizer, "correction", None), None)  # rounded away with the weight
+            if layer.bias is not None:
+                bits.pop(getattr(quantizer, "bias_correction", None), None)  # one with the bias
     return sum(-(-parameter.numel() * bit // 8) for parameter, bit in bits.items())

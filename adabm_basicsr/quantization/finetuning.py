@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.errors import AdaBMError, check_keys
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.clipping import clip
-from adabm_basicsr.quantization.config import PAPER_RATES
+from adabm_basicsr.quantization.config import RELATIVE_RATES
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 from adabm_basicsr.quantization.teacher import Teacher
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
 BIT_MAPPING = "bit_mapping"
+WARM_UP = 0.1  # share of a run in which learning rates rise
+TINY = 1e-12  # keeps the gradient of a root at zero finite
 
 
 @dataclass
@@ -28,14 +30,14 @@ class FinetuneSettings:
     Attributes:
         learning_rates: Those that differ from the recipe's own, by ``weight_range``, ``activation_range``,
             ``layer_factor`` and ``image_threshold``.
-        lr_decay: Factor on a phase's learning rates after each of its own epochs.
-        feature_weight: Weight of the feature loss.
+        lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own by default.
+        feature_weight: Weight of the feature loss; the recipe's own by default.
         bit_weight: Weight of the bit loss.
     """
 
     learning_rates: dict[str, float] = field(default_factory=dict)
-    lr_decay: float = 0.9
-    feature_weight: float = 10.0
+    lr_decay: float | None = None
+    feature_weight: float | None = None
     bit_weight: float = 50.0
 
     @classmethod
@@ -48,7 +50,7 @@ class FinetuneSettings:
         settings = cls()
         check_keys("train: finetune", options, [f.name for f in fields(cls)])
         rates = options.get("learning_rates", {})
-        check_keys("train: finetune: learning_rates", rates, PAPER_RATES)
+        check_keys("train: finetune: learning_rates", rates, RELATIVE_RATES)
         for key, value in [*((k, v) for k, v in options.items() if k != "learning_rates"), *rates.items()]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
@@ -66,22 +68,30 @@ class Finetuner:
         settings: Learning rates and loss weights.
         iterations_per_epoch: Length of an epoch; phases and learning rates follow from the iteration alone, so a
             resumed run continues as if it had not been interrupted.
+        total_iterations: Length of the run, over which learning rates fade out where no ``lr_decay`` is set.
 
     Attributes:
         phases: Names of the phases that have something to train.
         optimizers: One Adam per phase.
     """
 
-    def __init__(self, net: QuantizedNetwork, settings: FinetuneSettings, iterations_per_epoch: int) -> None:
+    def __init__(
+        self, net: QuantizedNetwork, settings: FinetuneSettings, iterations_per_epoch: int, total_iterations: int = 400
+    ) -> None:
         self.net = net
         self.settings = settings
         self.iterations_per_epoch = iterations_per_epoch
+        self.total_iterations = total_iterations
         self.teacher = Teacher(net)
-        rates = {**net.config.preset.learning_rates, **settings.learning_rates}
-        groups = {phase: _parameter_groups(net, phase, rates) for phase in net.config.preset.phases}
+        preset = net.config.preset
+        self.feature_weight = preset.feature_weight if settings.feature_weight is None else settings.feature_weight
+        self.lr_decay = preset.lr_decay if settings.lr_decay is None else settings.lr_decay
+        rates = {**preset.learning_rates, **settings.learning_rates}
+        groups = {phase: _parameter_groups(net, phase, rates) for phase in preset.phases}
         groups = {phase: found for phase, found in groups.items() if found}
         self.phases = list(groups)
-        kind = RelativeAdam if net.config.preset.scale_free else torch.optim.Adam
+        self.pixel_loss = PIXEL_LOSSES[preset.pixel_loss]
+        kind = RelativeAdam if preset.scale_free else torch.optim.Adam
         self.optimizers = [kind(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
 
     def phase_index(self, iteration: int) -> int:
@@ -91,10 +101,17 @@ class Finetuner:
     def optimizer(self, iteration: int) -> torch.optim.Adam:
         """The optimizer of an iteration's phase, its learning rates set for that iteration."""
         optimizer = self.optimizers[self.phase_index(iteration)]
-        epochs_done = (iteration - 1) // self.iterations_per_epoch // len(self.phases)
         for group in optimizer.param_groups:
-            group["lr"] = group["first_lr"] * self.settings.lr_decay**epochs_done
+            group["lr"] = group["first_lr"] * self._rate(iteration)
         return optimizer
+
+    def _rate(self, iteration: int) -> float:
+        """Factor on the first learning rates: a step after each epoch of a phase, or half a cosine over the run."""
+        if self.lr_decay is None:
+            done = min((iteration - 1) / self.total_iterations, 1)
+            warm = min((iteration / (WARM_UP * self.total_iterations)), 1)  # Adam's first steps follow signs alone
+            return warm * (1 + math.cos(math.pi * done)) / 2
+        return self.lr_decay ** ((iteration - 1) // self.iterations_per_epoch // len(self.phases))
 
     def step(
         self,
@@ -138,8 +155,8 @@ class Finetuner:
         base = float(self.net.config.a_bits)
         bits = student.bits.mean()
         return {
-            "l_pix": PIXEL_RANGE * (student.output - teacher.output).abs().mean(),
-            "l_feat": self.settings.feature_weight * feature_loss(student.features, teacher.features).to(bits.device),
+            "l_pix": PIXEL_RANGE * self.pixel_loss(student.output - teacher.output),
+            "l_feat": self.feature_weight * feature_loss(student.features, teacher.features).to(bits.device),
             "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
             "fab": bits,
         }
@@ -148,6 +165,18 @@ class Finetuner:
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in self.net.parameters():
             parameter.requires_grad_(parameter in trained)
+
+
+def _mean_absolute(difference: Tensor) -> Tensor:
+    return difference.abs().mean()
+
+
+def _root_mean_square(difference: Tensor) -> Tensor:
+    """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
+    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().mean()
+
+
+PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
 
 
 class RelativeAdam(torch.optim.Adam):
@@ -169,31 +198,55 @@ class RelativeAdam(torch.optim.Adam):
 
 
 def _parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float]) -> list[dict]:
-    inputs = net.activation_quantizers().values()
-    if phase == "weight_range":
-        units = {quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()}
-        parameters = {"weight_range": units}
-    elif phase == "activation_range":
-        units = {end: quantizer.upper - quantizer.lower for quantizer in inputs for end in _ends(quantizer)}
-        parameters = {"activation_range": units}
-    else:
-        factors = [quantizer.layer_factor for quantizer in inputs if quantizer.adaptive]
-        thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
-        # Neither depends on the network's scale: a factor is in bits, a threshold in units of the image's complexity.
-        parameters = {
-            name: dict.fromkeys(found, torch.ones(1))
-            for name, found in (("layer_factor", factors), ("image_threshold", thresholds))
-        }
-    return [_group(units, rates[name], net.config.preset.scale_free) for name, units in parameters.items() if units]
+    named = _TRAINED[phase](net)
+    return [_group(units, rates[name], net.config.preset.scale_free) for name, units in named.items() if units]
+
+
+def _weight_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
+    return {"weight_range": {quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()}}
+
+
+def _activation_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
+    units = {}
+    for quantizer in net.activation_quantizers().values():
+        width = quantizer.upper - quantizer.lower
+        units |= {quantizer.lower: width, quantizer.upper: width}
+        if quantizer.level_ranges is not None:
+            units[quantizer.level_ranges] = torch.ones(1)
+    return {"activation_range": units}
+
+
+def _bit_mappings(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
+    factors = [quantizer.layer_factor for quantizer in net.activation_quantizers().values() if quantizer.adaptive]
+    thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
+    # Neither depends on the network's scale: a factor is in bits, a threshold in units of the image's complexity.
+    named = (("layer_factor", factors), ("image_threshold", thresholds))
+    return {name: dict.fromkeys(found, torch.ones(1)) for name, found in named}
+
+
+def _everything(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
+    """Rounding of weights, in their steps; biases, in what a mean weight makes of the whole range; ranges."""
+    corrections, biases = {}, {}
+    for name, quantizer in net.weight_quantizers().items():
+        if quantizer.correction is not None:
+            layer = net.network.get_submodule(name)
+            corrections[quantizer.correction] = quantizer.steps(layer.weight)
+            width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(layer.input_quantizer, "lower", 0.0)
+            biases[quantizer.bias_correction] = width * layer.weight.abs().mean()
+    return {"weight_correction": corrections, "bias": biases, **_activation_ranges(net)}
+
+
+_TRAINED = {
+    "weight_range": _weight_ranges,
+    "activation_range": _activation_ranges,
+    BIT_MAPPING: _bit_mappings,
+    "distillation": _everything,
+}
 
 
 def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> dict:
     group = {"params": list(units), "lr": rate, "first_lr": rate}
     return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
-
-
-def _ends(quantizer: ActivationQuantizer) -> tuple[nn.Parameter, nn.Parameter]:
-    return quantizer.lower, quantizer.upper
 
 
 def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -261,6 +314,7 @@ def finetune(
     batches: Iterable[Tensor],
     settings: FinetuneSettings | None = None,
     iterations_per_epoch: int = 40,
+    total_iterations: int | None = None,
 ) -> QuantizedNetwork:
     """Clip and fine-tune a calibrated network.
 
@@ -269,11 +323,13 @@ def finetune(
         batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
         settings: Learning rates and loss weights; the paper's by default.
         iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
+        total_iterations: Number of batches, if these aren't a sequence.
 
     Returns:
         ``net``.
     """
-    tuner = Finetuner(net, settings or FinetuneSettings(), iterations_per_epoch)
+    batches = batches if total_iterations else list(batches)
+    tuner = Finetuner(net, settings or FinetuneSettings(), iterations_per_epoch, total_iterations or len(batches))
     if not tuner.phases:
         raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
     for iteration, batch in enumerate(batches, start=1):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMapping, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import fit_state
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.cost import mean_bits
@@ -21,6 +21,7 @@ from adabm_basicsr.quantization.preparation import Preparation
 from adabm_basicsr.quantization.sizes import find_size_multiple, pad_to_multiple, run_padded
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 

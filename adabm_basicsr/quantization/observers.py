@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999

@@ -10,17 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, visit_in_order
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 EQUALISATION = 0.75  # 0 leaves channels as they are, 1 gives all the same range, at the cost of the weights' precision
 MIN_SCALE = 1e-3  # of the quietest channels against the loudest
-MAX_COLUMNS = 1 << 14  # positions that a layer is reconstructed on
-MAX_SEARCHED_COLUMNS = 1 << 11
-SHRINKS = [1 - 0.05 * step for step in range(16)]
+MAX_COLUMNS = 1 << 13  # positions that a layer is reconstructed on
+MAX_SEARCHED_COLUMNS = 1 << 10
+SHRINKS = [1 - 0.06 * step for step in range(13)]
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
 
@@ -48,23 +49,24 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
 
 
 @torch.no_grad()
-def reconstruct(net: QuantizedNetwork, images: Tensor) -> None:
+def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) -> None:
     """Fit clipping ranges and rounding of all layers, in execution order, each on its already quantized input.
 
     Args:
         net: A network whose ranges are calibrated; changed in place.
         images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
+        rounding: Whether to fit the rounding of weights too.
     """
     layers = [layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)]
-    visit_in_order(net, layers, images, _fit_layer)
+
+    def fit(layer: QuantizedLayer, x: Tensor) -> None:
+        with torch._C.DisableTorchFunction():  # the products in it aren't the network's, though it may quantize its own
+            _fit(layer, x, rounding)
+
+    visit_in_order(net, layers, images, fit)
 
 
-def _fit_layer(layer: QuantizedLayer, x: Tensor) -> None:
-    with torch._C.DisableTorchFunction():  # the products below aren't the network's, though it may quantize its own
-        _fit(layer, x)
-
-
-def _fit(layer: QuantizedLayer, x: Tensor) -> None:
+def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     activation, weight = layer.input_quantizer, layer.weight_quantizer
     scale = getattr(activation, "channel_scale", None)
     of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
@@ -74,10 +76,13 @@ def _fit(layer: QuantizedLayer, x: Tensor) -> None:
     rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
     if isinstance(activation, ActivationQuantizer):
         bits = activation.bits_of_layer().clamp(*activation.bit_range)
-        if activation.bits < FIXED_BITS:
-            _fit_range(activation, rows, _thinned(columns, MAX_SEARCHED_COLUMNS), bits)
-        columns = fake_quantize(columns, activation.lower, activation.upper, bits, activation.integer)
-    if isinstance(weight, WeightQuantizer):
+        levels = _levels(activation, columns)
+        if bits < FIXED_BITS:
+            _fit_ranges(activation, rows, columns, levels, bits)
+        factors = 1.0 if levels is None else activation.level_ranges[levels + 1]
+        ends = activation.lower * factors, activation.upper * factors
+        columns = fake_quantize(columns, *ends, bits, activation.integer)
+    if rounding and isinstance(weight, WeightQuantizer):
         steps = (2 * weight.upper / (2**weight.bits - 1)).view(len(rows), -1, 1)
         rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
@@ -98,19 +103,34 @@ def _thinned(columns: Tensor, count: int) -> Tensor:
     return columns[..., :: -(-columns.shape[-1] // count)]
 
 
-def _fit_range(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, bits: Tensor) -> None:
-    """Shrink the range to where the layer's output errs least.
+def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
+    """Level of the image of each column, ``(N,)``; None where all levels share a range."""
+    if quantizer.level_ranges is None or quantizer.image_factor is None:
+        return None
+    levels = quantizer.image_factor.detach().long()
+    return levels.repeat_interleave(columns.shape[-1] // len(levels))
+
+
+def _fit_ranges(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, levels: Tensor | None, bits: Tensor):
+    """Shrink the range to where the layer's output errs least, on images of each level for itself.
 
     Not at 8 bits: there it gains little on these images, and loses more on others whose rare values lie outside.
     """
-    lower, upper = quantizer.lower.clone(), quantizer.upper.clone()
-    errors = []
+    whole = quantizer.lower.clone(), quantizer.upper.clone()
+    common = columns if levels is None else columns[..., levels < 1]
+    shrink = _best_shrink(quantizer, whole, rows, common if common.shape[-1] else columns, bits)
+    quantizer.lower.mul_(shrink)
+    quantizer.upper.mul_(shrink)
+    if levels is not None and (levels == 1).any():
+        quantizer.level_ranges[2] = _best_shrink(quantizer, whole, rows, columns[..., levels == 1], bits) / shrink
+
+
+def _best_shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:
+    columns, errors = _thinned(columns, MAX_SEARCHED_COLUMNS), []
     for shrink in SHRINKS:
-        quantized = fake_quantize(columns, lower * shrink, upper * shrink, bits, quantizer.integer)
+        quantized = fake_quantize(columns, ends[0] * shrink, ends[1] * shrink, bits, quantizer.integer)
         errors.append((rows @ (quantized - columns)).square().mean())
-    best = SHRINKS[int(torch.stack(errors).argmin())]
-    quantizer.lower.mul_(best)
-    quantizer.upper.mul_(best)
+    return SHRINKS[int(torch.stack(errors).argmin())]
 
 
 def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig, match, match_all
 from adabm_basicsr.quantization.layers import (
     PRODUCTS_KEY,
@@ -18,6 +18,7 @@ from adabm_basicsr.quantization.layers import (
     quantized_type,
 )
 from adabm_basicsr.quantization.structure import Role, Structure
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 PRODUCTS_OFF = "product of activations (attention_products is off)"
 
@@ -141,24 +142,32 @@ def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfi
         channels = layer.weight.shape[kind.weight_axis] if integer else 1
         weight_quantizer = WeightQuantizer(plan.w_bits, channels, kind.weight_axis, integer)
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
+    if config.preset.allocate and plan.w_bits == config.w_bits and not plan.fixed and plan.w_bits < FIXED_BITS:
+        weight_quantizer.allocate()
     if config.preset.reconstruct:
         _make_room(quantized)
     return quantized
 
 
 def _make_room(layer: QuantizedLayer) -> None:
-    """Buffers that reconstruction fills: scales of the input channels, a correction of the weight."""
+    """Buffers that reconstruction fills: scales of the input channels, corrections of weight and bias."""
     if layer.input_channels is None:
         return
     of_input, of_weight = layer.channel_views(layer.weight.new_ones(layer.input_channels))
     if isinstance(layer.input_quantizer, ActivationQuantizer):
         layer.input_quantizer.equalise(of_input)
     if isinstance(layer.weight_quantizer, WeightQuantizer):
-        layer.weight_quantizer.reconstruct(layer.weight, of_weight)
+        layer.weight_quantizer.reconstruct(layer.weight, of_weight, layer.output_channels)
 
 
 def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.Module:
     if plan is None or plan.a_bits == FLOAT_BITS:
         return nn.Identity()
     preset = config.preset
-    return ActivationQuantizer(plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer)
+    quantizer = ActivationQuantizer(plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer)
+    quantizer.image_bits = preset.image_bits
+    if preset.allocate:
+        quantizer.layer_reach = preset.bit_range[1] - preset.bit_range[0]
+    if preset.image_ranges and plan.adaptive:
+        quantizer.follow_levels()
+    return quantizer

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from adabm_basicsr import calibrate, quantize
-from adabm_basicsr.quantization.adaptive import WeightQuantizer
 from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
 from adabm_basicsr.quantization.reconstruction import round_compensated
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(8, 6, 3, padding=1),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.observers import (
     OBSERVERS,
@@ -11,6 +11,7 @@ from adabm_basicsr.quantization.observers import (
     search_range,
     search_weight_range,
 )
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 
 def error(x, ends, bits):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, WeightQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.fake_quantize import recomputed
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
 # What a subclass may not redefine, if it is to compute what its base does.
@@ -37,18 +38,20 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         """What the base layer computes from ``x`` and further arguments, on quantized input and weight."""
-        x, weight = self.input_quantizer(x), self.weight_quantizer(self.weight)
+        x, weight, quantizer = self.input_quantizer(x), self.weight_quantizer(self.weight), self.weight_quantizer
+        quantizes = isinstance(quantizer, WeightQuantizer)
+        bias = quantizer.bias(self.bias) if quantizes else self.bias
         with recomputed(x):
-            only_range_is_learned = weight.requires_grad and not self.weight.requires_grad
-            if not (self.linear and only_range_is_learned):
-                return self.compute(x, weight, self.bias, *args, **kwargs)
-            out = self.compute(x, weight.detach(), self.bias, *args, **kwargs)
-            slope = self.weight_quantizer.slope(self.weight)
+            cheap = quantizes and self.linear and weight.requires_grad and quantizer.learns_range_alone(self.weight)
+            if not cheap:
+                return self.compute(x, weight, bias, *args, **kwargs)
+            out = self.compute(x, weight.detach(), bias, *args, **kwargs)
+            slope = quantizer.slope(self.weight)
 
             def change(quantized: Tensor) -> Tensor:
                 return self.compute(quantized, slope, None, *args, **kwargs)
 
-            return _RangeGradient.apply(out, self.weight_quantizer.upper, x.detach(), change, self.output_axis)
+            return _RangeGradient.apply(out, quantizer.upper, x.detach(), change, self.output_axis)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way.
@@ -56,6 +59,11 @@ class QuantizedLayer(nn.Module):
         It may run again in a backward pass, so it changes nothing but its result.
         """
         raise NotImplementedError
+
+    @property
+    def output_channels(self) -> int:
+        """Length of the bias."""
+        return self.weight.shape[self.weight_axis]
 
     def inputs(self, name: str) -> dict[str, nn.Module]:
         """Quantizers of what the layer of that name takes, by a name of their own."""

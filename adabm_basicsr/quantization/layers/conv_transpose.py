@@ -29,6 +29,11 @@ class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
         """See `QuantizedLayer.input_channels`."""
         return self.in_channels
 
+    @property
+    def output_channels(self) -> int:
+        """See `QuantizedLayer.output_channels`; the weight has those of one group."""
+        return self.out_channels
+
     def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """See `QuantizedLayer.channel_views`."""
         return scale.view(1, -1, 1, 1), scale.view(-1, 1, 1, 1)

@@ -1,0 +1,26 @@
+"""The real networks that benchmarks measure, by the name of their architecture: options, and weights in ../shared."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+EXAMPLE_PROJECT = ROOT / "tests" / "example_project"
+SR = {"num_in_ch": 3, "num_out_ch": 3}
+NETWORKS = {
+    "EDSR": {**SR, "num_feat": 64, "num_block": 16, "upscale": 4},
+    "IMDN": SR,
+    "SRVGGNetCompact": {**SR, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
+    "RRDBNet": {**SR, "num_feat": 64, "num_block": 6, "num_grow_ch": 32},
+}
+WEIGHTS = {
+    "EDSR": "EDSR_Mx4_f64b16_BSDS400.pth",
+    "IMDN": "IMDN_x4.pth",
+    "SRVGGNetCompact": "realesr-animevideov3_x4.pth",
+    "RRDBNet": "RealESRGAN_x4plus_anime_6B_fp16.pth",
+}
+
+
+def make_example_project_importable() -> None:
+    """IMDN is an in-house network: an option file names it under ``custom_imports``."""
+    sys.path.insert(0, str(EXAMPLE_PROJECT))
