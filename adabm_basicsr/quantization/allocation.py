@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 REACH = 2  # bits that a layer may lie above or below those asked for
 SEED = 0
@@ -125,32 +125,50 @@ def _in_bits(error: float) -> float:
     return round(GRAIN * math.log2(max(error, TINY)) / 2) / GRAIN
 
 
+@dataclass
+class Sensitivities:
+    """What `assign` shares bits out by.
+
+    Attributes:
+        errors: Squared error of the image that each quantizer makes alone; see `image_errors`.
+        bits: Bits at which it does.
+    """
+
+    errors: dict[nn.Module, float]
+    bits: dict[nn.Module, float]
+
+
+def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivities:
+    """Of all quantizers of a calibrated network, on LR images ``(B, C, H, W)`` in 0..1."""
+    inputs = {q: q.bits_of_layer().item() for q in net.activation_quantizers().values()}
+    return Sensitivities(image_errors(net, images), {**inputs, **{q: q.bits for q in net.weight_quantizers().values()}})
+
+
 @torch.no_grad()
-def allocate(net: QuantizedNetwork, images: Tensor, spared: float = 0.0) -> None:
-    """Give each layer's weight and input bits of its own, with the means that were asked for.
+def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: float) -> None:
+    """Give each adaptive layer's input, and each weight of the body, bits of its own.
 
     Args:
         net: A calibrated network; bits change, ranges don't.
-        images: LR images, ``(B, C, H, W)`` in 0..1.
-        spared: Bits that simple images spare on average; layers get them on top of the mean.
+        found: Its sensitivities.
+        a_mean: Mean bits of the inputs.
+        w_mean: Mean bits of the weights, each weight counted.
     """
-    errors = image_errors(net, images)
     inputs = [q for q in net.activation_quantizers().values() if q.adaptive]
-    weights = {q: layer.weight.numel() for layer, q in _allocated(net)}
-    if inputs:
-        bits = {q: q.bits_of_layer().item() for q in inputs}
-        mean = sum(q.bits for q in inputs) / len(inputs)
-        own = {q: errors[q] for q in inputs}
-        given = share_out(own, dict.fromkeys(inputs, 1), bits, mean + spared)
-        for quantizer, layer_bits in given.items():
-            quantizer.layer_factor.fill_(layer_bits - quantizer.bits)
-    if weights:
-        mean = float(net.config.w_bits)
-        own = {q: errors[q] for q in weights}
-        for quantizer, given in share_out(own, weights, {q: q.bits for q in weights}, mean).items():
-            quantizer.allocated.fill_(given)
+    for quantizer, bits in _shared_out(found, dict.fromkeys(inputs, 1), a_mean).items():
+        quantizer.layer_factor.fill_(bits - quantizer.bits)
+    layers = [net.network.get_submodule(name) for name in net.weight_quantizers()]
+    weights = {layer.weight_quantizer: layer.weight.numel() for layer in layers}
+    weights = {quantizer: size for quantizer, size in weights.items() if quantizer.allocated is not None}
+    for quantizer, bits in _shared_out(found, weights, w_mean).items():
+        quantizer.allocated.fill_(bits)
 
 
-def _allocated(net: QuantizedNetwork) -> list[tuple[nn.Module, WeightQuantizer]]:
-    quantizers = net.weight_quantizers()
-    return [(net.network.get_submodule(name), q) for name, q in quantizers.items() if q.allocated is not None]
+def _shared_out(found: Sensitivities, sizes: dict[nn.Module, int], mean: float) -> dict[nn.Module, int]:
+    return share_out({q: found.errors[q] for q in sizes}, sizes, found.bits, mean) if sizes else {}
+
+
+def base_bits(net: QuantizedNetwork) -> float:
+    """Mean base bits of the adaptive layers, which is what they may use on average."""
+    inputs = [q.bits for q in net.activation_quantizers().values() if q.adaptive]
+    return sum(inputs) / len(inputs) if inputs else float(net.config.a_bits)

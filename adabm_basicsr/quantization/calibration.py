@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, image_complexity
-from adabm_basicsr.quantization.allocation import allocate
+from adabm_basicsr.quantization.allocation import assign, measure_sensitivities
+from adabm_basicsr.quantization.budget import budgets
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
@@ -17,8 +18,7 @@ from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, searc
 from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
-RECONSTRUCTED = 16  # images that layers are reconstructed on
-PROBED = 16  # images that bits are allocated on
+SHOWN = 16  # images that bits are allocated and layers reconstructed on
 PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
 
 
@@ -103,16 +103,27 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     _set_layer_factors(statistics)
     net.stage.fill_(Stage.CALIBRATED)
     if net.config.preset.allocate:
-        if net.config.preset.reconstruct:
-            reconstruct(net, representative(images, PROBED), rounding=False)
-        allocate(net, representative(images, PROBED), _spared_bits(net, images))
-        _set_ranges(net, statistics)
-    if net.config.preset.reconstruct:
+        _allocate(net, statistics, images)
+    elif net.config.preset.reconstruct:
         reconstruct(net, representative(images))
     return net
 
 
-def representative(batches: Sequence[Tensor], count: int = RECONSTRUCTED) -> Tensor:
+def _allocate(net: QuantizedNetwork, statistics: list[_Statistics], images: list[Tensor]) -> None:
+    """Share bits out by sensitivity and fit everything to them, again until a target is met."""
+    shown = representative(images)
+    spared = 0.0 if net.config.target else _spared_bits(net, images)  # a target counts what is used
+    if net.config.preset.reconstruct:
+        reconstruct(net, shown, rounding=False)
+    found = measure_sensitivities(net, shown)
+    for a_mean, w_mean in budgets(net, found, shown):
+        assign(net, found, min(a_mean + spared, FIXED_BITS), w_mean)
+        _set_ranges(net, statistics)
+        if net.config.preset.reconstruct:
+            reconstruct(net, shown)
+
+
+def representative(batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:
     """About ``count`` images of the first batch's size, evenly chosen from simple to complex: ``(B, C, H, W)``."""
     images = torch.cat([batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]])
     order = image_complexity(images).argsort()

@@ -117,6 +117,7 @@ RECIPES = {
     ),
 }
 RECIPES["fast"] = replace(RECIPES["best"], iterations=40)
+TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}  # and what their values lie below
 CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": PIXEL_LOSSES}
 
 
@@ -142,6 +143,9 @@ class QuantizationConfig:
         non_adaptive: Patterns of layers that keep to their base bits; they still count in FAB.
         layers: Own bits for layers by pattern: ``{"body.0.*": {"w_bits": 8, "a_bits": 8}}``; the last match counts.
         size_multiple: Image sizes that the network takes are multiples of this; found by trying if it isn't given.
+        target: What to reach instead of ``w_bits`` and ``a_bits`` on average, of recipes that allocate bits:
+            ``{"self_psnr": 40}`` (dB, on calibration images), ``{"bitops": 0.03}`` or ``{"size": 0.15}`` (shares of
+            full precision).
         ingredients: Fields of `Recipe` that replace the recipe's own: ``{"allocate": False}``.
 
     Raises:
@@ -150,7 +154,7 @@ class QuantizationConfig:
 
     w_bits: int = 4
     a_bits: int = 4
-    recipe: str = "paper"
+    recipe: str = "best"
     fully_quantized: bool = False
     attention_products: bool = False
     observer: str | None = None
@@ -162,11 +166,13 @@ class QuantizationConfig:
     non_adaptive: tuple[str, ...] = ()
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     size_multiple: int | None = None
+    target: Mapping[str, float] = field(default_factory=dict)
     ingredients: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_choice("recipe", self.recipe, RECIPES)
         check_ingredients(self.recipe, self.ingredients)
+        self._check_target()
         if self.observer is not None:
             _check_choice("observer", self.observer, OBSERVERS)
         for key in ("fully_quantized", "attention_products"):
@@ -188,6 +194,17 @@ class QuantizationConfig:
             check_keys(f"layers: {pattern}", bits, ("w_bits", "a_bits"))
             for key, value in bits.items():
                 self._check_bits(f"layers: {pattern}: {key}", value)
+
+    def _check_target(self) -> None:
+        if not isinstance(self.target, Mapping) or len(self.target) > 1:
+            raise AdaBMError(f"target: {self.target!r} is not one of {', '.join(TARGETS)} with its value")
+        check_keys("target", self.target, TARGETS)
+        for key, value in self.target.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < TARGETS[key]:
+                raise AdaBMError(f"target: {key}: {value!r} is out of range; valid: above 0 and below {TARGETS[key]}")
+            if not self.preset.allocate:
+                names = [name for name, recipe in RECIPES.items() if recipe.allocate]
+                raise AdaBMError(f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}")
 
     def _check_bits(self, key: str, bits: int) -> None:
         low = self.preset.min_a_bits if key.endswith("a_bits") else 2
