@@ -105,7 +105,7 @@ def run(kind: str, bits: int, variant: str, seed: int) -> dict:
 
 @torch.no_grad()
 def measure(net: torch.nn.Module, folder: Path) -> dict[str, float]:
-    """Means over the images of a set; what needs ground truth only where there is some."""
+    """Means over the images of a set; of one without ground truth, such as the calibration set, bits alone."""
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
     rows = []
@@ -114,11 +114,11 @@ def measure(net: torch.nn.Module, folder: Path) -> dict[str, float]:
         with CostMeter(net) as meter:
             output = net(image, details=True)
             row = {"fab": float(output.bits.mean()), "bitops": meter.read().bitops}
-        with net.full_precision():
-            teacher = net(image)
-        row["self_psnr"] = _psnr(_pixels(output.output), _pixels(teacher))
         truth = folder / "GTmod12" / path.name
         if truth.is_file():
+            with net.full_precision():
+                teacher = net(image)
+            row["self_psnr"] = _psnr(_pixels(output.output), _pixels(teacher))
             gt, names = read_image(truth)[..., ::-1], ("", "full_precision_")
             for name, result in zip(names, (output.output, teacher)):
                 made = _pixels(result)[0].permute(1, 2, 0).flip(2).numpy()

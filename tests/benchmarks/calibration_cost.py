@@ -23,6 +23,7 @@ from statistics import median
 import numpy as np
 import torch
 from naive_paper import NaivePaper
+from networks import NETWORKS, make_example_project_importable
 from tabulate import tabulate
 
 from adabm_basicsr import quantize
@@ -34,13 +35,6 @@ from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 NAIVE = "paper, plain"
-EXAMPLES = Path(__file__).parents[1] / "example_project"
-SR = {"num_in_ch": 3, "num_out_ch": 3}
-NETWORKS = {
-    "EDSR": {**SR, "num_feat": 64, "num_block": 16, "upscale": 4},
-    "SRVGGNetCompact": {**SR, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
-    "IMDN": SR,
-}
 GROWTH = {"images": [10, 20, 40, 80], "size": [32, 48, 64, 96], "depth": [4, 8, 16, 32]}
 
 
@@ -67,7 +61,7 @@ def build(setting: Setting) -> torch.nn.Module:
     import basicsr.archs  # noqa: F401  registers the networks
     from basicsr.utils.registry import ARCH_REGISTRY
 
-    sys.path.insert(0, str(EXAMPLES))
+    make_example_project_importable()
     import inhouse.archs  # noqa: F401
 
     torch.manual_seed(0)
@@ -261,7 +255,7 @@ def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=["EDSR", "SRVGGNetCompact", "IMDN"], choices=list(NETWORKS))
     parser.add_argument("--recipes", nargs="+", default=[NAIVE, *RECIPES], choices=[NAIVE, *RECIPES])
     parser.add_argument("--steps", type=int, default=8, help="iterations of each phase that are timed")
     parser.add_argument("--growth", action="store_true", help="also measure growth with images, pixels and depth")

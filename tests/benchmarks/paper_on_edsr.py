@@ -79,6 +79,7 @@ def run(seed: int, iterations: int, out: Path) -> dict:
     changes = {
         "name": f"paper_seed{seed}",
         "manual_seed": seed,
+        "network_g:recipe": "paper",
         "path:pretrain_network_g": SHARED / "weights" / "EDSR_Mx4_f64b16_BSDS400.pth",
         "datasets:train:lq_size": 64,
         "train:total_iter": iterations,

@@ -10,33 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
 import yaml
+from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable
 from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.train import main as train
 
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared"
-SR = {"num_in_ch": 3, "num_out_ch": 3}
-NETWORKS = {
-    "SRVGGNetCompact": (
-        {**SR, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
-        "realesr-animevideov3_x4.pth",
-    ),
-    "RRDBNet": ({**SR, "num_feat": 64, "num_block": 6, "num_grow_ch": 32}, "RealESRGAN_x4plus_anime_6B_fp16.pth"),
-    "IMDN": (SR, "IMDN_x4.pth"),
-}
+KINDS = ("SRVGGNetCompact", "RRDBNet", "IMDN")
 
 
 def options(kind: str, bits: int, recipe: str, iterations: int) -> dict:
     """An option file, as a user would write it."""
-    network, weights = NETWORKS[kind]
     return {
         "name": f"{kind}_W{bits}A{bits}_{recipe}",
         "model_type": "AdaBMModel",
@@ -56,13 +45,13 @@ def options(kind: str, bits: int, recipe: str, iterations: int) -> dict:
         },
         "network_g": {
             "type": "AdaBMNetwork",
-            "network": {"type": kind, **network},
+            "network": {"type": kind, **NETWORKS[kind]},
             "custom_imports": ["inhouse.archs"],
             "w_bits": bits,
             "a_bits": bits,
             "recipe": recipe,
         },
-        "path": {"pretrain_network_g": str(SHARED / "weights" / weights)},
+        "path": {"pretrain_network_g": str(SHARED / "weights" / WEIGHTS[kind])},
         "train": {"total_iter": iterations},
         "logger": {"print_freq": 20, "save_checkpoint_freq": 10000, "use_tb_logger": False},
     }
@@ -95,13 +84,13 @@ def main() -> None:
     """Quantize, measure, print and write ``self_psnr.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for experiments and results")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=KINDS, choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 6])
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--iterations", type=int, default=64, help="of fine-tuning")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sys.path.insert(0, str(ROOT / "tests" / "example_project"))
+    make_example_project_importable()
     os.chdir(args.out)
     results = {}
     for kind in args.networks:
