@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, image_complexity
-from adabm_basicsr.quantization.allocation import assign, measure_sensitivities
+from adabm_basicsr.quantization.allocation import assign, base_bits, measure_sensitivities
 from adabm_basicsr.quantization.budget import budgets
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
@@ -176,7 +176,9 @@ def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:
     thresholds, shares = MovingAverage(), batches[0].new_tensor(net.config.preset.image_percentiles)
     for complexity in [torch.cat(complexities)] if net.config.preset.allocate else complexities:
         thresholds.update(torch.quantile(complexity, shares))
-    net.image_mapping.lower.copy_(thresholds.value[:1])
+    # Bits that simple images spare are of no use where all layers have the most already.
+    nothing_to_spare = net.config.preset.allocate and base_bits(net) >= net.config.preset.bit_range[1]
+    net.image_mapping.lower.copy_(0 * thresholds.value[:1] if nothing_to_spare else thresholds.value[:1])
     net.image_mapping.upper.copy_(thresholds.value[1:])
 
 

@@ -22,6 +22,7 @@ MIN_SCALE = 1e-3  # of the quietest channels against the loudest
 MAX_COLUMNS = 1 << 13  # positions that a layer is reconstructed on
 MAX_SEARCHED_COLUMNS = 1 << 10
 SHRINKS = [1 - 0.06 * step for step in range(13)]
+HEADROOM = 1.1  # of 8-bit ranges above what these images need
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
 
@@ -77,8 +78,7 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     if isinstance(activation, ActivationQuantizer):
         bits = activation.bits_of_layer().clamp(*activation.bit_range)
         levels = _levels(activation, columns)
-        if bits < FIXED_BITS:
-            _fit_ranges(activation, rows, columns, levels, bits)
+        _fit_ranges(activation, rows, columns, levels, bits)
         factors = 1.0 if levels is None else activation.level_ranges[levels + 1]
         ends = activation.lower * factors, activation.upper * factors
         columns = fake_quantize(columns, *ends, bits, activation.integer)
@@ -112,17 +112,25 @@ def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
 
 
 def _fit_ranges(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, levels: Tensor | None, bits: Tensor):
-    """Shrink the range to where the layer's output errs least, on images of each level for itself.
-
-    Not at 8 bits: there it gains little on these images, and loses more on others whose rare values lie outside.
-    """
+    """Shrink the range to where the layer's output errs least, on images of each level for itself."""
     whole = quantizer.lower.clone(), quantizer.upper.clone()
     common = columns if levels is None else columns[..., levels < 1]
-    shrink = _best_shrink(quantizer, whole, rows, common if common.shape[-1] else columns, bits)
+    shrink = _shrink(quantizer, whole, rows, common if common.shape[-1] else columns, bits)
     quantizer.lower.mul_(shrink)
     quantizer.upper.mul_(shrink)
     if levels is not None and (levels == 1).any():
-        quantizer.level_ranges[2] = _best_shrink(quantizer, whole, rows, columns[..., levels == 1], bits) / shrink
+        quantizer.level_ranges[2] = _shrink(quantizer, whole, rows, columns[..., levels == 1], bits) / shrink
+
+
+def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:
+    """Factor on the range; at 8 bits only as far as nothing is clipped.
+
+    There clipping gains little on these images, and loses more on others whose rare values lie outside.
+    """
+    if bits < FIXED_BITS:
+        return _best_shrink(quantizer, ends, rows, columns, bits)
+    used = [float(end / of_range) for end, of_range in zip(torch.aminmax(columns), ends) if of_range != 0]
+    return min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
 
 
 def _best_shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:

@@ -33,7 +33,7 @@ NETWORKS = {
 def ready_network(network, **options):
     """A calibrated and clipped network of ours, each learned number different."""
     torch.manual_seed(0)
-    net = AdaBMNetwork(network=network, **options)
+    net = AdaBMNetwork(network=network, recipe="paper", **options)
     images = torch.rand(4, 3, 12, 12)
     clip(calibrate(net, [images]), images)
     with torch.no_grad():
