@@ -49,14 +49,15 @@ class FinetuneSettings:
         """
         settings = cls()
         check_keys("train: finetune", options, [f.name for f in fields(cls)])
-        rates = options.get("learning_rates", {})
+        given = {key: value for key, value in options.items() if value is not None}
+        rates = given.pop("learning_rates", {})
         check_keys("train: finetune: learning_rates", rates, RELATIVE_RATES)
-        for key, value in [*((k, v) for k, v in options.items() if k != "learning_rates"), *rates.items()]:
+        for key, value in [*given.items(), *rates.items()]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
         settings.learning_rates.update(rates)
-        for key in set(options) - {"learning_rates"}:
-            setattr(settings, key, float(options[key]))
+        for key, value in given.items():
+            setattr(settings, key, float(value))
         return settings
 
 

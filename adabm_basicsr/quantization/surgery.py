@@ -32,12 +32,14 @@ class LayerPlan:
         a_bits: Base bits of its input; 32 for full precision.
         adaptive: Whether its bits follow layer and image.
         fixed: Whether it is pinned to 8 bits (head and tail); it doesn't count in FAB then.
+        allocated: Whether the bits of its weight follow its sensitivity.
     """
 
     w_bits: int
     a_bits: int
     adaptive: bool
     fixed: bool
+    allocated: bool = False
 
 
 @dataclass
@@ -92,8 +94,10 @@ def _layer_plan(role: Role, config: QuantizationConfig, own_bits: dict[str, int]
     outer = role in (Role.HEAD, Role.TAIL)
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
-    adaptive = adaptive and config.preset.adaptive and not outer
-    return LayerPlan(w_bits, a_bits, adaptive, outer and a_bits == FIXED_BITS)
+    allocates = config.preset.allocate  # bits that are given to a single layer stay as they are then
+    adaptive = adaptive and config.preset.adaptive and not outer and not (allocates and "a_bits" in own_bits)
+    allocated = allocates and not outer and "w_bits" not in own_bits
+    return LayerPlan(w_bits, a_bits, adaptive, outer and a_bits == FIXED_BITS, allocated)
 
 
 def _default_bits(bits: int, outer: bool) -> int:
@@ -141,9 +145,9 @@ def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfi
     if plan.w_bits != FLOAT_BITS:
         channels = layer.weight.shape[kind.weight_axis] if integer else 1
         weight_quantizer = WeightQuantizer(plan.w_bits, channels, kind.weight_axis, integer)
+        if plan.allocated:
+            weight_quantizer.allocate()
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
-    if config.preset.allocate and plan.w_bits == config.w_bits and not plan.fixed and plan.w_bits < FIXED_BITS:
-        weight_quantizer.allocate()
     if config.preset.reconstruct:
         _make_room(quantized)
     return quantized

@@ -179,7 +179,7 @@ def python_api_psnr(workspace, tiny):
     from basicsr.metrics import calculate_psnr
     from basicsr.utils import img2tensor, tensor2img
 
-    net = quantize(tiny, torch.zeros(1, 3, 24, 24), fully_quantized=True)
+    net = quantize(tiny, torch.zeros(1, 3, 24, 24), fully_quantized=True, recipe="paper")
     load_checkpoint(net, CHECKPOINT)
     values = []
     for name in ("img_000.png", "img_001.png"):

@@ -111,13 +111,26 @@ def test_static_observers(tiny, observer):
 
 def test_exclude_and_layer_bits(tiny):
     net = calibrated(
-        tiny, exclude=("body.0",), layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}}, fully_quantized=True
+        tiny,
+        recipe="paper",
+        exclude=("body.0",),
+        layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}},
+        fully_quantized=True,
     )
     assert "body.0.conv1" not in net.layers() and net.plan.skipped["body.0.conv2"] == "excluded"
     layer = net.layers()["body.1.conv2"]
     assert (layer.weight_quantizer.bits, layer.input_quantizer.bits) == (8, 6)
     assert net.layers()["body.1.conv1"].weight_quantizer.bits == 4
     assert net.layers()["conv_first"].input_quantizer.fixed
+
+
+def test_bits_of_single_layers_are_not_allocated_anew(tiny):
+    net = calibrated(
+        tiny, recipe="best", layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}, "body.0.conv1": {"w_bits": 4}}
+    )
+    layers = net.layers()
+    assert layers["body.1.conv2"].weight_quantizer.bits == 8 and layers["body.0.conv1"].weight_quantizer.bits == 4
+    assert layers["body.1.conv2"].input_quantizer.bits_used().item() == 6
 
 
 def test_finetuning_trains_what_each_phase_names_and_reduces_the_loss(tiny):
@@ -216,11 +229,19 @@ def test_bitops_follow_image_size_and_bits(tiny):
 
 
 def test_size_counts_weights_at_their_bits(tiny):
-    net = quantize(tiny, IMAGES[:1], fully_quantized=True, w_bits=4)
+    net = quantize(tiny, IMAGES[:1], fully_quantized=True, w_bits=4, recipe="paper")
     weights = {name: layer.weight.numel() for name, layer in net.layers().items()}
     packed = sum(n * net.plan.layers[name].w_bits // 8 for name, n in weights.items())
     others = sum(p.numel() for p in net.parameters()) - sum(weights.values())
     assert size_bytes(net) == packed + 4 * others
+
+
+def test_size_of_corrected_rounding_is_that_of_the_weights(tiny):
+    nets = [quantize(tiny, IMAGES[:1], fully_quantized=True, w_bits=4, recipe=recipe) for recipe in ("static", "best")]
+    quantizers = nets[1].activation_quantizers().values()
+    adaptive = [q for q in quantizers if q.adaptive]
+    learned = sum(p.numel() for q in adaptive for p in (q.layer_factor, q.level_ranges)) + 2  # and two thresholds
+    assert size_bytes(nets[1]) == size_bytes(nets[0]) + 4 * learned
 
 
 def test_summary_names_every_layer_and_every_reason(tiny):
