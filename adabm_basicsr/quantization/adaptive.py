@@ -4,7 +4,8 @@
 
 The layer factor is a learnable scalar per layer (Layer2Bit), the image factor a pair of learnable thresholds on the
 complexity of the image (Image2Bit). Both are hard in the forward pass and soft in the backward pass, so that they are
-learned by gradient descent along with the clipping ranges of the quantizers.
+learned by gradient descent along with the clipping ranges of the quantizers. Recipes that allocate bits measure the
+layer factor instead, let it go further, and give the image's level a clipping range of its own; see `allocation`.
 """
 
 from __future__ import annotations
