@@ -183,3 +183,36 @@ def test_weights_that_come_and_go_are_told_apart():
     for value in range(50):
         weight = torch.full((4, 4), value / 50)
         torch.testing.assert_close(quantizer(weight), weight, atol=0.01, rtol=0)
+
+
+def test_each_level_of_the_image_has_its_own_range_and_bits():
+    quantizer = ActivationQuantizer(4, adaptive=True, integer=True)
+    quantizer.follow_levels()
+    quantizer.image_bits = (-1, 0)
+    quantizer.level_ranges.data.copy_(torch.tensor([1.0, 1.0, 3.0]))
+    quantizer.image_factor = torch.tensor([-1.0, 0.0, 1.0])
+    out = quantizer(torch.full((6, 2, 1), 1.8))  # two parts of each sample
+    torch.testing.assert_close(out[:, 0, 0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.8, 1.8]))
+    assert quantizer.last_bits.tolist() == [3, 4, 4]
+    out.sum().backward()
+    assert quantizer.level_ranges.grad[2].item() != 0 and quantizer.level_ranges.grad.isfinite().all()
+
+
+def test_allocated_bits_come_back_with_the_state():
+    quantizer, weight = WeightQuantizer(4, 2, integer=True), torch.randn(2, 8)
+    quantizer.allocate()
+    quantizer.allocated.fill_(6)
+    other = WeightQuantizer(4, 2, integer=True)
+    other.allocate()
+    assert other.bits == 4
+    other.load_state_dict(quantizer.state_dict())
+    assert other.bits == 6 and torch.equal(other(weight), quantizer(weight))
+
+
+def test_corrected_bias_is_only_used_while_quantizing():
+    quantizer = WeightQuantizer(4, 2, integer=True)
+    quantizer.reconstruct(torch.ones(2, 8), torch.ones(1, 8), output_channels=2)
+    quantizer.bias_correction.data.fill_(0.5)
+    assert quantizer.bias(None).tolist() == [0.5, 0.5] and quantizer.bias(torch.ones(2)).tolist() == [1.5, 1.5]
+    quantizer.enabled = False
+    assert quantizer.bias(None) is None
