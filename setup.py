@@ -45,6 +45,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "runtimes": ["onnx", "onnxruntime", "openvino"],
         "spandrel": [SPANDREL],
         "test": ["hypothesis", "pytest", "ruff", SPANDREL],
     },

@@ -1,0 +1,42 @@
+"""The accuracy benchmark's runs are valid options, and its table says what was measured."""
+
+import accuracy
+import pytest
+from networks import NETWORKS
+
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+
+
+@pytest.mark.parametrize("variant", accuracy.VARIANTS)
+def test_every_variant_builds(variant):
+    accuracy.make_example_project_importable()
+    network = accuracy.options("IMDN", 4, variant, seed=1)["network_g"]
+    network.pop("type")
+    net = AdaBMNetwork(**network)
+    assert net.config.preset.integer is not (variant == "paper" or "published" in variant)
+
+
+def test_names_of_runs_differ():
+    cases = [(kind, bits, variant) for kind in NETWORKS for bits in (4, 8) for variant in accuracy.VARIANTS]
+    assert len({accuracy.options(*case, seed=1)["name"] for case in cases}) == len(cases)
+
+
+def test_table_averages_over_seeds(tmp_path):
+    def run(seed, psnr):
+        figures = {
+            "psnr": psnr,
+            "full_precision_psnr": 31.0,
+            "ssim": 0.9,
+            "self_psnr": 40.0,
+            "fab": 4.0,
+            "bitops": 1e12,
+        }
+        sets = {name: figures for name in (*accuracy.SETS, "calibration")}
+        base = {"network": "EDSR", "bits": 4, "variant": "best", "seed": seed}
+        return {**base, "bytes": 1e6, "units": 4000, "sets": sets}
+
+    runs = {"a": run(1, 30.8), "b": run(2, 30.6)}
+    line = accuracy.make_table(runs).splitlines()[-1]
+    assert "0.300 ± 0.141" in line and "| 2 " in line and "4000" in line
+    accuracy.plot(runs, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
