@@ -93,7 +93,7 @@ path:
 
 # training settings
 train:
-  total_iter: ~  # the recipe's own: best and paper 400, fast 40, static 0
+  total_iter: ~  # the recipe's own: best and paper 400, fast 25, static 0
   calibration_batch_size: 16
 
 # validation settings

@@ -116,7 +116,7 @@ RECIPES = {
         iterations=0,
     ),
 }
-RECIPES["fast"] = replace(RECIPES["best"], iterations=40)
+RECIPES["fast"] = replace(RECIPES["best"], iterations=25)
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}  # and what their values lie below
 CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": PIXEL_LOSSES}
 
