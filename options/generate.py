@@ -39,7 +39,7 @@ network_g:
     rgb_mean: [0.4488, 0.4371, 0.4040]
   w_bits: $bits  # bits of the weights, 2..8 (32: full precision)
   a_bits: $bits  # bits of the activations; both are means, which layers share and images follow
-  recipe: best  # best: most accurate | fast: a tenth of the cost | paper: as published | static: fixed bits, untrained
+  recipe: best  # best: most accurate | fast: fewer iterations | paper: as published | static: fixed bits, untrained
   fully_quantized: true  # also what follows the body (adaptive), head and tail (8 bits); false: the body's blocks alone
 """)
 

@@ -61,10 +61,7 @@ def _largest_within(net: QuantizedNetwork, found: Sensitivities, target: dict[st
 def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
     """``bitops`` or ``size`` of the network at the bits it has, as a share of full precision."""
     if kind == "size":
-        parameters = (
-            [*net.base_parameters(), *net.image_mapping.parameters()] if net.image_mapping else net.parameters()
-        )
-        return size_bytes(net) / sum(p.numel() * FLOAT_BITS // 8 for p in parameters)
+        return size_bytes(net) / sum(parameter.numel() * FLOAT_BITS // 8 for parameter in net.base_parameters())
     with CostMeter(net) as meter:
         net(images)
         full = sum(meter.macs.values()) * FLOAT_BITS**2
@@ -95,8 +92,13 @@ def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterat
 def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
     """Mean PSNR in dB of the quantized against the full-precision output over ``images``, rounded to 8 bits."""
     with net.full_precision():
-        full = _pixels(net(images))
-    error = (_pixels(net(images)) - full).square().mean((1, 2, 3)).clamp(min=1e-10)
+        full = net(images)
+    return pixel_psnr(net(images), full)
+
+
+def pixel_psnr(images: Tensor, others: Tensor) -> float:
+    """Mean PSNR in dB between two batches of images in 0..1, rounded to 8 bits; all channels, no border."""
+    error = (_pixels(images) - _pixels(others)).square().mean((1, 2, 3)).clamp(min=1e-10)
     return float((10 * torch.log10(255**2 / error)).mean())
 
 

@@ -83,7 +83,7 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
         ends = activation.lower * factors, activation.upper * factors
         columns = fake_quantize(columns, *ends, bits, activation.integer)
     if rounding and isinstance(weight, WeightQuantizer):
-        steps = (2 * weight.upper / (2**weight.bits - 1)).view(len(rows), -1, 1)
+        steps = weight.step.view(len(rows), -1, 1)
         rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
 

@@ -76,9 +76,14 @@ class WeightQuantizer(nn.Module):
             return bias
         return self.bias_correction if bias is None else bias + self.bias_correction
 
+    @property
+    def step(self) -> Tensor:
+        """Distance of the levels of each output channel, ``(channels,)``; in units of the scaled input channels."""
+        return 2 * self.upper / (2**self.bits - 1)
+
     def steps(self, weight: Tensor) -> Tensor:
         """Distance of the levels around each weight, the shape of ``weight``."""
-        steps = 2 * self._upper(weight) / (2**self.bits - 1)
+        steps = self.step.view_as(self._upper(weight))
         return (steps / (1.0 if self.channel_scale is None else self.channel_scale.abs())).detach().expand_as(weight)
 
     def learns_range_alone(self, weight: Tensor) -> bool:

@@ -24,6 +24,7 @@ from tabulate import tabulate
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.quantization.budget import pixel_psnr
 from adabm_basicsr.quantization.cost import CostMeter, size_bytes
 
 SCALE = 4
@@ -118,7 +119,7 @@ def measure(net: torch.nn.Module, folder: Path) -> dict[str, float]:
         if truth.is_file():
             with net.full_precision():
                 teacher = net(image)
-            row["self_psnr"] = _psnr(_pixels(output.output), _pixels(teacher))
+            row["self_psnr"] = pixel_psnr(output.output, teacher)
             gt, names = read_image(truth)[..., ::-1], ("", "full_precision_")
             for name, result in zip(names, (output.output, teacher)):
                 made = _pixels(result)[0].permute(1, 2, 0).flip(2).numpy()
@@ -130,10 +131,6 @@ def measure(net: torch.nn.Module, folder: Path) -> dict[str, float]:
 
 def _pixels(image: torch.Tensor) -> torch.Tensor:
     return (image.clamp(0, 1) * 255).round()
-
-
-def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(10 * torch.log10(255**2 / (a - b).square().mean().clamp(min=1e-10)))
 
 
 def make_table(runs: dict[str, dict]) -> str:

@@ -206,11 +206,7 @@ def onnx_runtime(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np
         out = profiled.run(None, {"x": x})[0]
         events = json.loads(Path(profiled.end_profiling()).read_text())
     kinds = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("kernel_time")]
-    layers = [
-        kind
-        for kind in kinds
-        if kind in INTEGER_KERNELS or kind in ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm")
-    ]
+    layers = [kind for kind in kinds if kind in (*INTEGER_KERNELS, *FLOAT_KERNELS)]
     return took, f"{sum(kind in INTEGER_KERNELS for kind in layers)} of {len(layers)}", out
 
 

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
+from adabm_basicsr.quantization.budget import pixel_psnr
 from adabm_basicsr.train import main as train
 
 KINDS = ("SRVGGNetCompact", "RRDBNet", "IMDN")
@@ -70,14 +71,9 @@ def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
         output = net(image, details=True)
         with net.full_precision():
             teacher = net(image)
-        error = (_pixels(output.output) - _pixels(teacher)).square().mean()
-        psnr.append(float(10 * torch.log10(255**2 / error)))
+        psnr.append(pixel_psnr(output.output, teacher))
         bits.append(float(output.bits.mean()))
     return {"self_psnr": sum(psnr) / len(psnr), "fab": sum(bits) / len(bits)}
-
-
-def _pixels(image: torch.Tensor) -> torch.Tensor:
-    return (image.clamp(0, 1) * 255).round()
 
 
 def main() -> None:
