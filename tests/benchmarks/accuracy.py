@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 import torch
 import yaml
-from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable
+from networks import NETWORKS, SHARED, make_example_project_importable, option_file
 from paper_on_edsr import timed_run
 from tabulate import tabulate
 
@@ -52,37 +52,10 @@ MAIN_VARIANTS = ("static, omse", "paper", "fast", "best")
 def options(kind: str, bits: int, variant: str, seed: int) -> dict:
     """An option file, as a user would write it."""
     own = dict(VARIANTS[variant])
-    train = {"total_iter": own.pop("total_iter")} if "total_iter" in own else {}
-    return {
-        "name": run_name(kind, bits, variant, seed).replace(", ", "_").replace(" ", "_"),
-        "model_type": "AdaBMModel",
-        "scale": SCALE,
-        "num_gpu": "auto",
-        "manual_seed": seed,
-        "datasets": {
-            "train": {
-                "name": "Calibration",
-                "type": "CalibrationDataset",
-                "dataroot_lq": str(SHARED / "data" / "calibration" / "LRbicx4"),
-                "num_images": 80,
-                "lq_size": 64,
-                "batch_size_per_gpu": 2,
-                "num_worker_per_gpu": 0,
-            }
-        },
-        "network_g": {
-            "type": "AdaBMNetwork",
-            "network": {"type": kind, **NETWORKS[kind]},
-            "custom_imports": ["inhouse.archs"],
-            "w_bits": bits,
-            "a_bits": bits,
-            "fully_quantized": kind not in PERCEPTUAL,
-            **own,
-        },
-        "path": {"pretrain_network_g": str(SHARED / "weights" / WEIGHTS[kind])},
-        "train": train,
-        "logger": {"print_freq": 40, "save_checkpoint_freq": 10000, "use_tb_logger": False},
-    }
+    iterations = {"total_iter": own.pop("total_iter")} if "total_iter" in own else {}
+    name = run_name(kind, bits, variant, seed).replace(", ", "_").replace(" ", "_")
+    network = {"w_bits": bits, "a_bits": bits, "fully_quantized": kind not in PERCEPTUAL, **own}
+    return option_file(name, kind, seed, images=80, lq_size=64, iterations=iterations, **network)
 
 
 def run_name(kind: str, bits: int, variant: str, seed: int) -> str:

@@ -24,3 +24,34 @@ WEIGHTS = {
 def make_example_project_importable() -> None:
     """IMDN is an in-house network: an option file names it under ``custom_imports``."""
     sys.path.insert(0, str(EXAMPLE_PROJECT))
+
+
+def option_file(name: str, kind: str, seed: int, images: int, lq_size: int, iterations: dict, **network) -> dict:
+    """Options of a training run, as a user would write them; ``network`` are keys of ``network_g``."""
+    return {
+        "name": name,
+        "model_type": "AdaBMModel",
+        "scale": 4,
+        "num_gpu": "auto",
+        "manual_seed": seed,
+        "datasets": {
+            "train": {
+                "name": "Calibration",
+                "type": "CalibrationDataset",
+                "dataroot_lq": str(SHARED / "data" / "calibration" / "LRbicx4"),
+                "num_images": images,
+                "lq_size": lq_size,
+                "batch_size_per_gpu": 2,
+                "num_worker_per_gpu": 0,
+            }
+        },
+        "network_g": {
+            "type": "AdaBMNetwork",
+            "network": {"type": kind, **NETWORKS[kind]},
+            "custom_imports": ["inhouse.archs"],
+            **network,
+        },
+        "path": {"pretrain_network_g": str(SHARED / "weights" / WEIGHTS[kind])},
+        "train": iterations,
+        "logger": {"print_freq": 40, "save_checkpoint_freq": 10000, "use_tb_logger": False},
+    }

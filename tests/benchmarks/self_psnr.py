@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable
+from networks import NETWORKS, SHARED, make_example_project_importable, option_file
 from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
@@ -27,35 +27,9 @@ KINDS = ("SRVGGNetCompact", "RRDBNet", "IMDN")
 
 def options(kind: str, bits: int, recipe: str, iterations: int) -> dict:
     """An option file, as a user would write it."""
-    return {
-        "name": f"{kind}_W{bits}A{bits}_{recipe}",
-        "model_type": "AdaBMModel",
-        "scale": 4,
-        "num_gpu": "auto",
-        "manual_seed": 0,
-        "datasets": {
-            "train": {
-                "name": "Calibration",
-                "type": "CalibrationDataset",
-                "dataroot_lq": str(SHARED / "data" / "calibration" / "LRbicx4"),
-                "num_images": 64,
-                "lq_size": 48,
-                "batch_size_per_gpu": 2,
-                "num_worker_per_gpu": 0,
-            }
-        },
-        "network_g": {
-            "type": "AdaBMNetwork",
-            "network": {"type": kind, **NETWORKS[kind]},
-            "custom_imports": ["inhouse.archs"],
-            "w_bits": bits,
-            "a_bits": bits,
-            "recipe": recipe,
-        },
-        "path": {"pretrain_network_g": str(SHARED / "weights" / WEIGHTS[kind])},
-        "train": {"total_iter": iterations},
-        "logger": {"print_freq": 20, "save_checkpoint_freq": 10000, "use_tb_logger": False},
-    }
+    name, iterations = f"{kind}_W{bits}A{bits}_{recipe}", {"total_iter": iterations}
+    network = {"w_bits": bits, "a_bits": bits, "recipe": recipe}
+    return option_file(name, kind, 0, images=64, lq_size=48, iterations=iterations, **network)
 
 
 @torch.no_grad()
