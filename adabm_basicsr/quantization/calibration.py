@@ -18,7 +18,8 @@ from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, searc
 from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
-SHOWN = 16  # images that bits are allocated and layers reconstructed on
+SHOWN = 16  # images that layers are reconstructed on
+PROBED = 8  # images that sensitivities are measured on
 PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
 
 
@@ -111,11 +112,11 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
 
 def _allocate(net: QuantizedNetwork, statistics: list[_Statistics], images: list[Tensor]) -> None:
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
-    shown = representative(images)
+    shown, probed = representative(images), representative(images, PROBED)
     spared = 0.0 if net.config.target else _spared_bits(net, images)  # a target counts what is used
     if net.config.preset.reconstruct:
-        reconstruct(net, shown, rounding=False)
-    found = measure_sensitivities(net, shown)
+        reconstruct(net, probed, rounding=False)
+    found = measure_sensitivities(net, probed)
     for a_mean, w_mean in budgets(net, found, shown):
         assign(net, found, min(a_mean + spared, FIXED_BITS), w_mean)
         _set_ranges(net, statistics)

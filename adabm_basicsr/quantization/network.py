@@ -193,6 +193,23 @@ class QuantizedNetwork(nn.Module):
                 if quantizer.last_bits is not None:
                     quantizer.last_bits = quantizer.last_bits.detach()
 
+    @torch.no_grad()
+    def bits_for(self, image: Tensor) -> Tensor:
+        """Mean bits that each image would be quantized at, without running the network.
+
+        Args:
+            image: ``(B, C, H, W)`` in 0..1.
+
+        Returns:
+            ``(B,)``: what `Details` calls ``bits``, as long as every layer runs.
+        """
+        quantizers = list(self.activation_quantizers().values())
+        _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None)
+        for quantizer in quantizers:
+            quantizer.last_bits = quantizer.bits_used()
+        _set(quantizers, image_factor=None)
+        return mean_bits(self.network).to(image.device).expand(len(image))
+
 
 def visit_in_order(
     net: QuantizedNetwork, modules: Iterable[nn.Module], images: Tensor, visit: Callable[[nn.Module, Tensor], None]

@@ -14,6 +14,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.layers.base import spacing
 from adabm_basicsr.quantization.network import QuantizedNetwork, visit_in_order
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
@@ -71,7 +72,7 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     activation, weight = layer.input_quantizer, layer.weight_quantizer
     scale = getattr(activation, "channel_scale", None)
     of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
-    columns = _columns(layer, x / of_input)
+    columns = layer.columns(x / of_input, MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS)
     if columns is None:
         return
     rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
@@ -86,21 +87,6 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
         steps = weight.step.view(len(rows), -1, 1)
         rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
-
-
-def _columns(layer: QuantizedLayer, x: Tensor) -> Tensor | None:
-    """About `MAX_COLUMNS` columns; image by image, as those of a batch are many times as large as the batch."""
-    parts = []
-    for image in x.split(1):
-        columns = layer.columns(image)
-        if columns is None:
-            return None
-        parts.append(_thinned(columns, -(-MAX_COLUMNS // len(x))).contiguous())
-    return torch.cat(parts, dim=-1)
-
-
-def _thinned(columns: Tensor, count: int) -> Tensor:
-    return columns[..., :: -(-columns.shape[-1] // count)]
 
 
 def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
@@ -134,7 +120,7 @@ def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, c
 
 
 def _best_shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:
-    columns, errors = _thinned(columns, MAX_SEARCHED_COLUMNS), []
+    columns, errors = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)], []
     for shrink in SHRINKS:
         quantized = fake_quantize(columns, ends[0] * shrink, ends[1] * shrink, bits, quantizer.integer)
         errors.append((rows @ (quantized - columns)).square().mean())

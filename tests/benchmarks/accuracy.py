@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -72,32 +73,36 @@ def run(kind: str, bits: int, variant: str, seed: int) -> dict:
     cost = timed_run(["-opt", "options.yml"])
     net = build_network(opt["network_g"])
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
-    sets = {name: measure(net, SHARED / "data" / name) for name in (*SETS, "calibration")}
+    sets = {name: measure(net, name) for name in SETS}
+    sets["calibration"] = {"fab": mean(float(net.bits_for(image)) for _, image in images_of("calibration"))}
     figures = {"network": kind, "bits": bits, "variant": variant, "seed": seed, "bytes": size_bytes(net), **cost}
     return {**figures, "sets": sets}
 
 
+def images_of(name: str) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Path and pixels, ``(1, 3, H, W)`` in 0..1, of each LR image of a set."""
+    for path in list_images(SHARED / "data" / name / f"LRbicx{SCALE}", "--images"):
+        yield path, torch.from_numpy(to_unit_range(read_image(path))).permute(2, 0, 1).unsqueeze(0)
+
+
 @torch.no_grad()
-def measure(net: torch.nn.Module, folder: Path) -> dict[str, float]:
-    """Means over the images of a set; of one without ground truth, such as the calibration set, bits alone."""
+def measure(net: torch.nn.Module, name: str) -> dict[str, float]:
+    """Means over the images of a set."""
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
     rows = []
-    for path in list_images(folder / f"LRbicx{SCALE}", "--images"):
-        image = torch.from_numpy(to_unit_range(read_image(path))).permute(2, 0, 1).unsqueeze(0)
+    for path, image in images_of(name):
         with CostMeter(net) as meter:
             output = net(image, details=True)
             row = {"fab": float(output.bits.mean()), "bitops": meter.read().bitops}
-        truth = folder / "GTmod12" / path.name
-        if truth.is_file():
-            with net.full_precision():
-                teacher = net(image)
-            row["self_psnr"] = pixel_psnr(output.output, teacher)
-            gt, names = read_image(truth)[..., ::-1], ("", "full_precision_")
-            for name, result in zip(names, (output.output, teacher)):
-                made = _pixels(result)[0].permute(1, 2, 0).flip(2).numpy()
-                row[f"{name}psnr"] = calculate_psnr(made, gt, crop_border=SCALE, test_y_channel=True)
-                row[f"{name}ssim"] = calculate_ssim(made, gt, crop_border=SCALE, test_y_channel=True)
+        with net.full_precision():
+            teacher = net(image)
+        row["self_psnr"] = pixel_psnr(output.output, teacher)
+        gt = read_image(SHARED / "data" / name / "GTmod12" / path.name)[..., ::-1]
+        for prefix, result in (("", output.output), ("full_precision_", teacher)):
+            made = _pixels(result)[0].permute(1, 2, 0).flip(2).numpy()
+            row[f"{prefix}psnr"] = calculate_psnr(made, gt, crop_border=SCALE, test_y_channel=True)
+            row[f"{prefix}ssim"] = calculate_ssim(made, gt, crop_border=SCALE, test_y_channel=True)
         rows.append(row)
     return {key: mean(row[key] for row in rows) for key in rows[0]}
 

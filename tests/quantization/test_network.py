@@ -332,3 +332,10 @@ def test_works_without_basicsr():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 3, 16, 16)"
+
+
+def test_bits_are_known_without_running(tiny):
+    net = calibrated(tiny, fully_quantized=True)
+    images = torch.rand(3, 3, 16, 16) * torch.tensor([0.0, 0.3, 1.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(net.bits_for(images), net(images, details=True).bits)
+    assert net.bits_for(images).unique().numel() > 1

@@ -78,8 +78,12 @@ class QuantizedLayer(nn.Module):
         """A value per input channel, ``(C_in,)``, as it broadcasts against the input and against the weight."""
         raise NotImplementedError
 
-    def columns(self, x: Tensor) -> Tensor | None:
-        """What each output value is a weighted sum of, for an input ``x``.
+    def columns(self, x: Tensor, count: int) -> Tensor | None:
+        """What each output value is a weighted sum of, for an input ``x``, at evenly spaced positions.
+
+        Args:
+            x: The layer's input.
+            count: About how many positions to take of all samples together, the same ones of each.
 
         Returns:
             ``(G, K, N)``: groups, weights of an output channel, positions, so that the output is
@@ -99,6 +103,11 @@ class QuantizedLayer(nn.Module):
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
         return quantized
+
+
+def spacing(positions: int, count: int) -> int:
+    """Distance at which ``count`` of ``positions`` lie evenly, or a few less; at least 1."""
+    return max(-(-positions // max(count, 1)), 1)
 
 
 class _RangeGradient(torch.autograd.Function):

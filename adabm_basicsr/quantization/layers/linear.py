@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_layer
+from adabm_basicsr.quantization.layers.base import QuantizedLayer, register_layer, spacing
 
 
 @register_layer(nn.Linear)
@@ -28,6 +28,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         """See `QuantizedLayer.channel_views`."""
         return scale, scale
 
-    def columns(self, x: Tensor) -> Tensor:
+    def columns(self, x: Tensor, count: int) -> Tensor:
         """See `QuantizedLayer.columns`."""
-        return x.flatten(0, -2).t().unsqueeze(0)
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        return rows[:, :: spacing(rows.shape[1], -(-count // len(x)))].flatten(0, 1).t().unsqueeze(0)
