@@ -166,7 +166,8 @@ def _set_weight_ranges(net: QuantizedNetwork) -> None:
         weight = net.network.get_submodule(name).weight
         if quantizer.channel_scale is not None:
             weight = weight * quantizer.channel_scale
-        quantizer.upper.copy_(search_weight_range(weight, quantizer, bits))
+        upper = search_weight_range(weight, quantizer, bits)
+        quantizer.upper.copy_(upper.bfloat16() if quantizer.integer else upper)  # packed files keep two bytes of it
 
 
 def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:

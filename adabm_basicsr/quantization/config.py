@@ -70,7 +70,7 @@ PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 PAPER_RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
 RELATIVE_RATES = {
     **PAPER_RATES,
-    **{"weight_range": 0.001, "activation_range": 0.002, "weight_correction": 0.01, "bias": 0.002},
+    **{"weight_range": 0.001, "activation_range": 0.002, "weight_correction": 0.03, "bias": 0.01},
 }
 RECIPES = {
     # The paper doesn't clamp its bits: 8 base bits may become 10, and 3 become 1.

@@ -20,6 +20,7 @@ from adabm_basicsr.quantization.teacher import Teacher
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
 BIT_MAPPING = "bit_mapping"
 WARM_UP = 0.1  # share of a run in which learning rates rise
+MAX_PROMISE = 0.3  # share of the loss that a step may promise to take away; steps that promised more diverged
 TINY = 1e-12  # keeps the gradient of a root at zero finite
 
 
@@ -149,7 +150,7 @@ class Finetuner:
         optimizer.zero_grad()
         total.backward()
         _average_gradients(optimizer)
-        optimizer.step()
+        optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
@@ -188,14 +189,23 @@ class RelativeAdam(torch.optim.Adam):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One Adam step, each component times its unit."""
+    def step(self, closure: Callable[[], float] | None = None, loss: float = math.inf) -> float | None:
+        """One Adam step, each component times its unit.
+
+        Args:
+            closure: As in ``torch.optim.Adam``.
+            loss: What the gradients are of. Steps that by these would lower it by more than `MAX_PROMISE` of it are
+                shortened: how far a network can go in a step depends on how its layers' errors add up.
+        """
         pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["units"])]
         before = [parameter.clone() for parameter, _ in pairs]
-        loss = super().step(closure)
-        for (parameter, unit), old in zip(pairs, before):
-            parameter.copy_(old + (parameter - old) * unit.to(parameter.device))
-        return loss
+        result = super().step(closure)
+        moves = [(parameter - old) * unit.to(old.device) for (parameter, unit), old in zip(pairs, before)]
+        promised = -sum(float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None)
+        shortened = min(MAX_PROMISE * loss / promised, 1.0) if promised > 0 else 1.0
+        for (parameter, _), old, move in zip(pairs, before, moves):
+            parameter.copy_(old + shortened * move)
+        return result
 
 
 def _parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float]) -> list[dict]:

@@ -41,6 +41,7 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
     scale = (loudness / loudness.max().clamp(min=torch.finfo(loudness.dtype).tiny)) ** EQUALISATION
     # Channels that are mostly negative are turned round, so that all need the same half of the range.
     scale = torch.where(upper >= -lower, 1.0, -1.0) * scale.clamp(min=MIN_SCALE)
+    scale = scale.bfloat16().to(scale)  # packed files keep two bytes of it
     of_input, of_weight = layer.channel_views(scale)
     quantizer = layer.input_quantizer
     quantizer.channel_scale.copy_(of_input)

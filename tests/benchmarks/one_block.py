@@ -40,7 +40,8 @@ class Form:
         weights: Whether weights are quantized, signed and with a scale per output channel.
         clip: None, or where values are kept to fewer than 8 bits: "integer" after the quantization, "float" before it.
         bias: "float", or "integer" (int32 at the product of the scales).
-        equalised: Whether channels are scaled before the quantization.
+        equalised: None, or where channels are scaled: "before" the quantization, or "within" it, which then has a scale
+            per channel.
     """
 
     inputs: bool = True
@@ -48,7 +49,7 @@ class Form:
     weights: bool = True
     clip: str | None = None
     bias: str = "float"
-    equalised: bool = False
+    equalised: str | None = None
 
 
 FORMS = {
@@ -60,8 +61,9 @@ FORMS = {
     "inputs and outputs, float clip": Form(outputs=True, bias="integer", clip="float"),
     "inputs and outputs, integer clip": Form(outputs=True, bias="integer", clip="integer"),
     "inputs, integer clip": Form(bias="integer", clip="integer"),
-    "inputs, equalised channels": Form(bias="integer", equalised=True),
-    "inputs and outputs, equalised channels": Form(outputs=True, bias="integer", equalised=True),
+    "inputs, equalised channels": Form(bias="integer", equalised="before"),
+    "inputs, channels equalised within": Form(bias="integer", equalised="within"),
+    "inputs, integer clip, channels equalised within": Form(bias="integer", clip="integer", equalised="within"),
 }
 
 
@@ -82,12 +84,16 @@ class Graph:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=f"{kind}_{name}", **attributes))
         return name
 
-    def quantized(self, x: str, bits: int = 4) -> str:
+    def quantized(self, x: str, bits: int = 4, factors: np.ndarray | None = None, axis: int = 1) -> str:
         scale, zero = self.constant(np.float32(SCALE)), self.constant(np.uint8(128))
         if self.form.clip == "float":
             ends = [self.constant(np.float32(sign * 2 ** (bits - 1) * SCALE)) for sign in (-1, 1)]
             x = self.add("Clip", x, *ends)
-        x = self.add("QuantizeLinear", x, scale, zero)
+        if factors is None:
+            x = self.add("QuantizeLinear", x, scale, zero)
+        else:
+            ends = self.constant(np.float32(SCALE) / factors), self.constant(np.full(len(factors), 128, np.uint8))
+            x = self.add("QuantizeLinear", x, *ends, axis=axis)
         if self.form.clip == "integer":
             half = 2 ** (bits - 1)
             x = self.add("Clip", x, *(self.constant(np.uint8(128 + end)) for end in (-half, half - 1)))
@@ -96,8 +102,10 @@ class Graph:
     def layer_input(self, x: str, axes: int) -> str:
         if not self.form.inputs:
             return x
-        if self.form.equalised:
-            factors = self.random.uniform(0.5, 2, CHANNELS).astype(np.float32)
+        factors = self.random.uniform(0.5, 2, CHANNELS).astype(np.float32) if self.form.equalised else None
+        if self.form.equalised == "within":
+            return self.quantized(x, factors=factors, axis=1 if axes else 2)
+        if self.form.equalised == "before":
             x = self.add("Mul", x, self.constant(factors.reshape(-1, *[1] * axes)))
         return self.quantized(x)
 
