@@ -35,7 +35,7 @@ def test_a_sample_without_features_gives_a_finite_gradient():
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 10.0])
 def test_no_step_promises_to_take_more_than_a_share_of_the_loss_away(rate):
-    weight, unit = nn.Parameter(torch.tensor([1.0, -2.0, 0.5])), torch.tensor([1.0, 0.1, 10.0])
+    weight, unit = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]).double()), torch.tensor([1.0, 0.1, 10.0]).double()
     optimizer = RelativeAdam([{"params": [weight], "units": [unit]}], lr=rate)
     before, loss = weight.detach().clone(), weight.square().sum()
     loss.backward()
