@@ -37,6 +37,7 @@ setup(
         "numpy",
         "opencv-python",
         "pyyaml",
+        "safetensors>=0.4",  # packed files
         "scikit-image>=0.20",  # the demo's photographs
         "setuptools; python_version >= '3.12'",  # BasicSR imports distutils
         "tabulate>=0.9",

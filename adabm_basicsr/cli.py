@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "calibrate and fine-tune a quantized network (BasicSR's flags: -opt FILE, ...)",
     "test": "validate a network (BasicSR's flags: -opt FILE, ...)",
     "prepare": "make low-resolution images from high-resolution ones",
+    "export": "write a quantized checkpoint as a file to deploy",
     "import": "convert a quantized checkpoint of the published code",
     "autoload": "let BasicSR's own entry points find this plugin: on, off or status",
 }
@@ -51,6 +52,8 @@ def _run(command: str, argv: list[str]) -> None:
         from adabm_basicsr.test import main as run
     elif command == "prepare":
         from adabm_basicsr.data.prepare import main as run
+    elif command == "export":
+        from adabm_basicsr.deployment.export import main as run
     elif command == "import":
         from adabm_basicsr.archs.published import main as run
     elif command == "autoload":

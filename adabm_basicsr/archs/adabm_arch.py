@@ -6,17 +6,19 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from adabm_basicsr import __version__
 from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.archs.spandrel_arch import Spandrel
 from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
 from adabm_basicsr.quantization.api import make_config
+from adabm_basicsr.quantization.config import describe_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 EXAMPLE_SIZE = 48
@@ -46,6 +48,45 @@ class AdaBMNetwork(QuantizedNetwork):
         base = build_base(network)
         config = make_config({**getattr(base, "quantization_defaults", {}), **options})
         super().__init__(base, config, example_input(base, network))
+        self.network_options = dict(network)
+        self.custom_imports = [custom_imports] if isinstance(custom_imports, str) else list(custom_imports or ())
+
+    @property
+    def description(self) -> dict:
+        """All that rebuilds the network without its weights, in JSON's types; see `build_described`."""
+        options = describe_config(self.config)
+        return {
+            "version": __version__,
+            "network": self.network_options,
+            "custom_imports": self.custom_imports,
+            "options": {**options, "size_multiple": self.size_multiple},
+        }
+
+
+def build_described(description: Mapping, custom_imports: Sequence[str] = ()) -> AdaBMNetwork:
+    """A network without weights as the one that `AdaBMNetwork.description` came from.
+
+    Args:
+        description: From a checkpoint or packed file. It may come from anyone, so the modules that it names aren't
+            imported.
+        custom_imports: Modules to import, which register in-house architectures; this runs their code.
+
+    Raises:
+        AdaBMError: Something in it is missing, unknown or out of range, or the architecture isn't registered.
+    """
+    network, options = description.get("network"), description.get("options")
+    if not isinstance(network, dict) or not isinstance(options, dict):
+        raise AdaBMError("the description of the network is damaged: network or options are missing")
+    try:
+        return AdaBMNetwork(network, custom_imports, **options)
+    except AdaBMError as error:
+        needed = [name for name in description.get("custom_imports") or () if name not in custom_imports]
+        if needed and "is not registered" in str(error):
+            raise AdaBMError(
+                f"the network {network.get('type')!r} is registered by {', '.join(map(str, needed))}: name what "
+                "you trust as custom_imports (--custom-imports)"
+            ) from error
+        raise
 
 
 def import_modules(names: Sequence[str]) -> None:

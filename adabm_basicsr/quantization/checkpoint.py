@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from adabm_basicsr.files import atomic_path
 PARAM_KEYS = ("params", "params_ema")
 BASE_PREFIX = "network."
 QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
+DESCRIPTION_KEY = "adabm_basicsr"
 MAX_LISTED = 4
 
 
@@ -123,12 +125,31 @@ def _check_bits(net: nn.Module, saved: Tensor) -> None:
 def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     """Write ``{"params": state dict}``, as BasicSR does, atomically.
 
+    Beside it stands what rebuilds a network that was built from options, as JSON; see `read_description`.
+
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
     state = {key.removeprefix("module."): value.cpu() for key, value in net.state_dict().items()}
+    description = getattr(net, "description", None)
+    described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
     with atomic_path(path) as temporary:
-        torch.save({PARAM_KEYS[0]: state}, temporary)
+        torch.save({PARAM_KEYS[0]: state, **described}, temporary)
+
+
+def read_description(path: str | os.PathLike) -> dict | None:
+    """What a checkpoint says of how its network is built; None if it says nothing.
+
+    Raises:
+        AdaBMError: The file can't be read.
+    """
+    content = load_tensors(path)
+    told = content.get(DESCRIPTION_KEY) if isinstance(content, Mapping) else None
+    try:
+        described = json.loads(told) if isinstance(told, str) else None
+    except ValueError:
+        described = None
+    return described if isinstance(described, dict) else None
 
 
 def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -116,7 +117,9 @@ RECIPES = {
         iterations=0,
     ),
 }
-RECIPES["fast"] = replace(RECIPES["best"], iterations=25)
+RECIPES["fast"] = replace(RECIPES["best"], iterations=20)
+# Fields of a recipe that say what a quantized network is; the others say how it is made.
+INFERENCE_FIELDS = ("adaptive", "integer", "allocate", "reconstruct", "image_bits", "image_ranges", "bit_range")
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}  # and what their values lie below
 CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": PIXEL_LOSSES}
 
@@ -221,6 +224,17 @@ class QuantizationConfig:
         return replace(RECIPES[self.recipe], **own)
 
 
+def describe_config(config: QuantizationConfig) -> dict[str, object]:
+    """Options that give ``config`` again, in JSON's types, whatever later versions make of its recipe's name."""
+    own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "ingredients"}
+    recipe = {name: getattr(config.preset, name) for name in INFERENCE_FIELDS}
+    described = {**own, "ingredients": {**config.ingredients, **recipe}}
+    return json.loads(json.dumps(described, default=dict))
+
+
+_KINDS = {bool: bool, str: str, int: int, tuple: (list, tuple)}
+
+
 def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
     """Raise `AdaBMError` unless each of ``ingredients`` is a field of `Recipe` with a value of its kind."""
     if not isinstance(ingredients, Mapping):
@@ -228,7 +242,7 @@ def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
     check_keys("ingredients", ingredients, [f.name for f in fields(Recipe) if f.name != "learning_rates"])
     for key, value in ingredients.items():
         name, usual = f"ingredients: {key}", getattr(RECIPES[recipe], key)
-        kinds = {bool: bool, str: str, int: int, float: (int, float), tuple: (list, tuple)}[type(usual)]
+        kinds = _KINDS.get(type(usual), (int, float))  # None stands for no number
         if not isinstance(value, kinds) or isinstance(value, bool) is not isinstance(usual, bool):
             raise AdaBMError(f"{name}: {value!r} is not of the kind of {usual!r}, the recipe's own")
         if key in CHOICES:

@@ -83,8 +83,31 @@ class WeightQuantizer(nn.Module):
 
     def steps(self, weight: Tensor) -> Tensor:
         """Distance of the levels around each weight, the shape of ``weight``."""
-        steps = self.step.view_as(self._upper(weight))
-        return (steps / (1.0 if self.channel_scale is None else self.channel_scale.abs())).detach().expand_as(weight)
+        return (
+            (self._step_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale.abs()))
+            .detach()
+            .expand_as(weight)
+        )
+
+    @torch.no_grad()
+    def levels(self, weight: Tensor) -> Tensor:
+        """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
+        scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
+        levels = (scaled / self._step_of(weight) - self._lowest).round()
+        return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
+
+    def from_levels(self, levels: Tensor) -> Tensor:
+        """Weights that lie on ``levels``; quantizing them gives what `levels` was asked of, to the bit."""
+        scaled = (levels.float() + self._lowest) * self._step_of(levels)
+        return scaled if self.channel_scale is None else scaled / self.channel_scale
+
+    @property
+    def _lowest(self) -> float:
+        """The lowest level in steps; integers are a whole number of them away from zero."""
+        return -(2.0 ** (self.bits - 1)) if self.integer else -(2**self.bits - 1) / 2
+
+    def _step_of(self, weight: Tensor) -> Tensor:
+        return self.step.view_as(self._upper(weight))
 
     def learns_range_alone(self, weight: Tensor) -> bool:
         """Whether ``upper`` is all that gradients are asked for."""

@@ -9,6 +9,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save_checkpoint
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.archs.catalogue import REFUSED
+from adabm_basicsr.deployment.packed import load_packed, save_packed
 from adabm_basicsr.quantization.coverage import measure_coverage
 
 OURS = {"AdaBMNetwork", "Spandrel", "RDN", "SRResNet"}
@@ -48,8 +49,11 @@ def test_round_trip(name, fully_quantized, tmp_path):
     save_checkpoint(net, tmp_path / "net.pth")
     torch.manual_seed(1)
     again = load_checkpoint(network(name, **options), tmp_path / "net.pth")
+    save_packed(net, tmp_path / "net.safetensors")
+    unpacked = load_packed(tmp_path / "net.safetensors")
     with torch.no_grad():
-        assert torch.equal(net(batches[1]), again(batches[1]))
+        expected = net(batches[1])
+        assert torch.equal(again(batches[1]), expected) and torch.equal(unpacked(batches[1]), expected)
 
 
 def test_round_trip_with_attention_products(tmp_path):

@@ -1,0 +1,1 @@
+"""Takes quantized networks out of training: packed files and their loading."""

@@ -1,0 +1,45 @@
+"""Bakes what was learned of the rounding into weights and biases, so that integers are all there is to store."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+
+
+@torch.no_grad()
+def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
+    """A copy of a calibrated network whose weights lie on their levels; it computes the same, to the bit.
+
+    Raises:
+        AdaBMError: The network hasn't been calibrated, or a weight isn't finite.
+    """
+    if int(net.stage) < Stage.CALIBRATED:
+        raise AdaBMError("the network has not been quantized yet: calibrate it or load a quantized checkpoint")
+    frozen = copy.deepcopy(net).requires_grad_(False)
+    for name, quantizer in frozen.weight_quantizers().items():
+        layer = frozen.network.get_submodule(name)
+        set_levels(layer, quantizer.levels(layer.weight))
+        if quantizer.bias_correction is not None and layer.bias is not None:
+            layer.bias = nn.Parameter(quantizer.bias(layer.bias), requires_grad=False)
+            quantizer.bias_correction.zero_()
+        original = net.network.get_submodule(name)
+        if not torch.equal(quantizer(layer.weight), original.weight_quantizer(original.weight)):
+            raise AdaBMError(f"{name}: its weights can't be told from their levels; are they finite?")
+    return frozen
+
+
+@torch.no_grad()
+def set_levels(layer: nn.Module, levels: torch.Tensor) -> None:
+    """Give a quantized layer the weight that lies on ``levels``, see `WeightQuantizer.levels`.
+
+    The weight is then the layer's own, even where it was shared with another layer.
+    """
+    quantizer = layer.weight_quantizer
+    if quantizer.correction is not None:
+        quantizer.correction.zero_()
+    layer.weight = nn.Parameter(quantizer.from_levels(levels), requires_grad=False)

@@ -1,0 +1,42 @@
+"""Loads a quantized network from any of our files, with nothing but the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+PACKED_SUFFIX = ".safetensors"
+
+
+def load_network(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:
+    """The quantized network of a checkpoint (``.pth``) or of a packed file (``.safetensors``), ready to infer.
+
+    Args:
+        path: The file.
+        custom_imports: Modules that register an in-house architecture; importing them runs their code.
+
+    Raises:
+        AdaBMError: The file can't be read, or doesn't say how its network is built.
+    """
+    from adabm_basicsr.archs.adabm_arch import build_described
+
+    if Path(path).suffix == PACKED_SUFFIX:
+        from adabm_basicsr.deployment.packed import load_packed
+
+        return load_packed(path, custom_imports)
+    description = read_description(path)
+    if description is None:
+        raise AdaBMError(
+            f"{path} doesn't say how its network is built: it is no quantized checkpoint of a network that was built "
+            "from options, such as net_g_latest.pth in the models folder of an experiment"
+        )
+    try:
+        net = build_described(description, custom_imports)
+    except AdaBMError as error:
+        raise AdaBMError(f"{path}: {error}") from error
+    return load_checkpoint(net, path)
