@@ -20,8 +20,10 @@ _EXPORTS = {
     "calibrate": "adabm_basicsr.quantization.calibration",
     "finetune": "adabm_basicsr.quantization.finetuning",
     "load_checkpoint": "adabm_basicsr.quantization.checkpoint",
+    "load_network": "adabm_basicsr.deployment.load",
     "quantize": "adabm_basicsr.quantization.api",
     "save_checkpoint": "adabm_basicsr.quantization.checkpoint",
+    "save_packed": "adabm_basicsr.deployment.packed",
     "summarize": "adabm_basicsr.quantization.summary",
 }
 __all__ = sorted(_EXPORTS)

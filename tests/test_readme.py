@@ -21,6 +21,22 @@ def test_python_snippet_runs(tmp_path):
     assert "average bits (FAB)" in done.stdout and (tmp_path / "quantized.pth").is_file()
 
 
+def test_deployment_snippet_runs(tmp_path, monkeypatch):
+    import torch
+    from conftest import TINY_EDSR
+
+    from adabm_basicsr import calibrate, save_packed
+    from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+
+    monkeypatch.chdir(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR)), [images])
+    save_packed(net, "net_g_latest.safetensors")
+    names = {"low_resolution": images}
+    exec(snippets("python")[1], names)
+    assert torch.equal(names["image"], net(images))
+
+
 def test_yaml_names_every_key():
     from adabm_basicsr import QuantizationConfig
     from adabm_basicsr.models.adabm_model import TRAIN_OPTIONS
