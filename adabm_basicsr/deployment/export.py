@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import adabm_basicsr.registration  # noqa: F401 - BasicSR must know our architectures
 from adabm_basicsr.deployment.load import PACKED_SUFFIX, load_network
 from adabm_basicsr.errors import AdaBMError
 
