@@ -105,9 +105,9 @@ class QuantizedLayer(nn.Module):
         return quantized
 
 
-def spacing(positions: int, count: int) -> int:
-    """Distance at which ``count`` of ``positions`` lie evenly, or a few less; at least 1."""
-    return max(-(-positions // max(count, 1)), 1)
+def spacing(positions: int, count: int, samples: int = 1) -> int:
+    """Distance at which ``count`` of the ``positions`` of all ``samples`` lie evenly, or a few less; at least 1."""
+    return max(-(-positions // max(-(-count // samples), 1)), 1)
 
 
 class _RangeGradient(torch.autograd.Function):

@@ -31,4 +31,4 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     def columns(self, x: Tensor, count: int) -> Tensor:
         """See `QuantizedLayer.columns`."""
         rows = x.reshape(len(x), -1, x.shape[-1])
-        return rows[:, :: spacing(rows.shape[1], -(-count // len(x)))].flatten(0, 1).t().unsqueeze(0)
+        return rows[:, :: spacing(rows.shape[1], count, len(x))].flatten(0, 1).t().unsqueeze(0)
