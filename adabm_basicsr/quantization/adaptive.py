@@ -127,8 +127,7 @@ class ActivationQuantizer(nn.Module):
             lower, upper = lower * scale, upper * scale
         if self.channel_scale is None:
             return lower, upper
-        ends = lower * self.channel_scale, upper * self.channel_scale
-        return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale turns its channel round
+        return lower * self.channel_scale, upper * self.channel_scale
 
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""

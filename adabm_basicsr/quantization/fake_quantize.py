@@ -89,7 +89,7 @@ def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: 
 
 def _quantize_piece(x, lower, upper, levels, integer: bool, out: Tensor | None = None) -> Tensor:
     if integer:
-        scale, zero_point = _integer_grid(lower, upper, levels)
+        scale, zero_point = integer_grid(lower, upper, levels)
         out = torch.div(x, scale, out=out).round_()
         return _clip(out, -zero_point, levels - zero_point, out=out).mul_(scale)
     # The order of the operations is the published one: another would round a few values the other way.
@@ -106,12 +106,21 @@ def _ends(lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> tuple[
     """Lowest and highest level; that moving a range to the integer grid changes them counts as rounding."""
     if not integer:
         return lower, upper
-    scale, zero_point = _integer_grid(lower, upper, levels)
+    scale, zero_point = integer_grid(lower, upper, levels)
     return -zero_point * scale, (levels - zero_point) * scale
 
 
-def _integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of integer arithmetic: the range is widened to hold zero, which is one of the levels."""
+def integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of integer arithmetic: the range is widened to hold zero, which is one of the levels.
+
+    Args:
+        lower: Lower end of the range, of any shape.
+        upper: Upper end.
+        levels: Number of levels less one.
+
+    Returns:
+        Scale, and zero point as a whole number in ``0 .. levels``, both of the shape that the arguments broadcast to.
+    """
     width = range_width(lower, upper, integer=True)
     return width / levels, (-lower.clamp(max=0) / width * levels).round()  # symmetric ends give 0.5 exactly
 

@@ -39,14 +39,12 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
     """
     loudness = torch.maximum(lower.abs(), upper.abs())
     scale = (loudness / loudness.max().clamp(min=torch.finfo(loudness.dtype).tiny)) ** EQUALISATION
-    # Channels that are mostly negative are turned round, so that all need the same half of the range.
-    scale = torch.where(upper >= -lower, 1.0, -1.0) * scale.clamp(min=MIN_SCALE)
-    scale = scale.bfloat16().to(scale)  # packed files keep two bytes of it
+    scale = scale.clamp(min=MIN_SCALE).bfloat16().to(scale)  # packed files keep two bytes of it
     of_input, of_weight = layer.channel_views(scale)
     quantizer = layer.input_quantizer
     quantizer.channel_scale.copy_(of_input)
-    quantizer.lower.fill_(torch.minimum(lower / scale, upper / scale).min())
-    quantizer.upper.fill_(torch.maximum(lower / scale, upper / scale).max())
+    quantizer.lower.fill_((lower / scale).min())
+    quantizer.upper.fill_((upper / scale).max())
     if isinstance(layer.weight_quantizer, WeightQuantizer):
         layer.weight_quantizer.channel_scale.copy_(of_weight)
 
