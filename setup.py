@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+RUNTIMES = ["onnx>=1.16", "onnxruntime>=1.19", "openvino>=2024.4"]  # INT4 and opset 21
 SPANDREL = "spandrel>=0.4.2,<0.5"  # recognises networks by their weights
 
 
@@ -46,9 +47,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "runtimes": ["onnx", "onnxruntime", "openvino"],
+        "runtimes": RUNTIMES,
         "spandrel": [SPANDREL],
-        "test": ["hypothesis", "pytest", "ruff", SPANDREL],
+        "test": ["hypothesis", "pytest", "ruff", *RUNTIMES, SPANDREL],
     },
     entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
     classifiers=[

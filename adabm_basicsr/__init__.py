@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AdaBMError": "adabm_basicsr.errors",
     "FinetuneSettings": "adabm_basicsr.quantization.finetuning",
+    "OnnxNetwork": "adabm_basicsr.deployment.runtimes",
     "QuantizationConfig": "adabm_basicsr.quantization.config",
     "QuantizedNetwork": "adabm_basicsr.quantization.network",
     "calibrate": "adabm_basicsr.quantization.calibration",
@@ -23,6 +24,7 @@ _EXPORTS = {
     "load_network": "adabm_basicsr.deployment.load",
     "quantize": "adabm_basicsr.quantization.api",
     "save_checkpoint": "adabm_basicsr.quantization.checkpoint",
+    "save_onnx": "adabm_basicsr.deployment.onnx_export",
     "save_packed": "adabm_basicsr.deployment.packed",
     "summarize": "adabm_basicsr.quantization.summary",
 }

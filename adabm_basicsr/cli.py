@@ -16,6 +16,7 @@ COMMANDS = {
     "test": "validate a network (BasicSR's flags: -opt FILE, ...)",
     "prepare": "make low-resolution images from high-resolution ones",
     "export": "write a quantized checkpoint as a file to deploy",
+    "upscale": "super-resolve images with a checkpoint or an exported file",
     "import": "convert a quantized checkpoint of the published code",
     "autoload": "let BasicSR's own entry points find this plugin: on, off or status",
 }
@@ -54,6 +55,8 @@ def _run(command: str, argv: list[str]) -> None:
         from adabm_basicsr.data.prepare import main as run
     elif command == "export":
         from adabm_basicsr.deployment.export import main as run
+    elif command == "upscale":
+        from adabm_basicsr.deployment.upscale import main as run
     elif command == "import":
         from adabm_basicsr.archs.published import main as run
     elif command == "autoload":

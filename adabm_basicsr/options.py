@@ -16,6 +16,7 @@ TOP_LEVEL = (
     "dist_params", "find_unused_parameters",
 )  # fmt: skip
 REQUIRED = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
+VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar", "tile", "tile_overlap")
 LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
 
 
@@ -116,6 +117,7 @@ def check_options(opt: dict, is_train: bool) -> None:
     if is_train:
         _check_training(opt)
     _set_defaults(opt, is_train)
+    _check_validation(opt)
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
     _check_datasets(opt)
@@ -131,6 +133,19 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
             opt["val"].setdefault("val_freq", max(opt["train"]["total_iter"], 1))
     if is_train:
         opt["logger"].setdefault("use_tb_logger", False)
+
+
+def _check_validation(opt: dict) -> None:
+    val = opt.get("val") or {}
+    if opt["model_type"] == "AdaBMModel":
+        check_keys("val", val, VAL_KEYS)
+    if val.get("tile_overlap") is not None and val.get("tile") is None:
+        raise AdaBMError("val: tile_overlap is given, but no tile")
+    if val.get("tile") is not None:
+        from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP, check_tiles
+
+        val["tile_overlap"] = DEFAULT_OVERLAP if val.get("tile_overlap") is None else val["tile_overlap"]
+        check_tiles("val", val["tile"], val["tile_overlap"])
 
 
 def set_recipe_defaults(opt: dict) -> None:

@@ -69,6 +69,10 @@ TRAIN_MISTAKES = {
         "channels: 1, but the network takes 3 channels",
     ),
     "calibration batch": ({"train__calibration_batch_size": 0}, "calibration_batch_size: 0 is not a positive whole"),
+    "validation key": ({"val": {"tiles": 64}}, "val: unknown key 'tiles'; did you mean 'tile'"),
+    "tile": ({"val": {"tile": -1}}, "val: tile: -1 is not a whole number of at least 1"),
+    "tile overlap": ({"val": {"tile": 40}}, "val: tile_overlap: 16 is more than a third of the tile, 40"),
+    "overlap alone": ({"val": {"tile_overlap": 8}}, "val: tile_overlap is given, but no tile"),
     "meta info": ({"datasets__train__meta_info_file": "gone.txt"}, "meta info file gone.txt does not exist"),
 }
 

@@ -34,11 +34,23 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     Raises:
         AdaBMError: The file can't be read or decoded.
     """
+    return decode_image(_content(path), str(path), channels)
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """Read and decode an image file as it is; see `decode_pixels`.
+
+    Raises:
+        AdaBMError: The file can't be read or decoded.
+    """
+    return decode_pixels(_content(path), str(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise AdaBMError(f"image {path} cannot be read: {error.strerror}") from error
-    return decode_image(content, str(path), channels)
 
 
 def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
@@ -55,6 +67,11 @@ def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
     Raises:
         AdaBMError: The image can't be decoded, or has another type or NaN values.
     """
+    return _to_channels(decode_pixels(content, name), channels)
+
+
+def decode_pixels(content: bytes, name: str) -> np.ndarray:
+    """Decode an image file as it is: ``(H, W, C)``, grey, BGR or BGR with alpha; otherwise as `decode_image`."""
     buffer = np.frombuffer(content, np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if len(buffer) else None
@@ -68,11 +85,10 @@ def decode_image(content: bytes, name: str, channels: int = 3) -> np.ndarray:
         raise AdaBMError(f"image {name} has float values outside 0..1")
     if not np.isfinite(image).all():
         raise AdaBMError(f"image {name} holds NaN or infinite values")
-    return _to_channels(image, channels)
+    return image[..., None] if image.ndim == 2 else image
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    image = image[..., None] if image.ndim == 2 else image
     if image.shape[2] >= 3:
         image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY)
         return image.reshape(*image.shape[:2], channels)

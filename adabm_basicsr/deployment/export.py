@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.deployment.load import PACKED_SUFFIX, load_network
+from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
+from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.network import QuantizedNetwork
 
-SUFFIXES = {"packed": PACKED_SUFFIX}
+SUFFIXES = {"packed": PACKED_SUFFIX, "onnx": ONNX_SUFFIX}
+LEVELS = (0, 1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,13 +24,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise AdaBMError(f"--out: {out} must end in {suffix}")
     if out.resolve() == args.model.resolve():
         raise AdaBMError(f"--out: {out} is the model itself")
+    if args.format != "onnx" and (args.symmetric or args.level is not None):
+        raise AdaBMError("--symmetric and --level are for --format onnx")
     net = load_network(args.model, args.custom_imports)
-    from adabm_basicsr.deployment.packed import save_packed
-
-    save_packed(net, out)
+    if not isinstance(net, QuantizedNetwork):
+        raise AdaBMError(f"--model: {args.model} is exported already; give the checkpoint or the packed file")
+    _save(net, out, args)
     full = sum(parameter.numel() * parameter.element_size() for parameter in net.base_parameters())
     size = out.stat().st_size
     print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")
+
+
+def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
+    if args.format == "packed":
+        from adabm_basicsr.deployment.packed import save_packed
+
+        return save_packed(net, out)
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx_export import save_onnx
+
+    return save_onnx(net, out, args.symmetric, args.level)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,6 +51,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file")
     parser.add_argument("--format", choices=sorted(SUFFIXES), default="packed", help="kind of file (default: packed)")
     parser.add_argument("-o", "--out", type=Path, help="file to write (default: the model's name, another ending)")
+    parser.add_argument("--symmetric", action="store_true", help="onnx: no zero points, for engines such as TensorRT")
+    parser.add_argument(
+        "--level", type=int, choices=LEVELS, help="onnx: for images of one complexity alone, all scales being constants"
+    )
     add_custom_imports(parser)
     return parser.parse_args(argv)
 

@@ -6,29 +6,37 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME, OnnxNetwork
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
-PACKED_SUFFIX = ".safetensors"
+PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 
 
-def load_network(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:
-    """The quantized network of a checkpoint (``.pth``) or of a packed file (``.safetensors``), ready to infer.
+def load_network(
+    path: str | os.PathLike, custom_imports: Sequence[str] = (), runtime: str = DEFAULT_RUNTIME, threads: int = 0
+) -> QuantizedNetwork | OnnxNetwork:
+    """The quantized network of a checkpoint (``.pth``), packed (``.safetensors``) or ONNX file, ready to infer.
 
     Args:
         path: The file.
-        custom_imports: Modules that register an in-house architecture; importing them runs their code.
+        custom_imports: Modules that register an in-house architecture; importing them runs their code. ONNX files need
+            none.
+        runtime: What runs an ONNX file, see `OnnxNetwork`.
+        threads: Of the runtime, see `OnnxNetwork`.
 
     Raises:
         AdaBMError: The file can't be read, or doesn't say how its network is built.
     """
-    from adabm_basicsr.archs.adabm_arch import build_described
-
+    if Path(path).suffix == ONNX_SUFFIX:
+        return OnnxNetwork(path, runtime, threads)
     if Path(path).suffix == PACKED_SUFFIX:
         from adabm_basicsr.deployment.packed import load_packed
 
         return load_packed(path, custom_imports)
+    from adabm_basicsr.archs.adabm_arch import build_described
+
     description = read_description(path)
     if description is None:
         raise AdaBMError(

@@ -7,6 +7,7 @@ import json
 import os
 from collections import OrderedDict
 from pathlib import Path
+from statistics import mean
 
 import torch
 from basicsr.data import build_dataset
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from adabm_basicsr.compat import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
+from adabm_basicsr.deployment.tiles import upscale_tiles
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.calibration import calibrate, check_finite
@@ -160,12 +162,19 @@ class AdaBMModel(SRModel):
         return {name: quantizer.bits_of_layer().item() for name, quantizer in quantizers.items()}
 
     def test(self) -> None:
-        """Super-resolve ``self.lq`` and note what it cost."""
+        """Super-resolve ``self.lq``, in tiles if ``val: tile`` asks for them, and note what it cost."""
         check_finite(self.lq, "an image")
-        net = self.get_bare_model(self.net_g).eval()
+        net, val, costs = self.get_bare_model(self.net_g).eval(), self.opt.get("val") or {}, []
+
+        def run(image: torch.Tensor) -> torch.Tensor:
+            output = run_padded(net, image, self._size_multiple(net))
+            costs.append(self.cost_meter.read(len(image)))
+            return output
+
         with torch.no_grad():
-            self.output = run_padded(net, self.lq, self._size_multiple(net))
-        self.costs.append(self.cost_meter.read(len(self.lq)))
+            tile = val.get("tile")
+            self.output = upscale_tiles(run, self.lq, tile, val["tile_overlap"]) if tile else run(self.lq)
+        self.costs.append(Cost(mean(cost.fab for cost in costs), sum(cost.bitops for cost in costs)))
 
     def _size_multiple(self, net: nn.Module) -> int:
         """Of a plain network too, so that full precision is measured on the same images as a quantized network."""

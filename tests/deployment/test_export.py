@@ -27,10 +27,27 @@ def test_export_writes_a_packed_file_beside_the_checkpoint(checkpoint, capsys):
         assert torch.equal(load_network("net.safetensors")(IMAGES), checkpoint(IMAGES))
 
 
+def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--format", "onnx", "-o", "deep/net.onnx"])
+    assert "written: deep/net.onnx" in capsys.readouterr().out
+    with torch.no_grad():
+        torch.testing.assert_close(load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0)
+
+
+def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--format", "onnx", "--symmetric", "--level", "1"])
+    main(["export", "-m", "net.pth", "--format", "onnx", "-o", "other.onnx"])
+    with pytest.raises(SystemExit):
+        main(["export", "-m", "other.onnx"])
+    assert "other.onnx is exported already" in capsys.readouterr().err
+
+
 BAD = {
     ("-m", "gone.pth"): "checkpoint gone.pth does not exist",
     ("-m", "net.pth", "-o", "net.onnx"): "must end in .safetensors",
     ("-m", "net.safetensors"): "is the model itself",
+    ("-m", "net.pth", "--symmetric"): "--symmetric and --level are for --format onnx",
+    ("-m", "net.pth", "--level", "2"): "--symmetric and --level are for --format onnx",
 }
 
 

@@ -75,6 +75,21 @@ def test_train_then_test(workspace):
     assert tested == pytest.approx(metrics)
 
 
+def test_validation_in_tiles(workspace):
+    """Whole images as they come, the same in tiles that hold them, and in tiles that don't, with their own bits."""
+    workspace.train()
+    measured = {}
+    for tile in (None, 64, 12):
+        val = workspace.test_options()["val"]
+        name = f"tiles_{tile}"
+        workspace.test(name=name, val={**val, "tile": tile, **({"tile_overlap": 4} if tile else {})})
+        measured[tile] = json.loads(Path(f"results/{name}/metrics.json").read_text())["Val"]
+    assert measured[64] == pytest.approx(measured[None])
+    assert 0 < abs(measured[12]["psnr"] - measured[None]["psnr"]) < 1
+    assert measured[12]["bitops"] > measured[None]["bitops"]  # overlaps are computed twice
+    assert 3 <= measured[12]["fab"] <= 5
+
+
 def test_static_recipe_needs_no_iterations(workspace):
     workspace.train(network_g__recipe="static", train__total_iter=0)
     workspace.test(network_g__recipe="static")

@@ -1,0 +1,158 @@
+"""Quantizers as the ONNX operators that runtimes execute as integers; why in these forms: docs/integers.md.
+
+An input becomes ``DequantizeLinear(Clip(QuantizeLinear(x)))``, a weight ``DequantizeLinear(integers)`` with a scale per
+output channel. What differs between image levels is a table with a row for each; the graph computes the level, which
+picks the row. Modules of this file replace the quantizers of a frozen network for its tracing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.fake_quantize import integer_grid
+from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
+from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
+
+IMAGE_LEVELS = (-1, 0, 1)
+TOP = 255  # of eight bits: nothing to clip
+SIGNED_TOP = 127
+MATRIX = 2  # axes of the weight of a linear layer
+
+
+class _QuantizeInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor | None, step: Tensor, step_zero: Tensor):
+        return x.clone()  # of a trace, shapes and types alone count
+
+    @staticmethod
+    def symbolic(g, x, scale, zero, top, step, step_zero):
+        integers = g.op("QuantizeLinear", x, scale, zero, axis_i=1)
+        if top is not None:
+            integers = g.op("Clip", integers, g.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8)), top)
+        return g.op("DequantizeLinear", integers, step, step_zero).setType(x.type())
+
+
+class _DequantizeWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, integers: Tensor, step: Tensor, axis: int) -> Tensor:
+        return integers.float().t() if integers.dim() == MATRIX else integers.float()
+
+    @staticmethod
+    def symbolic(g, integers, step, axis: int):
+        kind = step.type().with_sizes(integers.type().sizes())
+        weight = g.op("DequantizeLinear", integers, step, axis_i=axis).setType(kind)
+        if len(integers.type().sizes()) != MATRIX:
+            return weight
+        # Meets the one of a linear layer, and both go: runtimes run no integers through it.
+        return g.op("Transpose", weight, perm_i=(1, 0)).setType(kind)
+
+
+class InputOperators(nn.Module):
+    """Replaces an `ActivationQuantizer`; the values that it gives are in units of the channel scales.
+
+    Args:
+        quantizer: The quantizer, of an integer recipe.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.level: Tensor | None = None  # index of the image's level, scalar; set before each forward pass
+        step, zero, top = _grids(quantizer)
+        self.register_buffer("step", step)
+        self.register_buffer("zero", zero.to(torch.uint8))
+        self.register_buffer("top", top.to(torch.uint8) if (top < TOP).any() else None)
+        self.register_buffer("channel_scale", quantizer.channel_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, quantized."""
+        step, zero, top = self.row(self.step), self.row(self.zero), self.row(self.top)
+        if self.channel_scale is None:
+            return _QuantizeInput.apply(x, step, zero, top, step, zero)
+        if self.channel_scale.dim() < 4:  # runtimes want the channels of a scale on axis 1
+            return _QuantizeInput.apply(self.without_channel_scale(x), step, zero, top, step, zero)
+        channels = self.channel_scale.flatten()  # a scale per channel costs nothing within the quantization
+        return _QuantizeInput.apply(x, step * channels, zero.expand(len(channels)), top, step, zero)
+
+    def without_channel_scale(self, x: Tensor) -> Tensor:
+        """``x`` in units of its channel scales."""
+        return x if self.channel_scale is None else x * (1 / self.channel_scale)
+
+    def row(self, table: Tensor | None) -> Tensor | None:
+        """What the table holds for the image's level."""
+        if table is None:
+            return None
+        return table[0] if len(table) == 1 else table[self.level]
+
+
+class SymmetricInputOperators(InputOperators):
+    """The same without zero points, as ``DequantizeLinear(QuantizeLinear(Clip(x)))`` with signed integers.
+
+    Levels stay where they are wherever they fit into -127..127, which all of up to 7 bits do; others get wider apart.
+    """
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__(quantizer)
+        step, zero, top = _grids(quantizer)
+        self.register_buffer("lowest", -zero * step)
+        self.register_buffer("highest", (top - zero) * step)
+        self.step = step * (torch.maximum(zero, top - zero) / SIGNED_TOP).clamp(min=1)
+        self.register_buffer("none", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, quantized."""
+        clipped = self.without_channel_scale(x).clamp(self.row(self.lowest), self.row(self.highest))
+        step = self.row(self.step)
+        return _QuantizeInput.apply(clipped, step, self.none, None, step, self.none)
+
+
+class WeightOperators(nn.Module):
+    """Replaces a `WeightQuantizer`; the weight that it gives takes inputs in units of the channel scales."""
+
+    def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
+        super().__init__()
+        integers = (quantizer.levels(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(torch.int8)
+        turned = weight.dim() == MATRIX
+        self.axis = 1 - quantizer.axis if turned else quantizer.axis
+        self.register_buffer("integers", integers.t().contiguous() if turned else integers)
+        self.register_buffer("step", quantizer.step.detach().clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight, whatever the argument."""
+        return _DequantizeWeight.apply(self.integers, self.step, self.axis)
+
+
+@torch.no_grad()
+def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, zero point and highest level in units of the channel scales, ``(L,)``: of each image level, or of all."""
+    if quantizer.adaptive:
+        quantizer.image_factor = quantizer.lower.new_tensor(IMAGE_LEVELS)
+    factors = 1.0 if quantizer.level_ranges is None else quantizer.level_ranges
+    top = 2 ** quantizer.bits_used() - 1
+    scale, zero = integer_grid(quantizer.lower * factors, quantizer.upper * factors, top)
+    quantizer.image_factor = None
+    return torch.broadcast_tensors(scale, zero, top)
+
+
+def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[InputOperators]:
+    """Replace all quantizers of a frozen network, see `freeze`, and return those of inputs."""
+    kind = SymmetricInputOperators if symmetric else InputOperators
+    weighted = frozen.weight_quantizers()
+    for name, layer in frozen.layers().items():
+        if name in weighted:
+            _use_weight_operators(layer, weighted[name])
+        elif isinstance(layer, QuantizedLayer) and getattr(layer.input_quantizer, "channel_scale", None) is not None:
+            of_weight = layer.channel_views(layer.input_quantizer.channel_scale.flatten())[1]
+            layer.weight = nn.Parameter(layer.weight * of_weight, requires_grad=False)
+        for key in ("left", "right") if isinstance(layer, QuantizedProduct) else ("input_quantizer",):
+            if isinstance(getattr(layer, key), ActivationQuantizer):
+                setattr(layer, key, kind(getattr(layer, key)))
+    return [module for module in frozen.network.modules() if isinstance(module, InputOperators)]
+
+
+def _use_weight_operators(layer: QuantizedLayer, quantizer: WeightQuantizer) -> None:
+    if layer.bias is None and quantizer.bias_correction is not None:
+        layer.bias = nn.Parameter(quantizer.bias_correction.detach().clone(), requires_grad=False)
+    layer.weight_quantizer = WeightOperators(quantizer, layer.weight)

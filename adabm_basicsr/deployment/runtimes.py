@@ -1,0 +1,175 @@
+"""Runs exported graphs in OpenVINO or ONNX Runtime, each image at its own level.
+
+A graph is compiled once for each level that occurs: with the level as a constant everything folds, which is what the
+runtimes need to run integers. A small graph of its own chooses the level.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.sizes import run_padded
+
+DEFAULT_RUNTIME = "openvino"
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+class OnnxNetwork:
+    """A quantized network in a runtime; call it like the network itself.
+
+    Args:
+        path: A file that `save_onnx` wrote, for all image levels.
+        runtime: A key of `RUNTIMES`.
+        threads: Of the runtime; 0 leaves it to the runtime.
+
+    Attributes:
+        description: What the file says of the network and its quantization.
+        in_channels: Channels of the images that the network takes.
+        size_multiple: Images are mirrored up to multiples of this many pixels.
+
+    Raises:
+        AdaBMError: The file is missing, corrupt, not ours or of another version; the runtime is unknown, not installed
+            or can't compile the graph; or the file is for one level alone.
+    """
+
+    def __init__(self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0) -> None:
+        if runtime not in RUNTIMES:
+            raise AdaBMError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
+        self.path, self.runtime, self.threads = path, runtime, threads
+        self._model, self.description = read_onnx(path)
+        self.in_channels = self._model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        self.size_multiple = self.description["size_multiple"]
+        self._runs: dict[int | None, Run] = {}
+
+    def level(self, image: Tensor) -> int:
+        """Which of the image levels 0, 1, 2 the complexity of ``image``, ``(1, C, H, W)``, chooses."""
+        return int(self._run_of(None)(image.numpy()))
+
+    def compiled(self, level: int) -> Run:
+        """The network at one image level: ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32."""
+        return self._run_of(level)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1 and float32, each sample at its own bits."""
+        levels = [self.level(sample) for sample in image.split(1)]
+        outputs: list[Tensor | None] = [None] * len(levels)
+        for level in sorted(set(levels)):
+            chosen = [index for index, found in enumerate(levels) if found == level]
+            for index, output in zip(chosen, self.at_level(image[chosen], level)):
+                outputs[index] = output
+        return torch.stack(outputs)
+
+    def at_level(self, image: Tensor, level: int) -> Tensor:
+        """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1 and float32, at a given image level."""
+        run = self.compiled(level)
+        return run_padded(lambda x: torch.from_numpy(run(x.contiguous().numpy())), image, self.size_multiple)
+
+    def _run_of(self, level: int | None) -> Run:
+        from adabm_basicsr.deployment.onnx_level import (
+            MIDDLE,
+            at_level,
+            avoid_overflow,
+            chooser,
+            is_adaptive,
+            take_batches,
+        )
+
+        if level not in self._runs:
+            if level is None and not is_adaptive(self._model):
+                return lambda image: np.array(MIDDLE)
+            model = chooser(self._model) if level is None else take_batches(at_level(self._model, level))
+            if not has_exact_int8():
+                avoid_overflow(model)
+            self._runs[level] = RUNTIMES[self.runtime](model.SerializeToString(), self.threads)
+        return self._runs[level]
+
+
+def read_onnx(path: str | os.PathLike):
+    """Graph, an ``onnx.ModelProto``, and description of an exported file.
+
+    Raises:
+        AdaBMError: The file is missing, corrupt, not ours, of another version, or for one level alone.
+    """
+    onnx = import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx_export import FORMAT
+    from adabm_basicsr.deployment.onnx_level import LEVEL
+
+    if not Path(path).is_file():
+        raise AdaBMError(f"ONNX file {path} does not exist")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        described = {entry.key: entry.value for entry in model.metadata_props}
+        description = json.loads(described.get(DESCRIPTION_KEY, "null"))
+    except Exception as error:  # protobuf's own, the checker's, json's: which one depends on the damage
+        raise AdaBMError(f"ONNX file {path} cannot be read (truncated or corrupt): {_first_line(error)}") from error
+    if not isinstance(description, dict):
+        raise AdaBMError(f"{path} was not written by adabm-basicsr: its description is missing")
+    if description.get("format") != FORMAT:
+        raise AdaBMError(f"ONNX file {path} has format {description.get('format')!r}; this version reads {FORMAT}")
+    if LEVEL not in (output.name for output in model.graph.output):
+        raise AdaBMError(f"ONNX file {path} is for one image level alone; export it without --level")
+    return model, description
+
+
+def has_exact_int8() -> bool:
+    """Whether the CPU adds up products of 8-bit numbers in 32 bits; x86 without VNNI saturates pairs at 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return True
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_vnni") or told.get("avx_vnni"))
+
+
+def _openvino(model: bytes, threads: int) -> Run:
+    openvino = import_runtime("openvino")
+    core = openvino.Core()
+    # What isn't quantized keeps its precision; CPUs with BF16 units would round it.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    try:
+        compiled = core.compile_model(core.read_model(model), "CPU", options)
+    except RuntimeError as error:
+        raise AdaBMError(f"OpenVINO can't compile the graph: {_first_line(error)}") from error
+    return lambda image: compiled(image, share_inputs=True)[0].copy()
+
+
+def _onnxruntime(model: bytes, threads: int) -> Run:
+    onnxruntime = import_runtime("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # It would round biases to integers, which lets no more layers run as integers in these graphs and costs accuracy.
+    kept_out = ["WeightBiasQuantization"]
+    try:
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=kept_out
+        )
+    except Exception as error:  # its exceptions have no common base
+        raise AdaBMError(f"ONNX Runtime can't run the graph: {_first_line(error)}") from error
+    return lambda image: session.run(None, {"image": image})[0]
+
+
+RUNTIMES: dict[str, Callable[[bytes, int], Run]] = {"openvino": _openvino, "onnxruntime": _onnxruntime}
+
+
+def import_runtime(name: str):
+    """Import an optional package, or raise `AdaBMError` that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise AdaBMError(f"{name} is not installed: pip install 'adabm-basicsr[runtimes]'") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -1,0 +1,50 @@
+"""Whether an exported graph computes what the simulation does, in every runtime and at every image level."""
+
+import torch
+
+from adabm_basicsr import OnnxNetwork, calibrate
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.deployment.runtimes import RUNTIMES
+
+
+def random(*shape, seed=1):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(count, channels=3, size=(24, 26), seed=1):
+    coarse = random(count, channels, 6, 6, seed=seed)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
+
+
+def images(channels=3):
+    """From simpler than all calibration images, over some like them, to one that is more complex."""
+    flat = torch.full((1, channels, 24, 26), 0.4)
+    flat[..., :9] = 0.41
+    return [flat, *smooth(4, channels).split(1), random(1, channels, 24, 26)]
+
+
+def quantized(network, **options):
+    torch.manual_seed(0)
+    options = {"w_bits": 4, "a_bits": 4, "fully_quantized": True, **options}
+    net = AdaBMNetwork(network=dict(network), **options)
+    return calibrate(net, [smooth(8, net.in_channels, seed=seed) for seed in range(2)])
+
+
+def agreement(output, expected):
+    """In dB of the signal; integers and floats round differently, and a value that falls on another level moves all."""
+    noise = (output - expected).square().mean().clamp(min=1e-15)
+    return float(10 * torch.log10(expected.square().mean() / noise))
+
+
+@torch.no_grad()
+def check_agreement(net, path, least=38.0):
+    """In all runtimes and at all levels; returns the levels that came up."""
+    levels = set()
+    for runtime in RUNTIMES:
+        network = OnnxNetwork(path, runtime)
+        for image in images(net.in_channels):
+            level = int(net.image_mapping(image)) + 1 if net.image_mapping else 1
+            levels.add(level)
+            assert network.level(image) == level
+            assert agreement(network(image), net(image)) >= least, (runtime, level)
+    return levels

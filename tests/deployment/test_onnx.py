@@ -1,0 +1,168 @@
+"""Exported graphs: what they hold, and that runtimes compute what the simulation does."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from agreement import agreement, check_agreement, images, quantized, smooth
+from conftest import TINY_EDSR
+from onnx import TensorProto, numpy_helper
+
+from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
+from adabm_basicsr.deployment import runtimes
+from adabm_basicsr.deployment.onnx_level import at_level, avoid_overflow
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+
+
+@pytest.fixture(scope="module")
+def edsr():
+    return quantized(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def exported(edsr, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    save_onnx(edsr, path)
+    return path
+
+
+def test_runtimes_agree_at_every_level(edsr, exported):
+    assert check_agreement(edsr, exported) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("bits", [2, 6, 8])
+def test_other_bits_agree_too(bits, tmp_path):
+    net = quantized(TINY_EDSR, w_bits=bits, a_bits=bits)
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("options", [{"w_bits": 32}, {"a_bits": 32}, {"recipe": "static"}, {"fully_quantized": False}])
+def test_what_stays_in_float_or_fixed_agrees(options, tmp_path):
+    net = quantized(TINY_EDSR, **options)
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx")
+
+
+def test_the_file_is_adaptive_by_itself(edsr, exported):
+    session, levels = onnxruntime.InferenceSession(exported), set()
+    for image in images():
+        output, level = session.run(["output", "level"], {"image": image.numpy()})
+        levels.add(int(level))
+        with torch.no_grad():
+            assert level == int(edsr.image_mapping(image)) + 1
+            assert agreement(torch.from_numpy(output), edsr(image)) >= 30
+    assert levels == {0, 1, 2}
+
+
+def test_a_batch_is_its_images_at_their_own_levels(exported):
+    network, batch = OnnxNetwork(exported, "onnxruntime"), torch.cat(images())
+    for output, image in zip(network(batch), batch):
+        torch.testing.assert_close(output, network(image[None])[0])
+
+
+def test_narrow_weights_are_stored_in_four_bits(edsr, exported):
+    model = onnx.load(exported)
+    stored = {t.name: t for t in model.graph.initializer if t.name.endswith("weight_quantizer.integers")}
+    for name, quantizer in edsr.weight_quantizers().items():
+        tensor = stored[f"network.{name}.weight_quantizer.integers"]
+        assert tensor.data_type == (TensorProto.INT4 if quantizer.bits <= 4 else TensorProto.INT8)
+        levels = quantizer.levels(edsr.network.get_submodule(name).weight).int() - 2 ** (quantizer.bits - 1)
+        assert np.array_equal(numpy_helper.to_array(tensor).astype(int), levels.numpy())
+
+
+def test_symmetric_levels_are_where_they_were(edsr, tmp_path):
+    net = quantized(TINY_EDSR, fully_quantized=False)  # 8-bit layers alone lose by it
+    save_onnx(net, tmp_path / "net.onnx", symmetric=True)
+    model = onnx.load(tmp_path / "net.onnx")
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    points = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name in zeros]
+    assert points and all(point.dtype == np.int8 and not point.any() for point in points)
+    check_agreement(net, tmp_path / "net.onnx")
+    save_onnx(edsr, tmp_path / "net.onnx", symmetric=True)
+    check_agreement(edsr, tmp_path / "net.onnx", least=25)
+
+
+def test_a_file_of_one_level_has_no_choice_in_it(edsr, exported, tmp_path):
+    save_onnx(edsr, tmp_path / "level.onnx", level=2)
+    model, image = onnx.load(tmp_path / "level.onnx"), images()[-1]
+    assert [output.name for output in model.graph.output] == ["output"]
+    assert not any(tensor.data_type == TensorProto.INT4 for tensor in model.graph.initializer)
+    output = onnxruntime.InferenceSession(tmp_path / "level.onnx").run(None, {"image": image.numpy()})[0]
+    with torch.no_grad():
+        assert agreement(torch.from_numpy(output), edsr(image)) >= 30
+    with pytest.raises(AdaBMError, match=r"level.onnx is for one image level alone; export it without --level"):
+        OnnxNetwork(tmp_path / "level.onnx")
+
+
+@pytest.mark.parametrize(("bits", "kept"), [(7, True), (8, False)])
+def test_products_that_would_overflow_run_in_float(bits, kept):
+    net = quantized(TINY_EDSR, w_bits=bits, a_bits=bits, fully_quantized=False, recipe="static")
+    from adabm_basicsr.deployment.onnx_export import to_onnx
+
+    before = at_level(to_onnx(net), 1)
+    after = avoid_overflow(at_level(to_onnx(net), 1))
+    count = [sum(node.op_type == "DequantizeLinear" for node in model.graph.node) for model in (before, after)]
+    assert (count[0] == count[1]) is kept
+    x = {"image": smooth(1).numpy()}
+    first, second = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, x)[0] for m in (before, after))
+    assert agreement(torch.from_numpy(second), torch.from_numpy(first)) >= 30
+
+
+def test_the_file_describes_its_network(edsr, exported):
+    network = load_network(exported)
+    assert network.description["network"] == TINY_EDSR and network.description["options"]["a_bits"] == 4
+    assert network.in_channels == 3 and network.size_multiple == 1
+
+
+def test_published_quantizers_are_refused(tmp_path):
+    with pytest.raises(AdaBMError, match="recipe 'paper' quantizes as published, without an integer zero point"):
+        save_onnx(quantized(TINY_EDSR, recipe="paper"), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def rewritten(path, target, description):
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    if description is not None:
+        onnx.helper.set_model_props(model, {DESCRIPTION_KEY: description})
+    onnx.save(model, target)
+    return target
+
+
+def damaged(path, target, keep):
+    content = bytearray(path.read_bytes())
+    target.write_bytes(content[:keep] if keep else b"no protobuf at all " * 40)
+    return target
+
+
+def test_bad_files_are_told(exported, tmp_path, monkeypatch):
+    bad = tmp_path / "bad.onnx"
+    for make, told in {
+        lambda: tmp_path / "gone.onnx": "gone.onnx does not exist",
+        lambda: damaged(exported, bad, 2000): r"cannot be read \(truncated or corrupt\)",
+        lambda: damaged(exported, bad, 0): r"cannot be read \(truncated or corrupt\)",
+        lambda: rewritten(exported, bad, None): "was not written by adabm-basicsr",
+        lambda: rewritten(exported, bad, "{"): r"cannot be read \(truncated or corrupt\)",
+        lambda: rewritten(exported, bad, json.dumps({"format": 99})): "has format 99; this version reads 1",
+    }.items():
+        with pytest.raises(AdaBMError, match=told):
+            OnnxNetwork(make())
+
+
+def test_unknown_or_missing_runtimes_are_told(exported, monkeypatch):
+    with pytest.raises(AdaBMError, match=r"runtime: 'openvion' is unknown; did you mean 'openvino'\?"):
+        OnnxNetwork(exported, "openvion")
+    original = runtimes.importlib.import_module
+
+    def without(name):
+        if name == "openvino":
+            raise ImportError(name)
+        return original(name)
+
+    monkeypatch.setattr(runtimes.importlib, "import_module", without)
+    with pytest.raises(AdaBMError, match=r"openvino is not installed: pip install 'adabm-basicsr\[runtimes\]'"):
+        OnnxNetwork(exported)(smooth(1))
