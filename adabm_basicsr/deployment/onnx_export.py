@@ -13,7 +13,6 @@ import warnings
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -51,10 +50,16 @@ class _Deployed(nn.Module):
         if self.multiple == 1:
             return self.network(image)
         height, width = image.shape[2:]
-        padded = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple), mode="reflect")
+        rows, columns = (_mirrored(size, self.multiple) for size in (height, width))
+        padded = image.index_select(2, rows).index_select(3, columns)
         output = self.network(padded)
         scale = int(output.shape[2]) // int(padded.shape[2])
         return output[..., : height * scale, : width * scale]
+
+
+def _mirrored(size: int, multiple: int) -> Tensor:
+    """Where each row or column of the padded image comes from. A pad operator hides the channels from OpenVINO."""
+    return (size - 1) - (size - 1 - torch.arange(size + -size % multiple)).abs()
 
 
 def save_onnx(
