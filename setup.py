@@ -47,6 +47,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "benchmark": [*RUNTIMES, "nncf>=2.14"],
         "runtimes": RUNTIMES,
         "spandrel": [SPANDREL],
         "test": ["hypothesis", "pytest", "ruff", *RUNTIMES, SPANDREL],

@@ -76,24 +76,25 @@ class OnnxNetwork:
         run = self.compiled(level)
         return run_padded(lambda x: torch.from_numpy(run(x.contiguous().numpy())), image, self.size_multiple)
 
-    def _run_of(self, level: int | None) -> Run:
-        from adabm_basicsr.deployment.onnx_level import (
-            MIDDLE,
-            at_level,
-            avoid_overflow,
-            chooser,
-            is_adaptive,
-            take_batches,
-        )
+    def graph_at(self, level: int):
+        """The graph of one image level as the runtime is given it, an ``onnx.ModelProto``."""
+        from adabm_basicsr.deployment.onnx_level import at_level, avoid_overflow, take_batches
 
+        model = take_batches(at_level(self._model, level))
+        return model if has_exact_int8() else avoid_overflow(model)
+
+    def _run_of(self, level: int | None) -> Run:
         if level not in self._runs:
-            if level is None and not is_adaptive(self._model):
-                return lambda image: np.array(MIDDLE)
-            model = chooser(self._model) if level is None else take_batches(at_level(self._model, level))
-            if not has_exact_int8():
-                avoid_overflow(model)
-            self._runs[level] = RUNTIMES[self.runtime](model.SerializeToString(), self.threads)
+            self._runs[level] = self._chooser() if level is None else self._compile(self.graph_at(level))
         return self._runs[level]
+
+    def _chooser(self) -> Run:
+        from adabm_basicsr.deployment.onnx_level import MIDDLE, chooser, is_adaptive
+
+        return self._compile(chooser(self._model)) if is_adaptive(self._model) else lambda image: np.array(MIDDLE)
+
+    def _compile(self, model) -> Run:
+        return RUNTIMES[self.runtime](model.SerializeToString(), self.threads)
 
 
 def read_onnx(path: str | os.PathLike):

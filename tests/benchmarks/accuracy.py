@@ -100,14 +100,15 @@ def measure(net: torch.nn.Module, name: str) -> dict[str, float]:
         row["self_psnr"] = pixel_psnr(output.output, teacher)
         gt = read_image(SHARED / "data" / name / "GTmod12" / path.name)[..., ::-1]
         for prefix, result in (("", output.output), ("full_precision_", teacher)):
-            made = _pixels(result)[0].permute(1, 2, 0).flip(2).numpy()
+            made = pixels(result)[0].permute(1, 2, 0).flip(2).numpy()
             row[f"{prefix}psnr"] = calculate_psnr(made, gt, crop_border=SCALE, test_y_channel=True)
             row[f"{prefix}ssim"] = calculate_ssim(made, gt, crop_border=SCALE, test_y_channel=True)
         rows.append(row)
     return {key: mean(row[key] for row in rows) for key in rows[0]}
 
 
-def _pixels(image: torch.Tensor) -> torch.Tensor:
+def pixels(image: torch.Tensor) -> torch.Tensor:
+    """An image in 0..1 as whole numbers in 0..255."""
     return (image.clamp(0, 1) * 255).round()
 
 

@@ -3,45 +3,321 @@
     python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4] [--recipe fast] [--accuracy]
 
 Float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's post-training quantization, and our
-graphs. Each runs in a process of its own, in turns, in several rounds; the fastest round counts. Quantized files are
-kept in ``--out``. Prints a table and writes ``inference.json``. Needs ../shared and ``pip install ".[benchmark]"``.
+graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized files are kept in
+``--out``. Prints tables and writes ``inference.json``. Needs ../shared and ``pip install ".[benchmark]"``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import torch
 import yaml
+from accuracy import PERCEPTUAL, SCALE, SETS, images_of, pixels
+from integer_share import integer_share
 from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
 from tabulate import tabulate
 
-from adabm_basicsr import OnnxNetwork, load_checkpoint, load_network, save_onnx
-from adabm_basicsr.data.images import list_images, read_image, to_unit_range
+from adabm_basicsr import OnnxNetwork, load_network, save_onnx
+from adabm_basicsr.data.images import read_image
+from adabm_basicsr.quantization.budget import pixel_psnr
 
-SCALE, MIDDLE = 4, 1
-SETS = ("Set5", "Set14")
-BODY_ALONE = ("SRVGGNetCompact", "RRDBNet")
+MIDDLE = 1
 CALIBRATION_IMAGES = 80
-INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"}
-LAYER_KERNELS = {"Conv", "FusedConv", "MatMul", "Gemm", "FusedMatMul"} | INTEGER_KERNELS
+SUBSET = 60  # of whole images that the others calibrate on
+ROUNDS, REPEATS = 3, 3
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def full_precision(kind: str) -> torch.nn.Module:
+def base_network(kind: str) -> torch.nn.Module:
     """The network before quantization."""
-    from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+    import inhouse.archs  # noqa: F401 - registers IMDN
+    from basicsr.archs import build_network
 
-    net = AdaBMNetwork(network={"type": kind, **NETWORKS[kind]}, custom_imports=["inhouse.archs"])
-    return load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind]).network_in_full_precision()
+    net = build_network({"type": kind, **NETWORKS[kind]})
+    state = torch.load(SHARED / "weights" / WEIGHTS[kind], weights_only=True)
+    state = state.get("params_ema", state.get("params", state))
+    net.load_state_dict({key: value.float() for key, value in state.items()})
+    return net.eval().requires_grad_(False)
+
+
+def calibration_arrays() -> list[np.ndarray]:
+    """Whole LR images, ``(1, 3, H, W)`` in 0..1."""
+    return [image.numpy() for _, image in list(images_of("calibration"))[:SUBSET]]
+
+
+def prepare_float(kind: str, folder: Path) -> None:
+    """The network in float as ONNX."""
+    torch.onnx.export(
+        base_network(kind),
+        (torch.rand(1, 3, 64, 64),),
+        folder / "float.onnx",
+        dynamo=False,
+        input_names=["image"],
+        output_names=["output"],
+        dynamic_axes={"image": {2: "height", 3: "width"}, "output": {2: "out_height", 3: "out_width"}},
+    )
+
+
+def prepare_ours(kind: str, bits: int, recipe: str, folder: Path) -> None:
+    """Quantize through the command that users call, and export."""
+    from adabm_basicsr.train import main as train
+
+    network = {"w_bits": bits, "a_bits": bits, "fully_quantized": kind not in PERCEPTUAL, "recipe": recipe}
+    opt = option_file(f"{kind}_{bits}", kind, 1, images=CALIBRATION_IMAGES, lq_size=64, iterations={}, **network)
+    opt["path"]["experiments_root"] = str(folder)
+    (folder / "options.yml").write_text(yaml.safe_dump(opt))
+    train(["-opt", str(folder / "options.yml")])
+    checkpoint = next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth"))
+    save_onnx(load_network(checkpoint, ["inhouse.archs"]), folder / f"ours_{bits}.onnx")
+
+
+def prepare_onnxruntime_static(folder: Path) -> None:
+    """ONNX Runtime's own post-training quantizer, at its defaults."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.images = iter(calibration_arrays())
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.images, None)
+            return None if image is None else {"image": image}
+
+    quantize_static(folder / "float.onnx", folder / "onnxruntime_static.onnx", Reader(), per_channel=True)
+
+
+def prepare_nncf(folder: Path) -> None:
+    """NNCF's post-training quantization, at its defaults."""
+    import nncf
+    import openvino
+
+    images = calibration_arrays()
+    model = openvino.Core().read_model(folder / "float.onnx")
+    quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
+    openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
+
+
+def timed(work: Callable[[], None], path: Path, times: dict) -> None:
+    """Do what makes the file at ``path`` unless it is there, and note how long it took."""
+    if not path.exists():
+        start = time.perf_counter()
+        work()
+        times[path.name] = time.perf_counter() - start
+
+
+def torch_float(kind: str, folder: Path) -> Run:
+    net = base_network(kind)
+    return lambda x: net(torch.from_numpy(x)).numpy()
+
+
+def torch_bfloat16(kind: str, folder: Path) -> Run:
+    net = base_network(kind)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(torch.from_numpy(x)).float().numpy()
+
+    return run
+
+
+def in_onnxruntime(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(["output"], {"image": x})[0]
+
+
+def in_openvino(path: Path, precision: str | None = None) -> Run:
+    import openvino
+
+    options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return lambda x: compiled(x)[0]
+
+
+def ours(path: Path, runtime: str, adaptive: bool) -> Run:
+    network = OnnxNetwork(path, runtime)
+    if adaptive:
+        return lambda x: network(torch.from_numpy(x)).numpy()
+    return network.compiled(MIDDLE)
+
+
+def variants(bits: list[int]) -> dict[str, tuple[str | None, Callable[[str, Path], Run]]]:
+    """What is compared: the file it needs, and what makes it run."""
+    found = {
+        "PyTorch float32": (None, torch_float),
+        "PyTorch bfloat16": (None, torch_bfloat16),
+        "ONNX Runtime float32": ("float.onnx", lambda _, f: in_onnxruntime(f / "float.onnx")),
+        "OpenVINO float32": ("float.onnx", lambda _, f: in_openvino(f / "float.onnx", "f32")),
+        "OpenVINO bfloat16": ("float.onnx", lambda _, f: in_openvino(f / "float.onnx", "bf16")),
+        "ONNX Runtime static int8": (
+            "onnxruntime_static.onnx", lambda _, f: in_onnxruntime(f / "onnxruntime_static.onnx")
+        ),
+        "NNCF int8, OpenVINO": ("nncf.xml", lambda _, f: in_openvino(f / "nncf.xml")),
+    }  # fmt: skip
+    for bit in bits:
+        for runtime in ("openvino", "onnxruntime"):
+            for adaptive in (True, False):
+                name = f"ours W{bit}A{bit}, {runtime}{'' if adaptive else ', one level'}"
+                found[name] = (
+                    f"ours_{bit}.onnx",
+                    lambda _, f, bit=bit, runtime=runtime, adaptive=adaptive: ours(
+                        f / f"ours_{bit}.onnx", runtime, adaptive
+                    ),
+                )
+    return found
+
+
+def measure_one(kind: str, name: str, bits: list[int], folder: Path, size: str) -> dict:
+    """Latency and memory of one variant in this process."""
+    torch.set_grad_enabled(False)
+    height, width = map(int, size.split("x"))
+    _path, image = next(iter(images_of("Set14")))
+    x = np.ascontiguousarray(
+        np.resize(image[0].numpy().transpose(1, 2, 0), (height, width, 3)).transpose(2, 0, 1)[None]
+    )
+    run = variants(bits)[name][1](kind, folder)
+    run(x)
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run(x)
+        times.append(time.perf_counter() - start)
+    return {"seconds": min(times), "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
+    """Loss of PSNR and agreement with the simulation, means over the images of each set, in this process."""
+    from basicsr.metrics import calculate_psnr
+
+    torch.set_grad_enabled(False)
+    run, teacher, simulation = (
+        variants(bits)[name][1](kind, folder),
+        base_network(kind),
+        _simulation(kind, name, folder),
+    )
+    figures = {}
+    for of_set in SETS:
+        rows = []
+        for path, image in images_of(of_set):
+            output, expected = torch.from_numpy(run(image.numpy())), teacher(image)
+            gt = read_image(SHARED / "data" / of_set / "GTmod12" / path.name)[..., ::-1]
+            made = (pixels(o)[0].permute(1, 2, 0).flip(2).numpy() for o in (output, expected))
+            psnr, full = (calculate_psnr(m, gt, crop_border=SCALE, test_y_channel=True) for m in made)
+            row = {"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)}
+            if simulation:
+                row["simulation_psnr"] = pixel_psnr(output, simulation(image))
+            rows.append(row)
+        figures[of_set] = {key: mean(row[key] for row in rows) for key in rows[0]}
+    return figures
+
+
+def _simulation(kind: str, name: str, folder: Path) -> torch.nn.Module | None:
+    """Our network in torch, at the image's own level; None for variants that aren't ours, or are at one level alone."""
+    if not name.startswith("ours") or "one level" in name:
+        return None
+    bits = name.split("W")[1][0]
+    return load_network(next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth")), ["inhouse.archs"])
+
+
+def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -> dict:
+    """Figures of a variant from a fresh process: each has threads and memory of its own."""
+    argv = [sys.executable, __file__, "--networks", kind, "--bits", *map(str, args.bits), "--out", str(args.out)]
+    run = subprocess.run([*argv, "--only", name, *what], capture_output=True, text=True, check=False)
+    if run.returncode:
+        return {"error": run.stderr.strip().splitlines()[-1]}
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def prepare(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Make the files that are missing; seconds that each took, of this run and earlier ones."""
+    kept = folder / "seconds.json"
+    times = json.loads(kept.read_text()) if kept.is_file() else {}
+    timed(lambda: prepare_float(kind, folder), folder / "float.onnx", times)
+    for bits in args.bits:
+        timed(lambda: prepare_ours(kind, bits, args.recipe, folder), folder / f"ours_{bits}.onnx", times)  # noqa: B023
+    timed(lambda: prepare_onnxruntime_static(folder), folder / "onnxruntime_static.onnx", times)
+    timed(lambda: prepare_nncf(folder), folder / "nncf.xml", times)
+    kept.write_text(json.dumps(times))
+    return times
+
+
+def size_of(path: Path) -> float:
+    """Megabytes of a model's file, or of the two that OpenVINO writes."""
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def compare(kind: str, args: argparse.Namespace) -> list[dict]:
+    """A row for each variant of a network."""
+    folder = args.out / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    times = prepare(kind, args, folder)
+    found, rows = variants(args.bits), []
+    for size in args.sizes:
+        figures: dict[str, list[dict]] = {name: [] for name in found}
+        for _ in range(ROUNDS):
+            for name, results in figures.items():
+                results.append(in_own_process(kind, name, args, "--size", size))
+        first = min(result.get("seconds", np.inf) for result in figures["PyTorch float32"])
+        for name, results in figures.items():
+            row = {"network": kind, "size": size, "variant": name}
+            if errors := [result["error"] for result in results if "error" in result]:
+                rows.append({**row, "error": errors[0]})
+                continue
+            best = min(results, key=lambda result: result["seconds"])
+            height, width = map(int, size.split("x"))
+            row |= {"ms": 1000 * best["seconds"], "times float32": first / best["seconds"]}
+            row |= {"MP/s": height * width * SCALE**2 / best["seconds"] / 1e6, "peak MB": best["memory"] / 1e6}
+            if file := found[name][0]:
+                row |= {"file MB": size_of(folder / file), "made in s": times.get(file)}
+            rows.append(row)
+    for row in rows:
+        name = row["variant"]
+        if args.accuracy and row["size"] == args.sizes[0] and "error" not in row:
+            for of_set, told in in_own_process(kind, name, args, "--accuracy").items():
+                row |= {f"{of_set} {key}": value for key, value in told.items()}
+        if name.startswith("ours") and "one level" in name:
+            path, runtime = folder / found[name][0], name.split(", ")[1]
+            row["integer MACs"] = integer_share(path, runtime)
+    return rows
+
+
+def main() -> None:
+    """Compare, print and write; with ``--only``, measure a single variant in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["EDSR"], choices=list(NETWORKS))
+    parser.add_argument("--sizes", nargs="+", default=["256x256"], help="of the LR image, height x width")
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 4])
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--accuracy", action="store_true", help="PSNR on Set5 and Set14 too")
+    parser.add_argument("--out", type=Path, default=Path("build/inference"))
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    make_example_project_importable()
+    if args.only:
+        kind, folder = args.networks[0], args.out / args.networks[0]
+        work = accuracy if args.accuracy else measure_one
+        print(json.dumps(work(kind, args.only, args.bits, folder, *([] if args.accuracy else [args.size]))))
+        return
+    args.out = args.out.resolve()
+    rows = [row for kind in args.networks for row in compare(kind, args)]
+    table = tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="github")
+    (args.out / "inference.json").write_text(json.dumps(rows, indent=2))
+    (args.out / "inference.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
