@@ -197,7 +197,7 @@ def measure_one(kind: str, name: str, bits: list[int], folder: Path, size: str) 
 
 
 def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
-    """Loss of PSNR and agreement with the simulation, means over the images of each set, in this process."""
+    """Loss of PSNR and self-PSNR, means over the images of each set, in this process."""
     from basicsr.metrics import calculate_psnr
 
     torch.set_grad_enabled(False)
@@ -214,20 +214,39 @@ def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
             gt = read_image(SHARED / "data" / of_set / "GTmod12" / path.name)[..., ::-1]
             made = (pixels(o)[0].permute(1, 2, 0).flip(2).numpy() for o in (output, expected))
             psnr, full = (calculate_psnr(m, gt, crop_border=SCALE, test_y_channel=True) for m in made)
-            row = {"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)}
-            if simulation:
-                row["simulation_psnr"] = pixel_psnr(output, simulation(image))
-            rows.append(row)
+            rows.append({"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)})
         figures[of_set] = {key: mean(row[key] for row in rows) for key in rows[0]}
     return figures
 
 
-def _simulation(kind: str, name: str, folder: Path) -> torch.nn.Module | None:
-    """Our network in torch, at the image's own level; None for variants that aren't ours, or are at one level alone."""
-    if not name.startswith("ours") or "one level" in name:
-        return None
+class _Always(torch.nn.Module):
+    """An image mapping that finds every image to be of one level."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level - MIDDLE
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.new_full((len(image),), self.level)
+
+
+def agreement(kind: str, name: str, bits: list[int], folder: Path) -> dict[str, float]:
+    """PSNR between our graph at each level and the simulation at it, means over Set14."""
+    torch.set_grad_enabled(False)
+    network, simulation = OnnxNetwork(folder / variants(bits)[name][0], name.split(", ")[1]), _simulation(name, folder)
+    figures = {}
+    for level in range(3):
+        simulation.image_mapping = _Always(level)
+        images = [image for _, image in images_of("Set14")]
+        found = mean(pixel_psnr(network.at_level(image, level), simulation(image)) for image in images)
+        figures[f"agreement at level {level}"] = found
+    return figures
+
+
+def _simulation(name: str, folder: Path) -> torch.nn.Module:
+    """Our network in torch, of the variant's bits."""
     bits = name.split("W")[1][0]
-    return load_network(next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth")), ["inhouse.archs"])
+    return load_network(next(folder.rglob(f"*_{bits}/models/net_g_latest.pth")), ["inhouse.archs"])
 
 
 def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -> dict:
@@ -287,9 +306,9 @@ def compare(kind: str, args: argparse.Namespace) -> list[dict]:
         if args.accuracy and row["size"] == args.sizes[0] and "error" not in row:
             for of_set, told in in_own_process(kind, name, args, "--accuracy").items():
                 row |= {f"{of_set} {key}": value for key, value in told.items()}
-        if name.startswith("ours") and "one level" in name:
-            path, runtime = folder / found[name][0], name.split(", ")[1]
-            row["integer MACs"] = integer_share(path, runtime)
+        if name.startswith("ours") and "one level" in name and "error" not in row:
+            row["integer MACs"] = integer_share(folder / found[name][0], name.split(", ")[1])
+            row |= in_own_process(kind, name, args, "--agreement") if args.accuracy else {}
     return rows
 
 
@@ -303,13 +322,17 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true", help="PSNR on Set5 and Set14 too")
     parser.add_argument("--out", type=Path, default=Path("build/inference"))
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--agreement", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
     args = parser.parse_args()
     make_example_project_importable()
     if args.only:
         kind, folder = args.networks[0], args.out / args.networks[0]
-        work = accuracy if args.accuracy else measure_one
-        print(json.dumps(work(kind, args.only, args.bits, folder, *([] if args.accuracy else [args.size]))))
+        if args.size:
+            figures = measure_one(kind, args.only, args.bits, folder, args.size)
+        else:
+            figures = (agreement if args.agreement else accuracy)(kind, args.only, args.bits, folder)
+        print(json.dumps(figures))
         return
     args.out = args.out.resolve()
     rows = [row for kind in args.networks for row in compare(kind, args)]
