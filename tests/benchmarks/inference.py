@@ -201,11 +201,7 @@ def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
     from basicsr.metrics import calculate_psnr
 
     torch.set_grad_enabled(False)
-    run, teacher, _simulation = (
-        variants(bits)[name][1](kind, folder),
-        base_network(kind),
-        _simulation(kind, name, folder),
-    )
+    run, teacher = variants(bits)[name][1](kind, folder), base_network(kind)
     figures = {}
     for of_set in SETS:
         rows = []
