@@ -1,18 +1,27 @@
 """The README's snippets do what they say."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from conftest import TINY_EDSR, write_images
+
+from adabm_basicsr.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def snippets(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
+
+
+def snippets(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 def snippet_with(text):
@@ -27,20 +36,41 @@ def test_python_snippet_runs(tmp_path):
     assert "average bits (FAB)" in done.stdout and (tmp_path / "quantized.pth").is_file()
 
 
-def test_deployment_snippet_runs(tmp_path, monkeypatch):
-    import torch
-    from conftest import TINY_EDSR
-
-    from adabm_basicsr import calibrate, save_packed
+@pytest.fixture
+def deployed(tmp_path, monkeypatch):
+    """A network in every format under the names of the documentation, images, and the network itself."""
+    from adabm_basicsr import calibrate, save_checkpoint, save_onnx, save_packed
     from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 
     monkeypatch.chdir(tmp_path)
-    images = torch.rand(2, 3, 16, 16)
-    net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR)), [images])
+    net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR)), [torch.rand(2, 3, 16, 16)])
+    for folder in (tmp_path, tmp_path / "experiments" / "NAME" / "models"):
+        save_checkpoint(net, folder / "net_g_latest.pth")
     save_packed(net, "net_g_latest.safetensors")
-    names = {"low_resolution": images}
+    save_onnx(net, "net_g_latest.onnx")
+    write_images(tmp_path / "photos", [(20, 24), (16, 18)])
+    return net
+
+
+def test_loading_snippet_runs(deployed):
+    names = {"low_resolution": torch.rand(2, 3, 16, 16)}
     exec(snippet_with("load_network("), names)
-    assert torch.equal(names["image"], net(images))
+    assert torch.equal(names["image"], deployed(names["low_resolution"]))
+
+
+def test_deployment_snippet_runs(deployed):
+    names = {}
+    exec(snippets("python", DEPLOY)[0], names)
+    assert names["output"].shape == (1, 3, 240, 320)
+
+
+@pytest.mark.parametrize("text", [README, DEPLOY], ids=["README", "deploy"])
+def test_deployment_commands_run(text, deployed):
+    commands = re.findall(r"^adabm-basicsr ((?:export|upscale) .*)$", text, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        main(shlex.split(command, comments=True))
+    assert len(list(Path("upscaled").iterdir())) == 2
 
 
 def test_yaml_names_every_key():
