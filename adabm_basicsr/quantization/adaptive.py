@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.fake_quantize import fake_quantize, range_width
+from adabm_basicsr.quantization.fake_quantize import fake_quantize, integer_grid, range_width
 
 GREY = (0.299, 0.587, 0.114)
 COMPLEXITY_SCALE = 1000.0
@@ -121,13 +121,21 @@ class ActivationQuantizer(nn.Module):
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range in units of the input ``x``, broadcastable to it: of each sample or channel where these differ."""
-        lower, upper = self.lower, self.upper
-        if self.level_ranges is not None and self.image_factor is not None:
-            scale = _per_sample(self.level_ranges[self.image_factor.detach().long() + 1], x)
-            lower, upper = lower * scale, upper * scale
+        lower, upper = self._common_ends(x)
         if self.channel_scale is None:
             return lower, upper
         return lower * self.channel_scale, upper * self.channel_scale
+
+    def _common_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The range of all channels, in units of their scales; of each sample where these differ."""
+        if self.level_ranges is None or self.image_factor is None:
+            return self.lower, self.upper
+        scale = _per_sample(self.level_ranges[self.image_factor.detach().long() + 1], x)
+        return self.lower * scale, self.upper * scale
+
+    def step(self, x: Tensor) -> Tensor:
+        """Distance of the levels that `quantize` brings ``x`` to, of integer quantizers; in units of channel scales."""
+        return integer_grid(*self._common_ends(x), 2 ** _per_sample(self.bits_used(), x) - 1)[0]
 
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""

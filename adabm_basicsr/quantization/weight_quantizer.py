@@ -83,11 +83,8 @@ class WeightQuantizer(nn.Module):
 
     def steps(self, weight: Tensor) -> Tensor:
         """Distance of the levels around each weight, the shape of ``weight``."""
-        return (
-            (self._step_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale.abs()))
-            .detach()
-            .expand_as(weight)
-        )
+        step = self._step_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale)
+        return step.detach().expand_as(weight)
 
     @torch.no_grad()
     def levels(self, weight: Tensor) -> Tensor:

@@ -49,6 +49,23 @@ def test_eight_bits_come_close(name, recipe):
         assert (net(X) - expected).square().mean() < 1e-3 * expected.square().mean()
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_inference_adds_up_whole_numbers(name):
+    """So that its sums are exact; in training a layer computes the same on rounded values."""
+    net = quantized(name, 4)[1]
+    layer = next(iter(net.layers().values()))
+    taken = []
+    layer.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    net(X)
+    with torch.no_grad():
+        exact = layer(taken[0])
+        double = copy.deepcopy(layer).double()(taken[0].double())
+    trained = layer(taken[0])
+    torch.testing.assert_close(exact, trained, rtol=1e-4, atol=1e-5)
+    assert (exact - double).abs().max() <= 2e-6 * double.abs().max()
+    assert (exact - double).norm() < 0.7 * (trained - double).norm() or (trained - double).norm() < 1e-6
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if "transposed" not in name])
 def test_columns_times_weights_are_the_output(name):
     layer = LAYERS[name]()

@@ -41,6 +41,8 @@ class QuantizedLayer(nn.Module):
         x, weight, quantizer = self.input_quantizer(x), self.weight_quantizer(self.weight), self.weight_quantizer
         quantizes = isinstance(quantizer, WeightQuantizer)
         bias = quantizer.bias(self.bias) if quantizes else self.bias
+        if quantizes and not torch.is_grad_enabled() and self._is_integer():
+            return self._compute_integers(x, weight, bias, *args, **kwargs)
         with recomputed(x):
             cheap = quantizes and self.linear and weight.requires_grad and quantizer.learns_range_alone(self.weight)
             if not cheap:
@@ -52,6 +54,26 @@ class QuantizedLayer(nn.Module):
                 return self.compute(quantized, slope, None, *args, **kwargs)
 
             return _RangeGradient.apply(out, quantizer.upper, x.detach(), change, self.output_axis)
+
+    def _is_integer(self) -> bool:
+        quantizers = self.input_quantizer, self.weight_quantizer
+        return self.linear and all(getattr(q, "integer", False) and q.enabled for q in quantizers)
+
+    def _compute_integers(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args, **kwargs) -> Tensor:
+        """`compute` on whole numbers, as integer kernels do: float32 adds them up exactly, in whatever order.
+
+        Sums that were rounded would now and then bring a later value to another level than the kernels do.
+        """
+        step, of_weight = self.input_quantizer.step(x), self.weight_quantizer.steps(weight)
+        of_channels = self.input_quantizer.channel_scale
+        x = (x / (step if of_channels is None else step * of_channels)).round_()
+        out = self.compute(x, (weight / of_weight).round_(), None, *args, **kwargs)
+        view = [1] * out.dim()
+        view[self.output_axis] = -1
+        of_output = self.weight_quantizer.step
+        of_output = of_output.repeat(self.output_channels // len(of_output))  # groups share them
+        out.mul_(step * of_output.view(view))
+        return out if bias is None else out.add_(bias.view(view))
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way.
