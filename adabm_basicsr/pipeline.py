@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.compat import keep_freed_memory
+from adabm_basicsr.compat import keep_freed_memory, load_weights_only
 from adabm_basicsr.options import make_parser, parse_options
 
 
@@ -24,6 +24,7 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     """
     args = make_parser(prog).parse_args(argv)
     root = Path.cwd()
+    load_weights_only()
     opt = parse_options(args, root, is_train)
     if not opt["num_gpu"]:
         keep_freed_memory()

@@ -224,7 +224,7 @@ def test_plain_checkpoint_cannot_be_tested_quantized(run_fails, workspace):
 
 def test_meta_info_outside_the_folder(run_fails, workspace):
     (workspace.root / "meta.txt").write_text("../tiny.pth (1,1,3)\n")
-    assert "lies outside dataroot_lq lr" in run_fails(datasets__train__meta_info_file="meta.txt")
+    assert "lies outside the data root lr" in run_fails(datasets__train__meta_info_file="meta.txt")
 
 
 @pytest.mark.parametrize(
