@@ -45,7 +45,7 @@ TEXTS = Kind("a list of texts", lambda value: _is_text(value) or _is_list(value,
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 SEED = Kind("a whole number", _is_whole)
 COUNT = Kind("a positive whole number", lambda value: _is_whole(value, 1))
-AMOUNT = Kind("a whole number of at least 0", lambda value: _is_whole(value, 0))
+FREQUENCY = Kind("a positive whole number", lambda value: _is_number(value) and value >= 1 and value % 1 == 0)  # 5e3
 NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, _is_number))
 SUFFIX = Kind("part of a file's name", lambda value: _is_text(value) and "/" not in value)
 NAME = Kind("a name for files and folders, below this one", _is_folder_name)
@@ -91,7 +91,7 @@ KINDS = {
     "train: finetune": SECTION,
     "train: finetune: learning_rates": SECTION,
     "val": SECTION,
-    "val: val_freq": COUNT,
+    "val: val_freq": FREQUENCY,
     "val: save_img": FLAG,
     "val: suffix": SUFFIX,
     "val: pbar": FLAG,

@@ -93,7 +93,7 @@ def import_modules(names: Sequence[str]) -> None:
     """Import modules by name, those below the working directory too.
 
     Raises:
-        AdaBMError: A module is missing.
+        AdaBMError: A module is missing, or fails.
     """
     if isinstance(names, str):
         names = [names]
@@ -102,8 +102,9 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {error}") from error
+        except Exception as error:  # whatever its own code raises
+            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {reason}") from error
 
 
 def build_base(options: dict) -> nn.Module:
@@ -114,8 +115,8 @@ def build_base(options: dict) -> nn.Module:
     """
     if not isinstance(options, dict) or "type" not in options:
         raise AdaBMError("network_g: network: type is missing; give a registered architecture and its options")
-    name = options["type"]
-    if reason := REFUSED.get(name.removesuffix("_basicsr") if isinstance(name, str) else name):
+    name = str(options["type"])
+    if reason := REFUSED.get(name.removesuffix("_basicsr")):
         raise AdaBMError(f"network_g: network: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
     if not registered:
@@ -130,7 +131,7 @@ def build_base(options: dict) -> nn.Module:
         return build_network({**options, "type": registered[0]})
     except AdaBMError:
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # whatever its own code raises
         raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {error}") from error
 
 

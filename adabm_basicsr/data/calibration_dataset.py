@@ -19,7 +19,8 @@ from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 OPTIONS = {
     "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
     "max_pixels", "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu",
-    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory",
+    "persistent_workers",
 }  # fmt: skip
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
 
