@@ -20,7 +20,7 @@ ROOTS = {"PairedImageDataset": ("dataroot_lq", "dataroot_gt"), "SingleImageDatas
 
 BACKENDS = ("disk", "lmdb")  # BasicSR's third, memcached, runs code from a folder that the options name
 BACKEND_KEYS = ("type", "readonly", "lock", "readahead")
-TRIED = 192  # pixels, at most, of the images that metrics are tried on
+TRIED = 480  # pixels, at most, of the images that metrics are tried on
 
 Size = tuple[int, int]  # height and width
 
