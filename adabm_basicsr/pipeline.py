@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adabm_basicsr.compat import keep_freed_memory, load_weights_only
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
 
 
@@ -39,6 +40,8 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     module.parse_options = lambda root_path, is_train: (opt, args)
     try:
         pipeline(str(root))
+    except OSError as error:  # of folders and files that BasicSR makes itself
+        raise AdaBMError(str(error)) from error
     finally:
         module.parse_options = original
         if own_log:

@@ -73,6 +73,10 @@ class CalibrationDataset(Dataset):
         count = check_positive(f"{where}: num_images", opt.get("num_images", 100))
         names = _spread(_image_names(opt, where), count)
         max_pixels = check_max_pixels(f"{where}: max_pixels", opt.get("max_pixels"))
+        if self.size**2 > max_pixels:
+            raise AdaBMError(
+                f"{where}: lq_size: {self.size}: patches have more pixels than max_pixels {max_pixels} allows"
+            )
         self.images = _read_images(opt, names, self.channels, max_pixels)
         self.paths = [str(name) for name in names]
 
