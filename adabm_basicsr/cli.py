@@ -30,7 +30,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except AdaBMError as error:
-        print(f"adabm-basicsr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

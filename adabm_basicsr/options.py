@@ -22,7 +22,6 @@ TOP_LEVEL = (
 REQUIRED = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
 VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar", "tile", "tile_overlap")
 LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
-VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar")
 # BasicSR makes a folder of every other value in this section.
 PATH_KEYS = ("pretrain_network_g", "param_key_g", "strict_load_g", "resume_state", "ignore_resume_networks")
 
@@ -76,7 +75,6 @@ def check_options(opt: dict, is_train: bool) -> None:
     check_kinds(opt)
     if opt["model_type"] == "AdaBMModel":
         check_keys("path", opt["path"], PATH_KEYS)
-        check_keys("val", opt.get("val") or (), VAL_KEYS)
     if opt["network_g"].get("type") is None:
         raise AdaBMError("network_g: type is missing")
     if is_train:

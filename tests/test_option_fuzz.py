@@ -132,8 +132,7 @@ def fuzz(workspace, capsys):
             main([command, "-opt", str(workspace.write(spoiled(opt, changes)))])
         except SystemExit as stopped:
             assert stopped.code == 2
-            last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]
-            assert last.startswith("adabm-basicsr: error: ")
+            assert capsys.readouterr().err.rstrip("\n").split("\n")[-1].startswith("adabm-basicsr: error: ")
 
     return run
 

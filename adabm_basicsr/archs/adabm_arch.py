@@ -132,7 +132,8 @@ def build_base(options: dict) -> nn.Module:
     except AdaBMError:
         raise
     except Exception as error:  # whatever its own code raises
-        raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {reason}") from error
 
 
 def _check_arch_options(name: str, arch: type, given: list[str]) -> None:

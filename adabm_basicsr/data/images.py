@@ -12,7 +12,9 @@ from adabm_basicsr.errors import AdaBMError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
 OPAQUE = 255
-# As the file's EXIF says it is to be shown, in its own depth, without alpha, CMYK as colours.
+JPEG_START = b"\xff\xd8"
+EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP files
+# As the file's EXIF says it is to be shown, in its own depth, without alpha.
 AS_SHOWN = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 
 
@@ -41,13 +43,25 @@ def read_image(path: Path, channels: int = 3, max_pixels: int = MAX_PIXELS) -> n
     Raises:
         AdaBMError: The file can't be read or decoded.
     """
+    return decode_image(_content(path), str(path), channels, max_pixels)
+
+
+def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read and decode an image file as it is; see `decode_pixels`.
+
+    Raises:
+        AdaBMError: The file can't be read or decoded.
+    """
+    return decode_pixels(_content(path), str(path), max_pixels)
+
+
+def _content(path: Path) -> bytes:
     if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
         raise AdaBMError(f"image {path} cannot be read: it is no file")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise AdaBMError(f"image {path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    return decode_image(content, str(path), channels, max_pixels)
 
 
 def decode_image(content: bytes, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -65,6 +79,11 @@ def decode_image(content: bytes, name: str, channels: int = 3, max_pixels: int =
     Raises:
         AdaBMError: The image can't be decoded, is too large or one of several, or has another type or NaN values.
     """
+    return _to_channels(decode_pixels(content, name, max_pixels), channels)
+
+
+def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file as it is: ``(H, W, C)``, grey, BGR or BGR with alpha; otherwise as `decode_image`."""
     check_header(content, name, max_pixels)
     image = _decode(content, name)
     if image.dtype not in (np.uint8, np.uint16, np.float32):
@@ -73,26 +92,41 @@ def decode_image(content: bytes, name: str, channels: int = 3, max_pixels: int =
         raise AdaBMError(f"image {name} holds NaN or infinite values")
     if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
         raise AdaBMError(f"image {name} has float values outside 0..1")
-    return _to_channels(image, channels)
+    return image[..., None] if image.ndim == 2 else image
 
 
 def _decode(content: bytes, name: str) -> np.ndarray:
-    """``(H, W)`` or ``(H, W, C)``, BGR; the first three channels are colours."""
-    tiff = content.startswith(TIFF_STARTS)
+    """``(H, W)`` or ``(H, W, C)``, turned as it is to be shown."""
+    if content.startswith(JPEG_START):
+        return _imdecode(content, AS_SHOWN, name)
+    image = _imdecode(content, cv2.IMREAD_UNCHANGED, name)
+    has_alpha = image.ndim == 3 and image.shape[2] > 3
+    if content.startswith(TIFF_STARTS):  # turned already
+        # Of 8-bit files OpenCV multiplies alpha into the colours.
+        if has_alpha and image.dtype == np.uint8 and (image[..., 3:] != OPAQUE).any():
+            raise AdaBMError(f"image {name} is a TIFF file with transparent pixels; make it PNG, or drop its alpha")
+        return image
+    if not any(mark in content for mark in EXIF_MARKS):
+        return image
+    shown = _imdecode(content, AS_SHOWN, name)
+    if not has_alpha:
+        return shown
+    if not np.array_equal(shown, image[..., :3]):
+        raise AdaBMError(f"image {name} has alpha and EXIF that turns it; save it as it is to be shown")
+    return image
+
+
+def _imdecode(content: bytes, flags: int, name: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED if tiff else AS_SHOWN)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise AdaBMError(f"image {name} is broken or of an unknown format")
-    # Of 8-bit TIFF files OpenCV multiplies alpha into the colours.
-    if tiff and image.dtype == np.uint8 and image.ndim == 3 and (image[..., 3:] != OPAQUE).any():
-        raise AdaBMError(f"image {name} is a TIFF file with transparent pixels; convert it to PNG, or drop its alpha")
     return image
 
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    image = image[..., None] if image.ndim == 2 else image
     if image.shape[2] >= 3:
         image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY)
         return image.reshape(*image.shape[:2], channels)

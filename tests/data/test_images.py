@@ -14,13 +14,13 @@ from PIL import Image
 
 from adabm_basicsr import AdaBMError
 from adabm_basicsr.data.headers import MAX_PIXELS, check_max_pixels
-from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
+from adabm_basicsr.data.images import decode_image, decode_pixels, list_images, read_image, read_pixels, to_unit_range
 
 PIXELS = photograph(20, 28)  # RGB here
 PICTURE = Image.fromarray(PIXELS)
 PALETTE = PICTURE.quantize(16)
 TRANSPARENT = Image.fromarray(np.dstack([PIXELS, np.arange(560, dtype=np.uint8).reshape(20, 28)]))
-ROTATE_RIGHT = 6  # EXIF's orientation of an image that is to be turned by a quarter
+UPRIGHT, ROTATE_RIGHT = 1, 6  # EXIF's orientation of an image as it is, and of one that is to be turned by a quarter
 ORIENTATION = 0x112
 
 
@@ -34,10 +34,10 @@ def by_opencv(suffix, pixels):
     return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
 
 
-def with_exif(kind, **options):
+def with_exif(kind, orientation=ROTATE_RIGHT, picture=PICTURE, **options):
     exif = Image.Exif()
-    exif[ORIENTATION] = ROTATE_RIGHT
-    return encoded(PICTURE, kind, exif=exif, **options)
+    exif[ORIENTATION] = orientation
+    return encoded(picture, kind, exif=exif, **options)
 
 
 def grey(picture):
@@ -66,6 +66,7 @@ KINDS = {
     "16-bit PNG": (by_opencv(".png", PIXELS.astype(np.uint16) * 257), PIXELS),
     "16-bit TIFF": (by_opencv(".tiff", PIXELS.astype(np.uint16) * 257), PIXELS),
     "float TIFF": (by_opencv(".tiff", (PIXELS / 255).astype(np.float32)), PIXELS),
+    "RGBA PNG with EXIF": (with_exif("PNG", UPRIGHT, TRANSPARENT), PIXELS),
     "rotated PNG": (with_exif("PNG"), np.rot90(PIXELS, -1)),
     "rotated WebP": (with_exif("WEBP", lossless=True), np.rot90(PIXELS, -1)),
     "rotated TIFF": (encoded(PICTURE, "TIFF", tiffinfo={ORIENTATION: ROTATE_RIGHT}), np.rot90(PIXELS, -1)),
@@ -91,6 +92,15 @@ def test_every_kind_is_read_as_it_is_shown(kind):
 def test_lossy_kinds_are_close(kind):
     content, expected = LOSSY[kind]
     assert np.abs(decode_image(content, kind).astype(float) - expected).mean() < 3
+
+
+def test_alpha_is_kept_where_it_is_asked_for(tmp_path):
+    (tmp_path / "x.png").write_bytes(KINDS["RGBA PNG"][0])
+    pixels = read_pixels(tmp_path / "x.png")
+    assert np.array_equal(pixels[..., 2::-1], PIXELS) and np.array_equal(
+        pixels[..., 3], np.asarray(TRANSPARENT)[..., 3]
+    )
+    assert decode_pixels(KINDS["grey PNG"][0], "x").shape == (20, 28, 1)
 
 
 def test_the_content_counts_not_the_name(tmp_path):
@@ -128,6 +138,7 @@ REFUSED = {
     "animated WebP": (animated("WEBP"), "several frames or pages"),
     "animated GIF": (animated("GIF"), "several frames or pages"),
     "TIFF of several pages": (animated("TIFF"), "several frames or pages"),
+    "alpha and EXIF that turns it": (with_exif("PNG", picture=TRANSPARENT), "has alpha and EXIF that turns it"),
     "transparent TIFF": (encoded(TRANSPARENT, "TIFF"), "is a TIFF file with transparent pixels"),
     "double TIFF": (by_opencv(".tiff", PIXELS / 255), "has values of type float64"),
     "NaN in a TIFF": (by_opencv(".tiff", np.full((4, 4, 3), np.nan, np.float32)), "holds NaN or infinite values"),
