@@ -10,7 +10,7 @@ import numpy as np
 from adabm_basicsr.data.headers import MAX_PIXELS, TIFF_STARTS, check_header
 from adabm_basicsr.errors import AdaBMError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 OPAQUE = 255
 JPEG_START = b"\xff\xd8"
 EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP files
