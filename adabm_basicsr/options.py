@@ -137,7 +137,7 @@ def _check_registered(opt: dict) -> None:
     from basicsr.archs import build_network
     from basicsr.utils import registry
 
-    from adabm_basicsr.archs.adabm_arch import import_modules
+    from adabm_basicsr.archs.adabm_arch import build_base, import_modules
 
     import_modules(opt["network_g"].get("custom_imports") or ())
     if opt["network_g"]["type"] != "AdaBMNetwork":
@@ -153,7 +153,9 @@ def _check_registered(opt: dict) -> None:
         if value not in choices and f"{value}_basicsr" not in choices:
             raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
     if opt["model_type"] == "AdaBMModel":
-        _check_fits(build_network(opt["network_g"]), opt["path"])
+        quantized = opt["network_g"]["type"] == "AdaBMNetwork"
+        net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
+        _check_fits(net, opt["path"])
 
 
 def _check_fits(net: nn.Module, paths: dict) -> None:

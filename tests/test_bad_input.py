@@ -56,6 +56,10 @@ TRAIN_MISTAKES = {
         {"network_g__type": "AdaBMNet"},
         "network_g: type: 'AdaBMNet' is not registered; did you mean 'AdaBMNetwork'?",
     ),
+    "plain network with options of a quantized one": (
+        {"network_g__type": "MSRResNet"},
+        "network_g: MSRResNet: unknown key 'network'; valid: 'num_in_ch', 'num_out_ch'",
+    ),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
