@@ -85,11 +85,15 @@ class CalibrationDataset(Dataset):
         item = {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
         return {**item, "patch_key": key} if self.fixed else item
 
+    def items_per_process(self, world_size: int) -> int:
+        """Items of an epoch for each process; a rest that doesn't come out even is left out, as by one process."""
+        return self.rounds * len(self) // world_size
+
     def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
         """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out."""
         total = self.rounds * len(self)
         order = np.random.default_rng((self.seed % 2**32, epoch)).permutation(total)
-        order = np.resize(order, -(-total // world_size) * world_size)  # every process gets as many
+        order = order[: self.items_per_process(world_size) * world_size]
         keys = [epoch * total + int(offset) for offset in order[rank::world_size]]
         resumed = self.opt.get("resume_at")
         if not resumed or resumed["epoch"] != epoch:

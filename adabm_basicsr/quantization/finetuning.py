@@ -7,13 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
+from adabm_basicsr.quantization.distributed import (
+    average_gradients,
+    mean_over_processes,
+    norm_over_processes,
+    rank_and_size,
+    sum_over_processes,
+)
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 from adabm_basicsr.quantization.teacher import Teacher
 
@@ -125,13 +131,14 @@ class Finetuner:
         """One update on a batch of LR patches.
 
         Args:
-            images: ``(B, C, H, W)`` in 0..1.
+            images: ``(B, C, H, W)`` in 0..1. Several processes (torch.distributed) each take their own part of a
+                batch, all of one size.
             iteration: Counted from 1; it decides what is trained.
             forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
             keys: A key for each patch that comes back unchanged in later epochs; see `Teacher`.
 
         Returns:
-            Losses and mean bits before the update, scalars.
+            Losses and mean bits before the update, scalars; of all processes' images.
 
         Raises:
             AdaBMError: The loss is not finite.
@@ -139,7 +146,6 @@ class Finetuner:
         forward = forward or self.net
         if self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED:
             clip(self.net, images)
-            _share_ranges(self.net)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
         losses = self._losses(forward(images, True), self.teacher(images, forward, keys))
@@ -149,16 +155,17 @@ class Finetuner:
             raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total)}")
         optimizer.zero_grad()
         total.backward()
-        _average_gradients(optimizer)
+        average_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
         optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
         base = float(self.net.config.a_bits)
-        bits = student.bits.mean()
+        bits = mean_over_processes(student.bits.mean())
+        features = mean_over_processes(feature_loss(student.features, teacher.features).to(bits.device))
         return {
-            "l_pix": PIXEL_RANGE * self.pixel_loss(student.output - teacher.output),
-            "l_feat": self.feature_weight * feature_loss(student.features, teacher.features).to(bits.device),
+            "l_pix": PIXEL_RANGE * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
+            "l_feat": self.feature_weight * features,
             "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
             "fab": bits,
         }
@@ -261,18 +268,21 @@ def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> 
 
 
 def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Distance of block outputs, each divided by its L2 norm over the whole batch.
+    """Distance of block outputs, each divided by its L2 norm over the whole batch, that of all processes together.
 
     Args:
         student: Block outputs of the quantized network, each ``(B, ...)``.
         teacher: Those of the full-precision network.
 
     Returns:
-        Scalar: mean over blocks and samples of the L2 distance, divided by the batch size; 0 without blocks.
+        Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
+        blocks.
     """
     if not student:
         return torch.zeros(())
-    return torch.stack([_NormalisedDistance.apply(s, t).mean() / len(s) for s, t in zip(student, teacher)]).mean()
+    processes = rank_and_size()[1]
+    distances = [_NormalisedDistance.apply(s, t).mean() / (processes * len(s)) for s, t in zip(student, teacher)]
+    return torch.stack(distances).mean()
 
 
 class _NormalisedDistance(torch.autograd.Function):
@@ -280,8 +290,8 @@ class _NormalisedDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        norm = student.norm()
-        difference = (student / norm).sub_(teacher / teacher.norm())
+        norm = norm_over_processes(student)
+        difference = (student / norm).sub_(teacher / norm_over_processes(teacher))
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
         return distance
@@ -292,32 +302,8 @@ class _NormalisedDistance(torch.autograd.Function):
         student, norm, difference, distance = ctx.saved_tensors
         weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
         of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
-        along = torch.dot(of_normalised.flatten(), student.flatten()) / norm**2
+        along = sum_over_processes(torch.dot(of_normalised.flatten(), student.flatten())) / norm**2
         return of_normalised.addcmul_(student, -along).div_(norm), None
-
-
-def _in_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _share_ranges(net: QuantizedNetwork) -> None:
-    """Give all processes the ranges of the first, which were clipped on its own batch."""
-    if _in_several_processes():
-        for quantizer in net.activation_quantizers().values():
-            for parameter in quantizer.parameters():
-                dist.broadcast(parameter.data, src=0)
-
-
-def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the few gradients over all processes; DDP can't, as what is trained changes from epoch to epoch."""
-    if not _in_several_processes():
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:  # of a layer that this process's images did not reach
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
 
 
 def finetune(
@@ -331,7 +317,8 @@ def finetune(
 
     Args:
         net: The calibrated network; changed in place.
-        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
+        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1. Several processes
+            (torch.distributed) each take their own part of every batch, all of one size.
         settings: Learning rates and loss weights; the paper's by default.
         iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
         total_iterations: Number of batches, if these aren't a sequence.
