@@ -30,11 +30,18 @@ def before_import() -> None:
 
 
 def after_import() -> None:
-    """Mend BasicSR 1.4.2 where its released code fails: resuming on a CPU, the root folder of an installed copy."""
+    """Mend BasicSR 1.4.2 where its released code fails.
+
+    Resuming on a CPU, processes without GPUs, pictures on a full disk, the root folder of an installed copy.
+    """
+    import basicsr.models.sr_model
     import basicsr.train
     import basicsr.utils.options
 
+    from adabm_basicsr.data.images import write_image
+
     _give_epoch_to_dataset()
+    basicsr.models.sr_model.imwrite = write_image  # BasicSR's own leaves half a picture on a full disk
     _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
     vars(basicsr.train).update(_REPLACED)
     basicsr.utils.options.init_dist = init_dist

@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(written.fileno())  # some disks tell only now that they are full
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except OSError as error:
         raise AdaBMError(f"cannot write {path}: {error}") from error
     finally:
         if temporary is not None:

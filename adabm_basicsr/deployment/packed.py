@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adabm_basicsr.deployment.freeze import freeze, set_levels
@@ -41,7 +41,7 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     tensors, kinds = pack(net)
     metadata = {DESCRIPTION_KEY: json.dumps({"format": FORMAT, **description, "kinds": kinds}, separators=(",", ":"))}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:

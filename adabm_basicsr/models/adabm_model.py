@@ -25,7 +25,7 @@ from adabm_basicsr.deployment.tiles import upscale_tiles
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.calibration import calibrate, check_finite
-from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
+from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
@@ -267,8 +267,7 @@ class AdaBMModel(SRModel):
             "random": gather_objects(self.random_state),  # of each process
         }
         if self.opt["rank"] == 0:
-            with atomic_path(Path(self.opt["path"]["training_states"]) / f"{current_iter}{SUFFIX}") as temporary:
-                torch.save(state, temporary)
+            save_tensors(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}{SUFFIX}")
 
     def resume_training(self, resume_state: dict) -> None:
         """Take up optimizers, random states and place in the course of training where an earlier run left them.

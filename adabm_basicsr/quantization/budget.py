@@ -11,7 +11,6 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.allocation import Sensitivities, assign, base_bits
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.cost import CostMeter, size_bytes
-from adabm_basicsr.quantization.distributed import share_batch
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 LEAST, MOST = 2.0, 8.0
@@ -92,16 +91,15 @@ def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterat
 @torch.no_grad()
 def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
     """Mean PSNR in dB of the quantized against the full-precision output over ``images``, rounded to 8 bits."""
-    own, gather = share_batch(images)
     with net.full_precision():
-        full = net(own)
-    return float(gather(pixel_psnr(net(own), full), 0).mean())
+        full = net(images)
+    return pixel_psnr(net(images), full)
 
 
-def pixel_psnr(images: Tensor, others: Tensor) -> Tensor:
-    """PSNR in dB between two batches of images in 0..1, rounded to 8 bits, ``(B,)``; all channels, no border."""
+def pixel_psnr(images: Tensor, others: Tensor) -> float:
+    """Mean PSNR in dB between two batches of images in 0..1, rounded to 8 bits; all channels, no border."""
     error = (_pixels(images) - _pixels(others)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    return 10 * torch.log10(255**2 / error)
+    return float((10 * torch.log10(255**2 / error)).mean())
 
 
 def _pixels(image: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def _widest(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] |
 def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
     """Set every range, layer factor and image threshold of ``net`` from low-resolution images.
 
-    Several processes (torch.distributed) share the work; each is to be given the same batches.
+    Several processes (torch.distributed) are each to be given the same batches. They share what is done image by image;
+    layers are reconstructed in each, as rounding them depends on the last digit of what they see.
 
     Args:
         net: The quantized network; changed in place.

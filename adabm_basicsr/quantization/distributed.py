@@ -1,6 +1,6 @@
 """Several processes that calibrate and fine-tune one network together; each function does nothing where there is one.
 
-Calibration gives every process the same images and shares out the work; in fine-tuning each has its own part of every
+In calibration every process has the same images and runs some of them; in fine-tuning each has its own part of every
 batch, all of one size. What is found is that of all images, as if one process had them.
 """
 
@@ -19,15 +19,23 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 def rank_and_size() -> tuple[int, int]:
     """Index of this process and number of processes; ``(0, 1)`` where torch.distributed isn't set up."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    return (dist.get_rank(), dist.get_world_size()) if _is_set_up() else (0, 1)
+
+
+def _is_set_up() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def wait_for_all() -> None:
     """Go on when all processes have come this far."""
     if rank_and_size()[1] > 1:
         dist.barrier()
+
+
+def end_processes() -> None:
+    """Leave torch.distributed, once all is done."""
+    if _is_set_up():
+        dist.destroy_process_group()
 
 
 def gather_objects(value: Result) -> list[Result]:
@@ -70,27 +78,6 @@ def own_share(items: Sequence[Item]) -> Sequence[Item]:
     """Every so manieth of ``items``; all of them where they are fewer than the processes."""
     rank, size = rank_and_size()
     return items[rank::size] if len(items) >= size else items
-
-
-def share_batch(images: Tensor) -> tuple[Tensor, Callable[[Tensor, int], Tensor]]:
-    """This process's part of a batch that all processes have, and how to put together what is made of the parts.
-
-    Args:
-        images: ``(B, ...)``. Where ``B`` isn't a multiple of the number of processes, each takes all.
-
-    Returns:
-        The part, ``(B / processes, ...)``, and a function that concatenates a tensor of every process along an axis.
-    """
-    rank, size = rank_and_size()
-    if size == 1 or len(images) % size:
-        return images, lambda part, axis: part
-
-    def gather(part: Tensor, axis: int) -> Tensor:
-        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(size)]
-        dist.all_gather(parts, part.contiguous())
-        return torch.cat(parts, axis)
-
-    return images.chunk(size)[rank], gather
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -86,7 +86,6 @@ def search_range(
     bits: Tensor | int,
     integer: bool = False,
     steps: int = 100,
-    *,
     shared: bool = False,
 ) -> Tensor:
     """Of ``[lower, upper] * (1 - 0.01 i)``, ``i = 0..steps - 1``, the range whose quantization of ``x`` errs least.

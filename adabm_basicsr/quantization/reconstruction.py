@@ -8,11 +8,10 @@ after the other, each rounding error passed on to those that are still to be rou
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.distributed import share_batch
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.layers.base import spacing
@@ -56,39 +55,29 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
 
     Args:
         net: A network whose ranges are calibrated; changed in place.
-        images: One batch of LR images, ``(B, C, H, W)`` in 0..1, which several processes share.
+        images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
         rounding: Whether to fit the rounding of weights too.
     """
     layers = [layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)]
-    own, gather = share_batch(images)
-    count = MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS
-    count = -(-count * len(own) // len(images))
 
     def fit(layer: QuantizedLayer, x: Tensor) -> None:
         with torch._C.DisableTorchFunction():  # the products in it aren't the network's, though it may quantize its own
-            of_input, of_weight = _channel_views(layer)
-            columns = layer.columns(x / of_input, count)
-            if columns is not None:
-                levels = _levels(layer.input_quantizer, columns)
-                levels = levels if levels is None else gather(levels, 0)
-                _fit(layer, of_weight, gather(columns, -1), levels, rounding)
+            _fit(layer, x, rounding)
 
-    visit_in_order(net, layers, own, fit)
+    visit_in_order(net, layers, images, fit)
 
 
-def _channel_views(layer: QuantizedLayer) -> tuple[Tensor | float, Tensor | float]:
-    """Channel scales as they broadcast against input and weight; ones where channels aren't equalised."""
-    scale = getattr(layer.input_quantizer, "channel_scale", None)
-    return (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
-
-
-def _fit(
-    layer: QuantizedLayer, of_weight: Tensor | float, columns: Tensor, levels: Tensor | None, rounding: bool
-) -> None:
+def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     activation, weight = layer.input_quantizer, layer.weight_quantizer
+    scale = getattr(activation, "channel_scale", None)
+    of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
+    columns = layer.columns(x / of_input, MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS)
+    if columns is None:
+        return
     rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
     if isinstance(activation, ActivationQuantizer):
         bits = activation.bits_of_layer().clamp(*activation.bit_range)
+        levels = _levels(activation, columns)
         _fit_ranges(activation, rows, columns, levels, bits)
         factors = 1.0 if levels is None else activation.level_ranges[levels + 1]
         ends = activation.lower * factors, activation.upper * factors
@@ -99,9 +88,9 @@ def _fit(
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
 
 
-def _levels(quantizer: nn.Module, columns: Tensor) -> Tensor | None:
+def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
     """Level of the image of each column, ``(N,)``; None where all levels share a range."""
-    if getattr(quantizer, "level_ranges", None) is None or quantizer.image_factor is None:
+    if quantizer.level_ranges is None or quantizer.image_factor is None:
         return None
     levels = quantizer.image_factor.detach().long()
     return levels.repeat_interleave(columns.shape[-1] // len(levels))

@@ -97,7 +97,7 @@ def measure(net: torch.nn.Module, name: str) -> dict[str, float]:
             row = {"fab": float(output.bits.mean()), "bitops": meter.read().bitops}
         with net.full_precision():
             teacher = net(image)
-        row["self_psnr"] = float(pixel_psnr(output.output, teacher))
+        row["self_psnr"] = pixel_psnr(output.output, teacher)
         gt = read_image(SHARED / "data" / name / "GTmod12" / path.name)[..., ::-1]
         for prefix, result in (("", output.output), ("full_precision_", teacher)):
             made = pixels(result)[0].permute(1, 2, 0).flip(2).numpy()

@@ -45,7 +45,7 @@ def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
         output = net(image, details=True)
         with net.full_precision():
             teacher = net(image)
-        psnr.append(float(pixel_psnr(output.output, teacher)))
+        psnr.append(pixel_psnr(output.output, teacher))
         bits.append(float(output.bits.mean()))
     return {"self_psnr": sum(psnr) / len(psnr), "fab": sum(bits) / len(bits)}
 
