@@ -19,13 +19,6 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["adabm_basicsr", "basicsr.train", "basicsr.test"])
 
 
-def train_in_child(folder: Path, *flags: str) -> multiprocessing.Process:
-    """`adabm-basicsr train -opt options.yml` in ``folder``, as a process that can be killed."""
-    child = FORKS.Process(target=_train, args=(folder, flags))
-    child.start()
-    return child
-
-
 def _train(folder: Path, flags: tuple[str, ...]) -> None:
     from adabm_basicsr.train import main
 
@@ -36,17 +29,37 @@ def _train(folder: Path, flags: tuple[str, ...]) -> None:
         main(["-opt", "options.yml", *flags])
 
 
-def train_to_death(folder: Path, fatal: Callable[[], None]) -> int:
-    """Train in a child in which ``fatal`` is called first, to prepare its end; its exit code."""
-    child = FORKS.Process(target=_prepare_and_train, args=(folder, fatal))
+def train_to_death(folder: Path, prepare: Callable[[], None], *flags: str) -> int:
+    """`adabm-basicsr train -opt options.yml` in a child that calls ``prepare`` first; its exit code."""
+    child = FORKS.Process(target=_prepare_and_train, args=(folder, prepare, flags))
     child.start()
     child.join(120)
     return child.exitcode
 
 
-def _prepare_and_train(folder: Path, fatal: Callable[[], None]) -> None:
-    fatal()
-    _train(folder, ())
+def _prepare_and_train(folder: Path, prepare: Callable[[], None], flags: tuple[str, ...]) -> None:
+    prepare()
+    _train(folder, flags)
+
+
+def in_processes(count: int, folder: Path, function: Callable, *args) -> list:
+    """What ``function(*args)`` gives in each of ``count`` processes, which torch.distributed connects."""
+    children = [
+        FORKS.Process(target=_connect_and_call, args=(rank, count, folder, function, args)) for rank in range(count)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    return [torch.load(folder / f"{rank}.pth", weights_only=False) for rank in range(count)]
+
+
+def _connect_and_call(rank: int, count: int, folder: Path, function: Callable, args: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=count)
+    torch.save(function(*args), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
 
 
 def kill_this_process() -> None:

@@ -32,7 +32,7 @@ EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_bl
 def options(data: Path, recipe: str, processes: int) -> dict:
     """An option file whose run saves and validates several times in each phase."""
     train = {"name": "Photographs", "type": "CalibrationDataset", "dataroot_lq": str(data / "calibration" / "LRbicx4")}
-    train |= {"lq_size": 24, "dataset_enlarge_ratio": 2, "num_worker_per_gpu": 0}
+    train |= {"lq_size": 16, "dataset_enlarge_ratio": 2, "num_worker_per_gpu": 0}
     train["batch_size_per_gpu"] = 2 // processes
     val = {"name": "Val", "type": "SingleImageDataset", "dataroot_lq": str(data / "small")}
     return {
@@ -53,7 +53,7 @@ def make_data(data: Path) -> None:
 
     make_datasets(data)
     for path in (data / "validation" / "LRbicx4").iterdir():
-        write_image(read_image(path)[:40, :40], data / "small" / path.name)
+        write_image(read_image(path)[:24, :24], data / "small" / path.name)
 
 
 def start(folder: Path, processes: int) -> subprocess.Popen:

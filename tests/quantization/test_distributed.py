@@ -1,0 +1,117 @@
+"""Several processes find, and learn, what one with all images does."""
+
+import pytest
+import torch
+from conftest import TINY_EDSR
+from faults import in_processes
+from torch import nn
+
+from adabm_basicsr.quantization import calibration
+from adabm_basicsr.quantization.api import quantize
+from adabm_basicsr.quantization.distributed import (
+    average_gradients,
+    from_first,
+    map_shared,
+    mean_over_processes,
+    own_share,
+    rank_and_size,
+    weighted_mean,
+)
+from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+
+CPU = torch.device("cpu")
+
+
+def tiny_network():
+    from basicsr.archs import build_network
+
+    torch.manual_seed(0)
+    return build_network(dict(TINY_EDSR))
+
+
+def some_images(count):
+    """From simple to complex."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = torch.linspace(0.1, 1, count).view(-1, 1, 1, 1)
+    return 0.5 + contrast * (torch.rand(count, 3, 12, 12, generator=generator) - 0.5)
+
+
+def square_of_items(count):
+    return map_shared(lambda item: {"square": torch.tensor(item) ** 2}, range(count), CPU)
+
+
+@pytest.mark.parametrize("count", [1, 5])  # fewer than the processes, and not a multiple of them
+def test_results_come_in_the_order_of_the_items(tmp_path, count):
+    for found in in_processes(3, tmp_path, square_of_items, count):
+        assert [int(result["square"]) for result in found] == [index**2 for index in range(count)]
+
+
+def sums():
+    rank = rank_and_size()[0]
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+    if rank == 1:
+        first.grad = torch.tensor([4.0, 8.0])
+    average_gradients([first, second])
+    value = torch.tensor(float(rank), requires_grad=True)
+    mean = mean_over_processes(value)
+    mean.backward()
+    return {
+        "gradients": [first.grad, second.grad],
+        "mean": (mean.detach(), value.grad),
+        "weighted": weighted_mean(float(rank), 1 + 2 * rank),
+        "seed": from_first(rank + 7),
+        "shares": (list(own_share(range(5))), list(own_share(range(1)))),
+    }
+
+
+def test_sums_means_and_shares(tmp_path):
+    for rank, found in enumerate(in_processes(2, tmp_path, sums)):
+        first, second = found["gradients"]
+        assert first.tolist() == [2, 4] and second is None  # no process's images reached the second
+        assert found["mean"] == (0.5, 1)
+        assert found["weighted"] == 0.75 and found["seed"] == 7
+        assert found["shares"] == ([[0, 2, 4], [1, 3]][rank], [0])
+
+
+def calibrated(recipe, observer):
+    calibration.PIXELS_AT_ONCE = 2 * 12 * 12  # two images are a part
+    images = some_images(10)
+    net = quantize(tiny_network(), images[:1], recipe=recipe, observer=observer, fully_quantized=True)
+    return calibration.calibrate(net, images.split(7))
+
+
+def calibrated_state(recipe, observer):
+    return calibrated(recipe, observer).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("processes", "recipe", "observer"), [(2, "best", "minmax"), (4, "paper", "minmax"), (2, "static", "percentile")]
+)
+def test_calibration_is_that_of_one_process_to_the_bit(tmp_path, processes, recipe, observer):
+    (tmp_path / "one").mkdir()
+    one = in_processes(1, tmp_path / "one", calibrated_state, recipe, observer)[0]
+    for several in in_processes(processes, tmp_path, calibrated_state, recipe, observer):
+        assert several.keys() == one.keys()
+        assert all(torch.equal(several[key], one[key]) for key in one)
+
+
+def finetuned(recipe):
+    """State after a few steps in double precision, where no value is rounded the other way, and all losses."""
+    net = calibrated(recipe, "minmax").double()
+    rank, size = rank_and_size()
+    tuner = Finetuner(net, FinetuneSettings(feature_weight=10.0), iterations_per_epoch=1, total_iterations=6)
+    losses = []
+    for iteration, batch in enumerate(some_images(24).double().split(4), start=1):
+        losses.append(tuner.step(batch[rank::size], iteration))
+    return net.state_dict(), losses
+
+
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_learning_is_that_of_one_process_with_the_whole_batch(tmp_path, recipe):
+    (tmp_path / "one").mkdir()
+    state, losses = in_processes(1, tmp_path / "one", finetuned, recipe)[0]
+    for other, other_losses in in_processes(2, tmp_path, finetuned, recipe):
+        torch.testing.assert_close(other_losses, losses, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(other, state, rtol=1e-9, atol=1e-12)
+    assert any(loss["l_bit"] > 0 for loss in losses) or recipe == "best"
+    assert all(loss["l_feat"] > 0 for loss in losses)
