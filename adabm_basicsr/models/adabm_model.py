@@ -147,14 +147,14 @@ class AdaBMModel(SRModel):
     def feed_data(self, data: dict) -> None:
         """Take a batch; patches that come back in later epochs have keys."""
         super().feed_data(data)
-        if self.is_train and self.random_state is not None:
-            set_random_state(self.random_state)  # of a saved state, whatever loaders have drawn since
-            self.random_state = None
         fixed = self.is_train and "patch_key" in data
         self.patch_keys = data["patch_key"].tolist() if fixed else None
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of fine-tuning on ``self.lq``."""
+        if self.random_state is not None:
+            set_random_state(self.random_state)  # as it was saved, whatever loaders have drawn since
+            self.random_state = None
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
             phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
             bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
