@@ -91,7 +91,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def mean_over_processes(values: Tensor) -> Tensor:
     """Mean over all processes, with this process's own gradient.
 
-    Once gradients are averaged (see `average_gradients`), they are those of the mean.
+    Once gradients are averaged (see `set_mean_gradients`), they are those of the mean.
     """
     size = rank_and_size()[1]
     if size == 1:
@@ -112,21 +112,26 @@ def weighted_mean(value: float, weight: float) -> float:
     return sum(v * w for v, w in pairs) / total if total else float("nan")
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over all processes.
+def set_mean_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Give ``parameters`` the mean of all processes' gradients.
 
     `DistributedDataParallel` can't, as what is trained changes from epoch to epoch. A parameter that the images of no
-    process reach keeps having no gradient.
+    process reach, where all have None, gets none.
     """
-    parameters, size = list(parameters), rank_and_size()[1]
-    if size == 1 or not parameters:
-        return
-    reached = parameters[0].new_tensor([parameter.grad is not None for parameter in parameters])
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    total = sum_over_processes(torch.cat([reached, *(gradient.flatten() for gradient in gradients)]))
-    counts, *means = total.split([len(parameters), *(p.numel() for p in parameters)])
-    for parameter, count, mean in zip(parameters, counts.tolist(), means):
-        parameter.grad = mean.view_as(parameter) / size if count else None
+    size = rank_and_size()[1]
+    if size > 1:
+        gradients = _summed(parameters, gradients)
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = None if gradient is None else (gradient / size).to(parameter)
+
+
+def _summed(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums over the processes, all in one go."""
+    reached = torch.tensor([gradient is not None for gradient in gradients]).to(parameters[0]).double()
+    values = [torch.zeros_like(p).double() if g is None else g for p, g in zip(parameters, gradients)]
+    total = sum_over_processes(torch.cat([reached, *(value.flatten() for value in values)]))
+    counts, *sums = total.split([len(parameters), *(p.numel() for p in parameters)])
+    return [s.view_as(p) if count else None for p, s, count in zip(parameters, sums, counts.tolist())]
 
 
 def copy_from_first(net: nn.Module) -> None:

@@ -14,13 +14,14 @@ from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
 from adabm_basicsr.quantization.distributed import (
-    average_gradients,
     mean_over_processes,
     norm_over_processes,
     rank_and_size,
+    set_mean_gradients,
     sum_over_processes,
 )
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.teacher import Teacher
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
@@ -148,16 +149,19 @@ class Finetuner:
             clip(self.net, images)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
-        losses = self._losses(forward(images, True), self.teacher(images, forward, keys))
+        parts = run_in_parts(forward, images)
+        student = join(parts)
+        losses = self._losses(student, self.teacher(images, forward, keys))
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
             raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total)}")
         optimizer.zero_grad()
         total.backward()
-        average_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        set_mean_gradients(parameters, gradients_of(parts, student, parameters))
         optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach().float() for name, loss in losses.items()}
 
     def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
         base = float(self.net.config.a_bits)
@@ -182,7 +186,7 @@ def _mean_absolute(difference: Tensor) -> Tensor:
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().mean()
+    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()  # in any order the same
 
 
 PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork
+from adabm_basicsr.quantization.parts import join, run_in_parts
 
 MAX_BYTES = 1 << 30  # of outputs and features that are kept; what doesn't fit is computed anew
 
@@ -59,7 +60,7 @@ class Teacher:
 
     def _compute(self, images: Tensor, forward: nn.Module) -> Details:
         with self.net.full_precision():
-            return forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
+            return join(run_in_parts(forward, images))
 
     def _keep(self, key: int, patch: tuple[Tensor, ...]) -> None:
         size = sum(t.numel() * t.element_size() for t in patch)
