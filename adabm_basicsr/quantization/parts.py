@@ -41,7 +41,8 @@ def gradients_of(parts: Sequence[Details], joined: Details, parameters: Sequence
         heads = [None if grad is None else grad[: len(tensor)] for tensor, grad in zip(tensors, arrived)]
         arrived = [None if grad is None else grad[len(tensor) :] for tensor, grad in zip(tensors, arrived)]
         pairs = [(t, head) for t, head in zip(tensors, heads) if head is not None and t.requires_grad]
-        torch.autograd.backward(*zip(*pairs))
+        if pairs:
+            torch.autograd.backward(*zip(*pairs))
         for place, parameter in enumerate(parameters):
             if parameter.grad is not None:
                 found, parameter.grad = parameter.grad.double(), None
