@@ -99,12 +99,6 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values - values.detach() + sum_over_processes(values) / size  # to the bit the same in all processes
 
 
-def norm_over_processes(values: Tensor) -> Tensor:
-    """L2 norm of the values of all processes, scalar."""
-    norm = values.norm()
-    return norm if rank_and_size()[1] == 1 else sum_over_processes(norm**2).sqrt()
-
-
 def weighted_mean(value: float, weight: float) -> float:
     """Mean of the processes' values by their weights; not a number where these are all zero."""
     pairs = gather_objects((value, weight))

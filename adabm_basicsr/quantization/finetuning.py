@@ -15,7 +15,6 @@ from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
 from adabm_basicsr.quantization.distributed import (
     mean_over_processes,
-    norm_over_processes,
     rank_and_size,
     set_mean_gradients,
     sum_over_processes,
@@ -151,7 +150,7 @@ class Finetuner:
         self._train_only(optimizer)
         parts = run_in_parts(forward, images)
         student = join(parts)
-        losses = self._losses(student, self.teacher(images, forward, keys))
+        losses = self._losses(student, self.teacher(images, forward, keys), len(parts))
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
@@ -163,10 +162,11 @@ class Finetuner:
         optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
         return {name: loss.detach().float() for name, loss in losses.items()}
 
-    def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
+    def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
         base = float(self.net.config.a_bits)
-        bits = mean_over_processes(student.bits.mean())
-        features = mean_over_processes(feature_loss(student.features, teacher.features).to(bits.device))
+        bits = mean_over_processes(student.bits.double().mean())
+        features = feature_loss(student.features, teacher.features, parts)
+        features = mean_over_processes(features.to(bits.device))
         return {
             "l_pix": PIXEL_RANGE * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
             "l_feat": self.feature_weight * features,
@@ -271,12 +271,13 @@ def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> 
     return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
 
 
-def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -> Tensor:
     """Distance of block outputs, each divided by its L2 norm over the whole batch, that of all processes together.
 
     Args:
         student: Block outputs of the quantized network, each ``(B, ...)``.
         teacher: Those of the full-precision network.
+        parts: Number of parts of the batch whose sums are added in double precision, see `run_in_parts`.
 
     Returns:
         Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
@@ -285,7 +286,8 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     if not student:
         return torch.zeros(())
     processes = rank_and_size()[1]
-    distances = [_NormalisedDistance.apply(s, t).mean() / (processes * len(s)) for s, t in zip(student, teacher)]
+    distances = [_NormalisedDistance.apply(*pair, parts).mean() for pair in zip(student, teacher)]
+    distances = [distance / (processes * len(s)) for distance, s in zip(distances, student)]
     return torch.stack(distances).mean()
 
 
@@ -293,11 +295,12 @@ class _NormalisedDistance(torch.autograd.Function):
     """L2 distance of each sample between two tensors, both divided by their norms: a few passes instead of a chain."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        norm = norm_over_processes(student)
-        difference = (student / norm).sub_(teacher / norm_over_processes(teacher))
+    def forward(ctx, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
+        norm = _norm(student, parts)
+        difference = (student / norm).sub_(teacher / _norm(teacher, parts))
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
+        ctx.parts = parts
         return distance
 
     @staticmethod
@@ -306,8 +309,21 @@ class _NormalisedDistance(torch.autograd.Function):
         student, norm, difference, distance = ctx.saved_tensors
         weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
         of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
-        along = sum_over_processes(torch.dot(of_normalised.flatten(), student.flatten())) / norm**2
-        return of_normalised.addcmul_(student, -along).div_(norm), None
+        along = _dot(of_normalised, student, ctx.parts) / norm**2
+        return of_normalised.addcmul_(student, -along).div_(norm), None, None
+
+
+def _norm(values: Tensor, parts: int) -> Tensor:
+    """L2 norm over the batches of all processes."""
+    squares = torch.stack([part.norm().double() ** 2 for part in values.chunk(parts)])
+    return sum_over_processes(squares.sum()).sqrt().to(values)
+
+
+def _dot(first: Tensor, second: Tensor, parts: int) -> Tensor:
+    """Sum of products over the batches of all processes."""
+    pairs = zip(first.chunk(parts), second.chunk(parts))
+    products = torch.stack([torch.dot(f.flatten(), s.flatten()).double() for f, s in pairs])
+    return sum_over_processes(products.sum()).to(first)
 
 
 def finetune(

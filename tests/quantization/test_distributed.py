@@ -87,7 +87,7 @@ def test_calibration_is_that_of_one_process_to_the_bit(tmp_path, processes, reci
 
 
 def finetuned():
-    """State after a few steps in double precision, where no value is rounded the other way, and all losses."""
+    """State after a few steps of the recipe paper in double precision, and all losses."""
     net = calibrated("paper", "minmax").double()
     rank, size = rank_and_size()
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=1, total_iterations=6)
@@ -97,9 +97,9 @@ def finetuned():
     return net.state_dict(), losses
 
 
-def learned():
-    """State of the recipe best after some steps in single precision, where a rounding may fall the other way."""
-    net = calibrated("best", "minmax")
+def learned(recipe):
+    """State after some steps in single precision, where a rounding may fall the other way."""
+    net = calibrated(recipe, "minmax")
     rank, size = rank_and_size()
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=3, total_iterations=12)
     for iteration, batch in enumerate([*some_images(48).split(8)] * 2, start=1):
@@ -107,10 +107,11 @@ def learned():
     return net.state_dict()
 
 
-def test_learning_is_that_of_one_process_to_the_bit(tmp_path):
+@pytest.mark.parametrize(("processes", "recipe"), [(2, "paper"), (4, "best")])
+def test_learning_is_that_of_one_process_to_the_bit(tmp_path, processes, recipe):
     (tmp_path / "one").mkdir()
-    one = in_processes(1, tmp_path / "one", learned)[0]
-    for several in in_processes(2, tmp_path, learned):
+    one = in_processes(1, tmp_path / "one", learned, recipe)[0]
+    for several in in_processes(processes, tmp_path, learned, recipe):
         assert all(torch.equal(several[key], one[key]) for key in one)
 
 
