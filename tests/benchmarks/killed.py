@@ -2,8 +2,9 @@
 
     python tests/benchmarks/killed.py --out DIR [--kills 20] [--recipe paper] [--processes 1]
 
-The demo's EDSR x4 on the photographs that come with scikit-image, on a CPU. Moments are spread over the whole run:
-calibration, every phase of fine-tuning, saving and validation. Prints a table; exits with 1 if any result differs.
+The demo's EDSR x4 on the photographs that come with scikit-image, on a CPU. Moments are spread over the whole run by its
+iterations: calibration, every phase of fine-tuning, saving and validation. Prints a table; exits with 1 if any result
+differs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).parents[2]
 NAME = "run"
+ITERATIONS = 42  # two epochs of each of the phases of the recipe paper
 WEIGHTS = ROOT / "adabm_basicsr" / "demo" / "EDSR_Mx4_f64b16_BSDS400_fp16.pth"
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": 4}
 
@@ -40,9 +42,9 @@ def options(data: Path, recipe: str, processes: int) -> dict:
         "datasets": {"train": train, "val": val},
         "network_g": {"type": "AdaBMNetwork", "network": EDSR, "recipe": recipe, "fully_quantized": True},
         "path": {"pretrain_network_g": str(WEIGHTS)},
-        "train": {"total_iter": 42},  # two epochs of each of the phases of the recipe paper
+        "train": {"total_iter": ITERATIONS},
         "val": {"val_freq": 9, "save_img": True},
-        "logger": {"print_freq": 100, "save_checkpoint_freq": 4, "use_tb_logger": False},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 4, "use_tb_logger": False},
     }
 
 
@@ -83,19 +85,23 @@ def log_of(folder: Path) -> str:
 
 
 def undisturbed(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], float]:
-    """Final state of a run that nothing disturbs, and seconds from its first line of the log to its end."""
+    """Final state of a run that nothing disturbs, and seconds that it took per iteration, calibration counted in."""
     run = start(folder, processes)
-    while not log_of(folder):
-        time.sleep(0.02)
+    wait_for("Loading", folder, run)
     begun = time.monotonic()
-    return finish(run, folder), time.monotonic() - begun
+    return finish(run, folder), (time.monotonic() - begun) / ITERATIONS
 
 
-def kill(folder: Path, processes: int, seconds: float) -> str:
-    """Kill a run so long after its first line of the log; what it was doing."""
+def wait_for(pattern: str, folder: Path, run: subprocess.Popen) -> None:
+    """Return when the log of a run holds a pattern, or the run has ended."""
+    while not re.search(pattern, log_of(folder)) and run.poll() is None:
+        time.sleep(0.01)
+
+
+def kill(folder: Path, processes: int, iteration: int, seconds: float) -> str:
+    """Kill a run so long after an iteration, 0 being the start of calibration; what it was doing."""
     run = start(folder, processes)
-    while not log_of(folder):
-        time.sleep(0.02)
+    wait_for(rf"iter: +{iteration}," if iteration else "Loading", folder, run)
     time.sleep(seconds)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
@@ -130,17 +136,16 @@ def main() -> None:
     make_data(args.out / "data")
     opt = options((args.out / "data").resolve(), args.recipe, args.processes)
     (args.out / "options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    expected, duration = undisturbed(args.out / "undisturbed", args.processes)
+    expected, pace = undisturbed(args.out / "undisturbed", args.processes)
     chance, rows = random.Random(args.seed), []
     for index in range(args.kills):
-        seconds = duration * (index + chance.random()) / args.kills
+        iteration, seconds = int(ITERATIONS * (index + chance.random()) / args.kills), pace * chance.random()
         folder = args.out / f"killed_{index}"
-        killed_in = kill(folder, args.processes, seconds)
+        killed_in = kill(folder, args.processes, iteration, seconds)
         found, resumed_from = resume(folder, args.processes)
-        row = {"killed after (s)": round(seconds, 2), "in": killed_in, "resumed from": resumed_from}
+        row = {"killed after": f"{iteration}, {seconds:.2f} s", "in": killed_in, "resumed from": resumed_from}
         rows.append({**row, "same checkpoint": same(expected, found)})
         (args.out / "killed.json").write_text(json.dumps(rows, indent=2))
-    print(f"undisturbed: {duration:.1f} s")
     print(tabulate(rows, headers="keys", tablefmt="github"))
     sys.exit(not all(row["same checkpoint"] for row in rows))
 
