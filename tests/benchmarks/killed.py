@@ -2,8 +2,8 @@
 
     python tests/benchmarks/killed.py --out DIR [--kills 20] [--recipe paper] [--processes 1]
 
-The demo's EDSR x4 on the photographs that come with scikit-image, on a CPU. Moments are spread over the whole run by its
-iterations: calibration, every phase of fine-tuning, saving and validation. Prints a table; exits with 1 if any result
+The demo's EDSR x4 on the photographs that come with scikit-image, on a CPU. Moments are spread over the iterations of
+the run: calibration, every phase of fine-tuning, saving and validation. Prints a table; exits with 1 if any result
 differs.
 """
 
