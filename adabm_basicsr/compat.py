@@ -9,13 +9,17 @@ import ctypes
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
 
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.files import remove_temporaries
 from adabm_basicsr.options import set_recipe_defaults
 
+DEFAULT_PORT = 29500  # torch.distributed's
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -26,13 +30,21 @@ def before_import() -> None:
 
 
 def after_import() -> None:
-    """Mend BasicSR 1.4.2 where its released code fails: resuming on a CPU, the root folder of an installed copy."""
+    """Mend BasicSR 1.4.2 where its released code fails.
+
+    Resuming on a CPU, processes without GPUs, pictures on a full disk, the root folder of an installed copy.
+    """
+    import basicsr.models.sr_model
     import basicsr.train
     import basicsr.utils.options
 
+    from adabm_basicsr.data.images import write_image
+
     _give_epoch_to_dataset()
+    basicsr.models.sr_model.imwrite = write_image  # BasicSR's own leaves half a picture on a full disk
     _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
     vars(basicsr.train).update(_REPLACED)
+    basicsr.utils.options.init_dist = init_dist
     original = basicsr.utils.options.parse_options
     parse_options = _wrap_parse_options(original)
     basicsr.utils.options.parse_options = parse_options
@@ -107,22 +119,86 @@ def load_resume_state(opt: dict) -> dict | None:
     import torch
     from basicsr.utils import check_resume
 
-    from adabm_basicsr.quantization.checkpoint import load_tensors
+    from adabm_basicsr.quantization.distributed import from_first
+    from adabm_basicsr.training_state import newest_state, read_state
 
+    paths = opt["path"]
+    labels = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
+    labels = [label for label in labels if f"network_{label}" not in (paths.get("ignore_resume_networks") or ())]
     if opt["auto_resume"]:
-        states = [path for path in Path(opt["path"]["training_states"]).glob("*.state") if path.stem.isdigit()]
-        if states:
-            opt["path"]["resume_state"] = str(max(states, key=lambda path: int(path.stem)))
-    path = opt["path"].get("resume_state")
-    if not path:
+        found = from_first(newest_state(paths["training_states"], paths["models"], labels))
+        paths["resume_state"] = str(found) if found else paths.get("resume_state")
+    if not paths.get("resume_state"):
         return None
-    device = f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu"
-    state = load_tensors(path, device)
+    path = Path(paths["resume_state"])
+    state = read_state(path, f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu")
     check_resume(opt, state["iter"])
+    for label in labels:  # they belong together, though the experiment may lie elsewhere by now
+        paths[f"pretrain_network_{label}"] = str(path.parents[1] / "models" / f"net_{label}_{state['iter']}.pth")
+    _continue_experiment(opt, state)
+    return state
+
+
+def _continue_experiment(opt: dict, state: dict) -> None:
+    """Take up an earlier run's seed and place in the data, and tidy up after it."""
+    from basicsr.utils import set_random_seed
+
     # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
     resume_at = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus_per_process(opt)}
     opt["datasets"]["train"]["resume_at"] = resume_at
-    return state
+    opt["manual_seed"] = state.get("manual_seed", opt["manual_seed"])
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    if opt["rank"] == 0:
+        for folder in (opt["path"]["models"], opt["path"]["training_states"]):
+            os.makedirs(folder, exist_ok=True)
+            remove_temporaries(folder)
+
+
+def init_dist(launcher: str, on_gpu: bool | None = None, **params) -> None:
+    """BasicSR's function of the same name, which knows NCCL alone: processes without GPUs take gloo.
+
+    Args:
+        launcher: ``pytorch`` (torchrun) or ``slurm``.
+        on_gpu: Whether the processes use GPUs; by default where there are any.
+        **params: ``port``, with slurm.
+
+    Raises:
+        AdaBMError: What started the process is another launcher.
+    """
+    import torch
+    import torch.distributed as dist
+    from basicsr.utils import dist_util
+
+    needed = {"pytorch": ("RANK", "WORLD_SIZE"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST")}[launcher]
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        starter = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
+        raise AdaBMError(f"--launcher {launcher}: {missing[0]} is not set in the environment; start with {starter}")
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
+        dist_util.init_dist(launcher, **params)
+        return
+    if launcher == "slurm":
+        _take_over_from_slurm(params.get("port"))
+    dist.init_process_group("gloo")
+
+
+def _take_over_from_slurm(port: int | None) -> None:
+    """What torch.distributed reads in the environment, from what Slurm puts there; as BasicSR does for GPUs."""
+    hosts = ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]]
+    first = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
+    os.environ["MASTER_ADDR"], os.environ["RANK"] = first, os.environ["SLURM_PROCID"]
+    os.environ["MASTER_PORT"] = str(port or os.environ.get("MASTER_PORT", DEFAULT_PORT))
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+
+
+def share_seed(opt: dict) -> None:
+    """Seed this process from the first one's ``manual_seed``: BasicSR draws another in each where none is given."""
+    from basicsr.utils import set_random_seed
+
+    from adabm_basicsr.quantization.distributed import from_first
+
+    opt["manual_seed"] = from_first(opt["manual_seed"])
+    set_random_seed(opt["manual_seed"] + opt["rank"])
 
 
 def load_weights_only() -> None:
@@ -174,6 +250,9 @@ def _wrap_create_dataloader(original):
     def create_train_val_dataloader(opt: dict, logger):
         set_recipe_defaults(opt)
         loader, sampler, val_loaders, _, total_iters = original(opt, logger)
+        items_per_process = getattr(sampler.dataset, "items_per_process", None)
+        if items_per_process is not None:
+            sampler.num_samples = items_per_process(opt["world_size"])  # what `epoch_keys` gives
         return loader, sampler, val_loaders, -(-total_iters // max(len(loader), 1)), total_iters
 
     return create_train_val_dataloader
@@ -189,6 +268,7 @@ def _wrap_parse_options(original):
         caller = sys._getframe(1).f_globals
         caller.update({name: function for name, function in _REPLACED.items() if name in caller})
         opt, args = original(root_folder(root_path), is_train)
+        share_seed(opt)
         return _RootedOptions(opt), args
 
     return parse_options

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from adabm_basicsr.errors import AdaBMError
 
+TEMPORARY_PREFIX = ".unfinished-"
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -22,14 +24,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # some disks tell only now that they are full
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except OSError as error:
         raise AdaBMError(f"cannot write {path}: {error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: str | os.PathLike) -> None:
+    """Remove what a killed process left unfinished in ``folder``."""
+    for path in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)

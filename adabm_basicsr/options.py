@@ -213,19 +213,17 @@ def _check_checkpoint_paths(paths: dict) -> None:
 
 
 def _set_up_processes(opt: dict, launcher: str) -> None:
-    import torch.distributed as dist
-    from basicsr.utils import set_random_seed
-    from basicsr.utils.dist_util import get_dist_info, init_dist
+    from adabm_basicsr.compat import init_dist, share_seed
+    from adabm_basicsr.quantization.distributed import rank_and_size
 
     opt["dist"] = launcher != "none"
-    if opt["dist"] and opt["num_gpu"]:
-        init_dist(launcher, **opt.get("dist_params", {}) if launcher == "slurm" else {})
-    elif opt["dist"]:
-        dist.init_process_group("gloo")  # BasicSR knows NCCL alone
-    opt["rank"], opt["world_size"] = get_dist_info()
+    if opt["dist"]:
+        params = opt.get("dist_params") or {}
+        init_dist(launcher, bool(opt["num_gpu"]), **params if launcher == "slurm" else {})
+    opt["rank"], opt["world_size"] = rank_and_size()
     if opt.get("manual_seed") is None:
         opt["manual_seed"] = random.randint(1, 10000)
-    set_random_seed(opt["manual_seed"] + opt["rank"])
+    share_seed(opt)
 
 
 def _set_paths(opt: dict, root: Path, is_train: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from adabm_basicsr.compat import keep_freed_memory, load_weights_only
@@ -32,6 +33,8 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     import basicsr.test
     import basicsr.train
 
+    from adabm_basicsr.quantization.distributed import end_processes
+
     module = basicsr.train if is_train else basicsr.test
     pipeline = module.train_pipeline if is_train else module.test_pipeline
     original = module.parse_options
@@ -39,13 +42,25 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
         close_logger()  # one that something opened earlier in this process would take the messages
     module.parse_options = lambda root_path, is_train: (opt, args)
     try:
-        pipeline(str(root))
-    except OSError as error:  # of folders and files that BasicSR makes itself
-        raise AdaBMError(str(error)) from error
+        with _clear_write_errors():
+            pipeline(str(root))
+        end_processes()
     finally:
         module.parse_options = original
         if own_log:
             close_logger()
+
+
+@contextmanager
+def _clear_write_errors() -> Iterator[None]:
+    """Turn a file that BasicSR can't write, or read, into an `AdaBMError`."""
+    logging.raiseExceptions = False  # a full disk would give a traceback for each line of the log
+    try:
+        yield
+    except OSError as error:
+        raise AdaBMError(f"the run stopped: {error}") from error
+    finally:
+        logging.raiseExceptions = True
 
 
 def log_to_file(path: str | Path) -> None:

@@ -93,12 +93,21 @@ class CalibrationDataset(Dataset):
         item = {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
         return {**item, "patch_key": key} if self.fixed else item
 
+    def items_per_process(self, world_size: int) -> int:
+        """Items of an epoch for each process: those of whole batches of all processes together."""
+        batch = self.opt.get("batch_size_per_gpu", 1)
+        return self.rounds * len(self) // (batch * world_size) * batch
+
     def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
-        """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out."""
+        """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out.
+
+        One process would have the same items in the same batches, of which each takes a part.
+        """
         total = self.rounds * len(self)
         order = np.random.default_rng((self.seed % 2**32, epoch)).permutation(total)
-        order = np.resize(order, -(-total // world_size) * world_size)  # every process gets as many
-        keys = [epoch * total + int(offset) for offset in order[rank::world_size]]
+        order = order[: self.items_per_process(world_size) * world_size]
+        own = order.reshape(-1, world_size, self.opt.get("batch_size_per_gpu", 1))[:, rank]
+        keys = [epoch * total + int(offset) for offset in own.flat]
         resumed = self.opt.get("resume_at")
         if not resumed or resumed["epoch"] != epoch:
             return keys

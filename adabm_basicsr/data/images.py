@@ -9,6 +9,7 @@ import numpy as np
 
 from adabm_basicsr.data.headers import MAX_PIXELS, TIFF_STARTS, check_header
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.files import atomic_path
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 OPAQUE = 255
@@ -62,6 +63,17 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise AdaBMError(f"image {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def write_image(image: np.ndarray, path: str | Path) -> None:
+    """Write an image, ``(H, W, 3)`` BGR or ``(H, W)``, atomically; the name's ending says in which format.
+
+    Raises:
+        AdaBMError: The file can't be written; a previous one is left whole.
+    """
+    content = cv2.imencode(Path(path).suffix, image)[1]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def decode_image(content: bytes, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:

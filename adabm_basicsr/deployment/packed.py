@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adabm_basicsr.deployment.freeze import freeze, set_levels
@@ -43,7 +43,7 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     tensors, kinds = pack(net)
     text = json.dumps({"format": FORMAT, **description, "kinds": kinds}, separators=(",", ":"))
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
+        temporary.write_bytes(save(tensors, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)}))
 
 
 def checksum(description: str, tensors: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from adabm_basicsr.compat import gpus_per_process
@@ -24,13 +25,15 @@ from adabm_basicsr.deployment.tiles import upscale_tiles
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.calibration import calibrate, check_finite
-from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
+from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.coverage import measure_coverage
+from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
 from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.summary import summarize
+from adabm_basicsr.training_state import SUFFIX, random_state, set_random_state
 
 TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
 PHASE_NAMES = {
@@ -56,6 +59,7 @@ class AdaBMModel(SRModel):
     def __init__(self, opt: dict) -> None:
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
             raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
+        wait_for_all()  # the first process makes the folders that the others may write to
         super().__init__(opt)
         self._tell_coverage()
         self.cost_meter: CostMeter | None = None
@@ -98,20 +102,24 @@ class AdaBMModel(SRModel):
             raise AdaBMError(
                 f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
             )
-        if net.stage == Stage.FRESH:
+        is_fresh = net.stage == Stage.FRESH
+        if is_fresh:
             size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
             self._calibrate(net, dataset.calibration_batches(size))
         self._set_up_finetuning(net, dataset)
+        if is_fresh and train_opt["total_iter"]:
+            self.save(epoch=0, current_iter=0)  # an interrupted run isn't calibrated again
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
         batches = [batch.to(self.device) for batch in batches]
         calibrate(net, tqdm(batches, desc="Calibration", unit="batch", disable=self._hides_progress()))
-        get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
+        if self.opt["rank"] == 0:
+            get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
         train_opt = self.opt["train"]
         batch = self.opt["datasets"]["train"]["batch_size_per_gpu"] * gpus_per_process(self.opt)
-        iterations = -(-dataset.rounds * len(dataset) // self.opt["world_size"]) // batch
+        iterations = dataset.items_per_process(self.opt["world_size"]) // batch
         if not iterations:
             raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
         settings = FinetuneSettings.from_options(train_opt.get("finetune") or {})
@@ -119,6 +127,8 @@ class AdaBMModel(SRModel):
         if train_opt["total_iter"] and not self.tuner.phases:
             raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
+        self.course = {"iterations_per_epoch": iterations, "phases": self.tuner.phases}
+        self.random_state: dict | None = None
         hidden = self._hides_progress() if train_opt["total_iter"] else True
         self.progress = tqdm(total=train_opt["total_iter"], desc="Fine-tuning", disable=hidden)
 
@@ -142,6 +152,9 @@ class AdaBMModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of fine-tuning on ``self.lq``."""
+        if self.random_state is not None:
+            set_random_state(self.random_state)  # as it was saved, whatever loaders have drawn since
+            self.random_state = None
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
             phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
             bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
@@ -193,6 +206,19 @@ class AdaBMModel(SRModel):
             self.size_multiple = getattr(net, "size_multiple", None) or find_size_multiple(net, self.lq)
         return self.size_multiple
 
+    def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
+        """Each process takes its share of the images; BasicSR leaves them all to the first."""
+        indices = range(len(dataloader.dataset))
+        share = own_share(indices)
+        own = DataLoader(dataloader.dataset, sampler=share)
+        is_only_copy = len(share) < len(indices) or self.opt["rank"] == 0
+        self.nondist_validation(own, current_iter, tb_logger, save_img and is_only_copy)
+
+    def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter) -> None:
+        """BasicSR gives the mean over this process's images; what counts is that over all."""
+        self.metric_results[metric] = weighted_mean(val, len(self.costs))
+        super()._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
+
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with FAB, BitOPs and size as further metrics."""
         asked = self.opt["val"].get("metrics")
@@ -205,10 +231,10 @@ class AdaBMModel(SRModel):
         name = dataloader.dataset.opt["name"]
         results = dict(self.metric_results) if self.opt["val"].get("metrics") else {}
         costs = {
-            "fab": sum(cost.fab for cost in self.costs) / len(self.costs),
-            "bitops": sum(cost.bitops for cost in self.costs) / len(self.costs),
-            "weight_bytes": size_bytes(self.get_bare_model(self.net_g)),
+            key: weighted_mean(sum(getattr(cost, key) for cost in self.costs) / len(self.costs), len(self.costs))
+            for key in ("fab", "bitops")
         }
+        costs["weight_bytes"] = size_bytes(self.get_bare_model(self.net_g))
         self._log_costs(name, costs, tb_logger, current_iter)
         self._write_metrics(name, {**results, **costs})
         self.opt["val"]["metrics"] = asked
@@ -237,15 +263,41 @@ class AdaBMModel(SRModel):
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         save_checkpoint(self.get_bare_model(net), os.path.join(self.opt["path"]["models"], name))
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Save what `resume_training` needs, atomically; a write error stops the run (BasicSR only warns)."""
+        """Save what `resume_training` needs, atomically; a write error stops the run (BasicSR only warns).
+
+        The network is saved before it: a state without its network isn't resumed from.
+        """
         if current_iter == -1:
             return
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"epoch": epoch, "iter": current_iter, "optimizers": optimizers, "schedulers": []}
-        with atomic_path(Path(self.opt["path"]["training_states"]) / f"{current_iter}.state") as temporary:
-            torch.save(state, temporary)
+        self.random_state = random_state()
+        state = {
+            **{"epoch": epoch, "iter": current_iter, "manual_seed": self.opt["manual_seed"], **self.course},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [],  # learning rates follow from the iteration
+            "random": gather_objects(self.random_state),  # of each process
+        }
+        if self.opt["rank"] == 0:
+            save_tensors(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}{SUFFIX}")
+
+    def resume_training(self, resume_state: dict) -> None:
+        """Take up optimizers, random states and place in the course of training where an earlier run left them.
+
+        Raises:
+            AdaBMError: The state is of a run with other options.
+        """
+        for key, value in self.course.items():
+            if resume_state.get(key, value) != value:
+                raise AdaBMError(
+                    f"cannot resume: {key.replace('_', ' ')} were {resume_state[key]} when the run was saved, and are "
+                    f"{value} now; use the same recipe, images and batch size"
+                )
+        try:
+            super().resume_training(resume_state)
+        except (AssertionError, ValueError) as error:
+            raise AdaBMError(f"cannot resume: the training state doesn't fit the options: {error}") from error
+        states = resume_state.get("random", [])
+        self.random_state = states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None
 
 
 def _without_ground_truth(metrics: dict[str, dict]) -> dict[str, dict]:

@@ -7,6 +7,7 @@ image's pixels, ``(grad . e) ** 2`` with the gradient of ``v . image`` is, on av
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.distributed import map_shared
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 REACH = 2  # bits that a layer may lie above or below those asked for
 SEED = 0
@@ -35,24 +38,39 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
         By activation and weight quantizer; only their ratios matter.
     """
     weights = {q: net.network.get_submodule(name).weight for name, q in net.weight_quantizers().items()}
-    # Which way a weight is rounded is chance: a twelfth of a step's square is what it errs by on average.
-    weight_errors = {q: q.steps(weight) / math.sqrt(12) for q, weight in weights.items()}
-    errors = dict.fromkeys([*net.activation_quantizers().values(), *weights], 0.0)
-    generator = torch.Generator().manual_seed(SEED)
+    quantizers = [*net.activation_quantizers().values(), *weights]
+
+    def of_image(index: int) -> list[float]:
+        errors = _errors_of_image(net, weights, images[index : index + 1], index)
+        return [errors.get(quantizer, 0.0) for quantizer in quantizers]
+
     _require_gradients(weights.values(), True)
     try:
-        for image in images.split(1):
-            out, seen = _observed(net, image)
-            probe = torch.randn(out.shape, generator=generator).to(out)
-            sources = [x for _, x, _ in seen] + list(weights.values())
-            gradients = torch.autograd.grad(out, sources, probe, allow_unused=True)
-            for (quantizer, _, error), gradient in zip(seen, gradients):
-                errors[quantizer] += _squared(gradient, error, PART)
-            for quantizer, gradient in zip(weights, gradients[len(seen) :]):
-                errors[quantizer] += _squared(gradient, weight_errors[quantizer], 1)
+        found = map_shared(of_image, range(len(images)), images.device)
     finally:
         _require_gradients(weights.values(), False)
+    return dict(zip(quantizers, map(sum, zip(*found))))
+
+
+def _errors_of_image(
+    net: QuantizedNetwork, weights: Mapping[WeightQuantizer, Tensor], image: Tensor, index: int
+) -> dict[nn.Module, float]:
+    out, seen = _observed(net, image)
+    sources = [x for _, x, _ in seen] + list(weights.values())
+    gradients = torch.autograd.grad(out, sources, _probe(out, index), allow_unused=True)
+    errors = defaultdict(float)
+    for (quantizer, _, error), gradient in zip(seen, gradients):
+        errors[quantizer] += _squared(gradient, error, PART)
+    for (quantizer, weight), gradient in zip(weights.items(), gradients[len(seen) :]):
+        # Which way a weight is rounded is chance: a twelfth of a step's square is what it errs by on average.
+        errors[quantizer] += _squared(gradient, quantizer.steps(weight) / math.sqrt(12), 1)
     return errors
+
+
+def _probe(out: Tensor, index: int) -> Tensor:
+    """Random weights of the pixels of ``out`` for the image of that index, whichever process runs it."""
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.randn(out.shape, generator=generator) for _ in range(index + 1)][-1].to(out)
 
 
 def _observed(net: QuantizedNetwork, image: Tensor) -> tuple[Tensor, list[tuple[ActivationQuantizer, Tensor, Tensor]]]:

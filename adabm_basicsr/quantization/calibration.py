@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from adabm_basicsr.quantization.adaptive import ActivationQuantizer, image_compl
 from adabm_basicsr.quantization.allocation import assign, base_bits, measure_sensitivities
 from adabm_basicsr.quantization.budget import budgets
 from adabm_basicsr.quantization.config import FIXED_BITS
+from adabm_basicsr.quantization.distributed import copy_from_first, map_shared
 from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, search_weight_range
@@ -23,6 +26,14 @@ PROBED = 8  # images that sensitivities are measured on
 PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
 
 
+class _Seen(NamedTuple):
+    """What a quantizer saw of a part of a batch, each time that its layer ran."""
+
+    values: list[Tensor]  # as many as the observer keeps
+    deviations: list[Tensor]  # of each sample
+    channels: tuple[Tensor, Tensor] | None  # smallest and largest value of each input channel
+
+
 class _Statistics:
     """Range and sensitivity of what one quantizer sees over the calibration batches."""
 
@@ -32,44 +43,57 @@ class _Statistics:
         self.scale_free = scale_free
         self.range = MovingAverage()
         self.sensitivities: list[Tensor] = []
-        self._kept: list[Tensor] = []  # of the batch's values
-        self._deviations: list[Tensor] = []  # of the batch's samples
-        self.channels: tuple[Tensor, Tensor] | None = None  # smallest and largest value of each input channel
+        self.channels: tuple[Tensor, Tensor] | None = None  # of all images
+        self._seen = _Seen([], [], None)
 
     def __call__(self, quantizer: ActivationQuantizer, args: tuple) -> None:
         x = args[0]
-        self._kept.append(self.observer.keep(x))
+        self._seen.values.append(self.observer.keep(x))
         if quantizer.channel_scale is not None:
-            self._observe_channels(x, quantizer.channel_scale)
+            channels = _widest(self._seen.channels, _channel_ends(x, quantizer.channel_scale))
+            self._seen = self._seen._replace(channels=channels)
         if quantizer.adaptive:
             values = x.flatten(1)  # a single value has no deviation: a pooled one, say
-            self._deviations.append(values.std(1, correction=min(values.shape[1] - 1, 1)))
+            self._seen.deviations.append(values.std(1, correction=min(values.shape[1] - 1, 1)))
 
-    def _observe_channels(self, x: Tensor, channel_scale: Tensor) -> None:
-        axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
-        lower, upper = x.amin(axes), x.amax(axes)
-        if self.channels is not None:
-            lower, upper = torch.minimum(lower, self.channels[0]), torch.maximum(upper, self.channels[1])
-        self.channels = lower, upper
+    def take(self) -> _Seen:
+        """What was seen since the last call."""
+        seen, self._seen = self._seen, _Seen([], [], None)
+        return seen
 
-    def end_batch(self) -> None:
+    def end_batch(self, parts: Sequence[_Seen]) -> None:
         """Put together what was seen of a batch; a layer that ran twice gets the range that suits both."""
-        if not self._kept:
+        values = [kept for seen in parts for kept in seen.values]
+        if not values:
             return
-        found = self.observer.find_range(torch.cat(self._kept), self.quantizer)
+        found = self.observer.find_range(torch.cat(values), self.quantizer)
         self.range.update(found)
-        if self._deviations:
-            deviation = torch.cat(self._deviations).mean()
+        for seen in parts:
+            self.channels = _widest(self.channels, seen.channels)
+        if self.quantizer.adaptive:
+            deviation = torch.cat([deviations for seen in parts for deviations in seen.deviations]).mean()
             # How coarse the steps are against what they resolve, whatever the scale of the layer.
             relative = (found[1] - found[0]) / deviation.clamp(min=MIN_WIDTH)
             self.sensitivities.append(relative if self.scale_free else deviation)
-        self._kept.clear()
-        self._deviations.clear()
+
+
+def _channel_ends(x: Tensor, channel_scale: Tensor) -> tuple[Tensor, Tensor]:
+    axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
+    return x.amin(axes), x.amax(axes)
+
+
+def _widest(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    if first is None or second is None:
+        return first or second
+    return torch.minimum(first[0], second[0]), torch.maximum(first[1], second[1])
 
 
 @torch.no_grad()
 def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
     """Set every range, layer factor and image threshold of ``net`` from low-resolution images.
+
+    Several processes (torch.distributed) are each to be given the same batches. They share what is done image by image;
+    layers are reconstructed in each, as rounding them depends on the last digit of what they see.
 
     Args:
         net: The quantized network; changed in place.
@@ -89,11 +113,12 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         with net.full_precision():
             for batch in batches:
                 check_finite(batch, "a calibration image")
-                for part in batch.split(max(PIXELS_AT_ONCE // batch[0, 0].numel(), 1)):  # memory is that of one part
-                    check_finite(net(part), "the full-precision network's output")
+                # Memory is that of one part. How a batch is split doesn't depend on who shares it, so nor do results.
+                parts = batch.split(max(PIXELS_AT_ONCE // batch[0, 0].numel(), 1))
+                seen = map_shared(partial(_observe, net, statistics), parts, batch.device)
+                for observed, of_parts in zip(statistics, zip(*seen)):
+                    observed.end_batch(of_parts)
                 images.append(batch)
-                for observed in statistics:
-                    observed.end_batch()
     finally:
         for hook in hooks:
             hook.remove()
@@ -107,7 +132,14 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         _allocate(net, statistics, images)
     elif net.config.preset.reconstruct:
         reconstruct(net, representative(images))
+    copy_from_first(net)
     return net
+
+
+def _observe(net: QuantizedNetwork, statistics: list[_Statistics], part: Tensor) -> list[_Seen]:
+    """Run a part of a batch and return what each quantizer saw of it."""
+    check_finite(net(part), "the full-precision network's output")
+    return [observed.take() for observed in statistics]
 
 
 def _allocate(net: QuantizedNetwork, statistics: list[_Statistics], images: list[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -150,8 +151,19 @@ def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     state = {key.removeprefix("module."): value.cpu() for key, value in net.state_dict().items()}
     description = getattr(net, "description", None)
     described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
+    save_tensors({PARAM_KEYS[0]: state, **described}, path)
+
+
+def save_tensors(content: object, path: str | os.PathLike) -> None:
+    """``torch.save``, atomically.
+
+    Raises:
+        AdaBMError: The file can't be written; a previous one is left whole.
+    """
+    written = io.BytesIO()  # torch's own files don't say why they can't be written
+    torch.save(content, written)
     with atomic_path(path) as temporary:
-        torch.save({PARAM_KEYS[0]: state, **described}, temporary)
+        temporary.write_bytes(written.getbuffer())
 
 
 def read_description(path: str | os.PathLike) -> dict | None:

@@ -20,7 +20,7 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
 
     Args:
         net: The calibrated network; changed in place.
-        images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
+        images: One batch of LR images, ``(B, C, H, W)`` in 0..1; of several processes each its own part of it.
 
     Returns:
         ``net``.
@@ -36,6 +36,6 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
 
 def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
     bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
-    best = search_range(x, quantizer.lower, quantizer.upper, bits, quantizer.integer)
+    best = search_range(x, quantizer.lower, quantizer.upper, bits, quantizer.integer, shared=True)
     quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
     quantizer.upper.mul_(0.5).add_(0.5 * best[1:])

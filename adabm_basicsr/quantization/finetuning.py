@@ -7,14 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
+from adabm_basicsr.quantization.distributed import (
+    mean_over_processes,
+    rank_and_size,
+    set_mean_gradients,
+    sum_over_processes,
+)
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.teacher import Teacher
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
@@ -125,13 +131,14 @@ class Finetuner:
         """One update on a batch of LR patches.
 
         Args:
-            images: ``(B, C, H, W)`` in 0..1.
+            images: ``(B, C, H, W)`` in 0..1. Several processes (torch.distributed) each take their own part of a
+                batch, all of one size.
             iteration: Counted from 1; it decides what is trained.
             forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
             keys: A key for each patch that comes back unchanged in later epochs; see `Teacher`.
 
         Returns:
-            Losses and mean bits before the update, scalars.
+            Losses and mean bits before the update, scalars; of all processes' images.
 
         Raises:
             AdaBMError: The loss is not finite.
@@ -139,26 +146,30 @@ class Finetuner:
         forward = forward or self.net
         if self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED:
             clip(self.net, images)
-            _share_ranges(self.net)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
-        losses = self._losses(forward(images, True), self.teacher(images, forward, keys))
+        parts = run_in_parts(forward, images)
+        student = join(parts)
+        losses = self._losses(student, self.teacher(images, forward, keys), len(parts))
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
             raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}")
         optimizer.zero_grad()
         total.backward()
-        _average_gradients(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        set_mean_gradients(parameters, gradients_of(parts, student, parameters))
         optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach().float() for name, loss in losses.items()}
 
-    def _losses(self, student: Details, teacher: Details) -> dict[str, Tensor]:
+    def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
         base = float(self.net.config.a_bits)
-        bits = student.bits.mean()
+        bits = mean_over_processes(student.bits.double().mean())
+        features = feature_loss(student.features, teacher.features, parts)
+        features = mean_over_processes(features.to(bits.device))
         return {
-            "l_pix": PIXEL_RANGE * self.pixel_loss(student.output - teacher.output),
-            "l_feat": self.feature_weight * feature_loss(student.features, teacher.features).to(bits.device),
+            "l_pix": PIXEL_RANGE * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
+            "l_feat": self.feature_weight * features,
             "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
             "fab": bits,
         }
@@ -175,7 +186,7 @@ def _mean_absolute(difference: Tensor) -> Tensor:
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().mean()
+    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()  # in any order the same
 
 
 PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
@@ -260,30 +271,36 @@ def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> 
     return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
 
 
-def feature_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Distance of block outputs, each divided by its L2 norm over the whole batch.
+def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -> Tensor:
+    """Distance of block outputs, each divided by its L2 norm over the whole batch, that of all processes together.
 
     Args:
         student: Block outputs of the quantized network, each ``(B, ...)``.
         teacher: Those of the full-precision network.
+        parts: Number of parts of the batch whose sums are added in double precision, see `run_in_parts`.
 
     Returns:
-        Scalar: mean over blocks and samples of the L2 distance, divided by the batch size; 0 without blocks.
+        Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
+        blocks.
     """
     if not student:
         return torch.zeros(())
-    return torch.stack([_NormalisedDistance.apply(s, t).mean() / len(s) for s, t in zip(student, teacher)]).mean()
+    processes = rank_and_size()[1]
+    distances = [_NormalisedDistance.apply(*pair, parts).mean() for pair in zip(student, teacher)]
+    distances = [distance / (processes * len(s)) for distance, s in zip(distances, student)]
+    return torch.stack(distances).mean()
 
 
 class _NormalisedDistance(torch.autograd.Function):
     """L2 distance of each sample between two tensors, both divided by their norms: a few passes instead of a chain."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        norm = _norm(student)
-        difference = (student / norm).sub_(teacher / _norm(teacher))
+    def forward(ctx, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
+        norm = _norm(student, parts)
+        difference = (student / norm).sub_(teacher / _norm(teacher, parts))
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
+        ctx.parts = parts
         return distance
 
     @staticmethod
@@ -292,38 +309,22 @@ class _NormalisedDistance(torch.autograd.Function):
         student, norm, difference, distance = ctx.saved_tensors
         weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
         of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
-        along = torch.dot(of_normalised.flatten(), student.flatten()) / norm**2
-        return of_normalised.addcmul_(student, -along).div_(norm), None
+        along = _dot(of_normalised, student, ctx.parts) / norm**2
+        return of_normalised.addcmul_(student, -along).div_(norm), None, None
 
 
-def _norm(features: Tensor) -> Tensor:
-    """L2 norm to divide by: 1 for features that are all zero."""
-    norm = features.norm()
+def _norm(values: Tensor, parts: int) -> Tensor:
+    """L2 norm over the batches of all processes, to divide by: 1 for features that are all zero."""
+    squares = torch.stack([part.norm().double() ** 2 for part in values.chunk(parts)])
+    norm = sum_over_processes(squares.sum()).sqrt().to(values)
     return torch.where(norm > 0, norm, 1)
 
 
-def _in_several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _share_ranges(net: QuantizedNetwork) -> None:
-    """Give all processes the ranges of the first, which were clipped on its own batch."""
-    if _in_several_processes():
-        for quantizer in net.activation_quantizers().values():
-            for parameter in quantizer.parameters():
-                dist.broadcast(parameter.data, src=0)
-
-
-def _average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the few gradients over all processes; DDP can't, as what is trained changes from epoch to epoch."""
-    if not _in_several_processes():
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:  # of a layer that this process's images did not reach
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+def _dot(first: Tensor, second: Tensor, parts: int) -> Tensor:
+    """Sum of products over the batches of all processes."""
+    pairs = zip(first.chunk(parts), second.chunk(parts))
+    products = torch.stack([torch.dot(f.flatten(), s.flatten()).double() for f, s in pairs])
+    return sum_over_processes(products.sum()).to(first)
 
 
 def finetune(
@@ -337,7 +338,8 @@ def finetune(
 
     Args:
         net: The calibrated network; changed in place.
-        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
+        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1. Several processes
+            (torch.distributed) each take their own part of every batch, all of one size.
         settings: Learning rates and loss weights; the paper's by default.
         iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
         total_iterations: Number of batches, if these aren't a sequence.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.distributed import mean_over_processes
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
@@ -79,7 +80,13 @@ OBSERVERS = {
 
 
 def search_range(
-    x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | int, integer: bool = False, steps: int = 100
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    bits: Tensor | int,
+    integer: bool = False,
+    steps: int = 100,
+    shared: bool = False,
 ) -> Tensor:
     """Of ``[lower, upper] * (1 - 0.01 i)``, ``i = 0..steps - 1``, the range whose quantization of ``x`` errs least.
 
@@ -91,6 +98,7 @@ def search_range(
         bits: Bit-width of the quantization.
         integer: Whether zero is one of the levels, see `fake_quantize`.
         steps: Number of candidates, at most 100.
+        shared: Whether each process (torch.distributed) has its own part of ``x``, all of one size.
 
     Returns:
         ``(2, R)``, or ``(2,)``: lower and upper end of smallest mean squared error; of equals the widest.
@@ -99,7 +107,8 @@ def search_range(
     shrink = 1 - 0.01 * torch.arange(steps, dtype=torch.float64)
     candidates = torch.stack([lower.flatten(), upper.flatten()]) * shrink.to(x).view(-1, 1, 1)
     errors = [_errors(rows, chunk, bits, integer) for chunk in candidates.split(max(MAX_AT_ONCE // x.numel(), 1))]
-    best = torch.cat(errors).argmin(0)  # (R,)
+    errors = torch.cat(errors)
+    best = (mean_over_processes(errors) if shared else errors).argmin(0)  # (R,)
     ends = candidates.gather(0, best.expand(1, 2, -1)).squeeze(0)
     return ends if lower.numel() > 1 else ends.squeeze(1)
 
@@ -107,7 +116,7 @@ def search_range(
 def _errors(rows: Tensor, candidates: Tensor, bits: Tensor | int, integer: bool) -> Tensor:
     """Mean squared error of each row, ``(R, N)``, at each of the candidates, ``(K, 2, R)``: ``(K, R)``."""
     low, high = candidates.unsqueeze(-1).unbind(1)
-    return fake_quantize(rows.unsqueeze(0), low, high, bits, integer).sub_(rows).square_().mean(-1)
+    return fake_quantize(rows.unsqueeze(0), low, high, bits, integer).sub_(rows).square_().mean(-1, dtype=torch.float64)
 
 
 def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -> Tensor:

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork
+from adabm_basicsr.quantization.parts import join, run_in_parts
 
 MAX_BYTES = 1 << 30  # of outputs and features that are kept; what doesn't fit is computed anew
 
 
 class Teacher:
     """The full-precision network, with a memory for patches that are told apart by a key.
+
+    Such patches are run one by one: a convolution rounds otherwise in a batch of one than in a larger one, and what is
+    learned must not depend on when a run was interrupted, with which its memory begins anew.
 
     Args:
         net: The quantized network, whose quantizers are switched off for the teacher's passes.
@@ -25,6 +29,7 @@ class Teacher:
     def __init__(self, net: QuantizedNetwork) -> None:
         self.net = net
         self._kept: dict[int, tuple[Tensor, ...]] = {}  # output and features of each patch
+        self._separable: bool | None = None  # whether all of these have a part for each sample
         self.kept_bytes = 0
 
     @torch.no_grad()
@@ -36,31 +41,32 @@ class Teacher:
             forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
             keys: A key for each image that comes back unchanged; None where images don't.
         """
-        if keys is None:
+        if keys is None or not self._is_separable(images, forward):
             return self._compute(images, forward)
-        new = [index for index, key in enumerate(keys) if key not in self._kept]
-        patches = {key: self._kept[key] for key in keys if key in self._kept}
-        if new:
-            details = self._compute(images[new], forward)
-            tensors = (details.output, *details.features)
-            if any(len(t) % len(new) for t in tensors):  # a block without an output for each sample
-                return self._compute(images, forward)
-            parts = zip(*(t.chunk(len(new)) for t in tensors))
-            for index, patch in zip(new, parts, strict=True):
-                patches[keys[index]] = patch
-                self._keep(keys[index], patch)
-        output, *features = (torch.cat(parts) for parts in zip(*(patches[key] for key in keys)))
+        patches = []
+        for key, image in zip(keys, images.split(1)):
+            patch = self._kept.get(key) or _tensors(self._compute(image, forward))
+            patches.append(patch)
+            self._keep(key, patch)
+        output, *features = (torch.cat(parts) for parts in zip(*patches))
         return Details(output, output.new_empty(0), features)
+
+    def _is_separable(self, images: Tensor, forward: nn.Module) -> bool:
+        """Whether every block has an output for each sample; found with the first batch."""
+        if self._separable is None:
+            whole, one = (_tensors(self._compute(x, forward)) for x in (images, images[:1]))
+            self._separable = all(len(w) == len(images) * len(o) for w, o in zip(whole, one))
+        return self._separable
 
     def _compute(self, images: Tensor, forward: nn.Module) -> Details:
         with self.net.full_precision():
-            return forward(images, True)  # by position: DataParallel can't share a keyword among fewer images
+            return join(run_in_parts(forward, images))
 
     def _keep(self, key: int, patch: tuple[Tensor, ...]) -> None:
         size = sum(t.numel() * t.element_size() for t in patch)
-        if self.kept_bytes + size <= MAX_BYTES:
+        if key not in self._kept and self.kept_bytes + size <= MAX_BYTES:
             self.kept_bytes += size
-            self._kept[key] = tuple(t.clone() for t in patch)  # not a view of the batch, which would stay too
+            self._kept[key] = patch
 
     def __contains__(self, key: int) -> bool:
         """Whether the patch of that key is kept."""
@@ -70,3 +76,7 @@ class Teacher:
         """Free what is kept."""
         self._kept.clear()
         self.kept_bytes = 0
+
+
+def _tensors(details: Details) -> tuple[Tensor, ...]:
+    return details.output, *details.features

@@ -113,6 +113,10 @@ def test_processes_share_the_epoch_of_one(tmp_path):
     assert sorted(whole) == list(range(30, 40)) and whole != sorted(whole)
     first, second = (data.epoch_keys(3, rank, 2) for rank in (0, 1))
     assert [key for pair in zip(first, second) for key in pair] == whole
+    data.opt["batch_size_per_gpu"] = 2
+    first, second = (data.epoch_keys(3, rank, 2) for rank in (0, 1))
+    assert [*first[:2], *second[:2], *first[2:], *second[2:]] == whole[:8]  # whole batches
+    assert len(first) == len(second) == data.items_per_process(2) == 4
 
 
 def test_sampler_hands_over_the_epoch(tmp_path):

@@ -1,0 +1,154 @@
+"""Kills training with SIGKILL at random moments, resumes it, and compares what comes out with an undisturbed run.
+
+    python tests/benchmarks/killed.py --out DIR [--kills 20] [--recipe paper] [--processes 1]
+
+The demo's EDSR x4 on the photographs that come with scikit-image, on a CPU. Moments are spread over the iterations of
+the run: calibration, every phase of fine-tuning, saving and validation. Prints a table; exits with 1 if any result
+differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from tabulate import tabulate
+
+ROOT = Path(__file__).parents[2]
+NAME = "run"
+ITERATIONS = 42  # two epochs of each of the phases of the recipe paper
+WEIGHTS = ROOT / "adabm_basicsr" / "demo" / "EDSR_Mx4_f64b16_BSDS400_fp16.pth"
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": 4}
+
+
+def options(data: Path, recipe: str, processes: int) -> dict:
+    """An option file whose run saves and validates several times in each phase."""
+    train = {"name": "Photographs", "type": "CalibrationDataset", "dataroot_lq": str(data / "calibration" / "LRbicx4")}
+    train |= {"lq_size": 16, "dataset_enlarge_ratio": 2, "num_worker_per_gpu": 0}
+    train["batch_size_per_gpu"] = 2 // processes
+    val = {"name": "Val", "type": "SingleImageDataset", "dataroot_lq": str(data / "small")}
+    return {
+        **{"name": NAME, "model_type": "AdaBMModel", "scale": 4, "num_gpu": 0, "manual_seed": 0},
+        "datasets": {"train": train, "val": val},
+        "network_g": {"type": "AdaBMNetwork", "network": EDSR, "recipe": recipe, "fully_quantized": True},
+        "path": {"pretrain_network_g": str(WEIGHTS)},
+        "train": {"total_iter": ITERATIONS},
+        "val": {"val_freq": 9, "save_img": True},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 4, "use_tb_logger": False},
+    }
+
+
+def make_data(data: Path) -> None:
+    """Calibration images, and two small ones for validation."""
+    from adabm_basicsr.data.images import read_image, write_image
+    from adabm_basicsr.demo.photographs import make_datasets
+
+    make_datasets(data)
+    for path in (data / "validation" / "LRbicx4").iterdir():
+        write_image(read_image(path)[:24, :24], data / "small" / path.name)
+
+
+def start(folder: Path, processes: int) -> subprocess.Popen:
+    """`adabm-basicsr train --auto_resume` in a folder, in a group of processes of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, "-W", "ignore", *launcher, "-m", "adabm_basicsr.train", "-opt", "../options.yml"]
+    command += ["--auto_resume", *(["--launcher", "pytorch"] if processes > 1 else [])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "output.txt", "ab") as output:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def finish(run: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
+    """The final checkpoint's state."""
+    if run.wait() != 0:
+        raise RuntimeError((folder / "output.txt").read_text()[-3000:])
+    return torch.load(folder / "experiments" / NAME / "models" / "net_g_latest.pth", weights_only=True)["params"]
+
+
+def log_of(folder: Path) -> str:
+    """What the latest run in a folder has logged so far."""
+    logs = sorted((folder / "experiments" / NAME).glob("*.log"), key=lambda path: path.stat().st_mtime)
+    return logs[-1].read_text() if logs else ""
+
+
+def undisturbed(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], float]:
+    """Final state of a run that nothing disturbs, and seconds that it took per iteration, calibration counted in."""
+    run = start(folder, processes)
+    wait_for("Loading", folder, run)
+    begun = time.monotonic()
+    return finish(run, folder), (time.monotonic() - begun) / ITERATIONS
+
+
+def wait_for(pattern: str, folder: Path, run: subprocess.Popen) -> None:
+    """Return when the log of a run holds a pattern, or the run has ended."""
+    while not re.search(pattern, log_of(folder)) and run.poll() is None:
+        time.sleep(0.01)
+
+
+def kill(folder: Path, processes: int, iteration: int, seconds: float) -> str:
+    """Kill a run so long after an iteration, 0 being the start of calibration; what it was doing."""
+    run = start(folder, processes)
+    wait_for(rf"iter: +{iteration}," if iteration else "Loading", folder, run)
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    log = log_of(folder)
+    phases = re.findall(r"Fine-tuning (.+) from iteration", log)
+    phase = phases[-1] if phases else "calibration"
+    return "after the last iteration" if "End of training" in log else phase
+
+
+def resume(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], str]:
+    """Final state of the resumed run, and the iteration that it went on from."""
+    state = finish(start(folder, processes), folder)
+    resumed = re.findall(r"Resuming training from epoch: \d+, iter: (\d+)", log_of(folder))
+    return state, resumed[0] if resumed else "the beginning"
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal, to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def main() -> None:
+    """Kill, resume, compare and print; writes ``killed.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True)
+    make_data(args.out / "data")
+    opt = options((args.out / "data").resolve(), args.recipe, args.processes)
+    (args.out / "options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
+    expected, pace = undisturbed(args.out / "undisturbed", args.processes)
+    chance, rows = random.Random(args.seed), []
+    for index in range(args.kills):
+        iteration, seconds = int(ITERATIONS * (index + chance.random()) / args.kills), pace * chance.random()
+        folder = args.out / f"killed_{index}"
+        killed_in = kill(folder, args.processes, iteration, seconds)
+        found, resumed_from = resume(folder, args.processes)
+        row = {"killed after": f"{iteration}, {seconds:.2f} s", "in": killed_in, "resumed from": resumed_from}
+        rows.append({**row, "same checkpoint": same(expected, found)})
+        (args.out / "killed.json").write_text(json.dumps(rows, indent=2))
+    print(tabulate(rows, headers="keys", tablefmt="github"))
+    sys.exit(not all(row["same checkpoint"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A write error names the file and leaves the previous one whole."""
+
+import os
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_EDSR, photograph
+
+from adabm_basicsr import save_checkpoint
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.data.images import read_image, write_image
+from adabm_basicsr.deployment.packed import load_packed, save_packed
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.files import TEMPORARY_PREFIX, atomic_path, remove_temporaries
+from adabm_basicsr.quantization.calibration import calibrate
+from adabm_basicsr.quantization.checkpoint import load_checkpoint
+
+
+@contextmanager
+def no_file_above(size):
+    """Within this context the system refuses to let files grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 12, 12)
+    return calibrate(AdaBMNetwork(dict(TINY_EDSR), recipe="static"), [images])
+
+
+def check_refused(write, read, path):
+    """Write ``path``, then fail to write it again; it is what it was."""
+    write(path)
+    before = path.read_bytes()
+    with no_file_above(100), pytest.raises(AdaBMError, match=rf"cannot write {path}: \[Errno 27\] File too large"):
+        write(path)
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+    read(path)
+
+
+def test_checkpoint(net, tmp_path):
+    check_refused(lambda p: save_checkpoint(net, p), lambda p: load_checkpoint(net, p), tmp_path / "net.pth")
+
+
+def test_packed_file(net, tmp_path):
+    check_refused(lambda path: save_packed(net, path), load_packed, tmp_path / "net.safetensors")
+
+
+def test_picture(tmp_path):
+    picture = photograph(40, 50)
+    check_refused(lambda path: write_image(picture, path), read_image, tmp_path / "picture.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "picture.png")[..., ::-1], picture)
+
+
+def test_picture_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AdaBMError, match=r"cannot write .*picture\.png: "):
+        write_image(photograph(8, 8), tmp_path / "file" / "picture.png")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    (tmp_path / f"{TEMPORARY_PREFIX}x.pth").write_text("half")
+    (tmp_path / "whole.pth").write_text("whole")
+    remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.pth"]
