@@ -25,7 +25,7 @@ from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 FORMAT = 1
-CHECKSUM_KEY = "checksum"
+CHECKSUM = "checksum"  # key within the description: with two entries the file's bytes would vary
 WEIGHTS, SMALL = "levels.", "small."
 SMALL_SIZE = 4096  # values
 KINDS = {"f": torch.float32, "b": torch.bfloat16, "u": torch.uint8, "i": torch.int64}
@@ -41,14 +41,16 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     if description is None:
         raise AdaBMError("only networks that were built from options can be packed: build it as AdaBMNetwork")
     tensors, kinds = pack(net)
-    text = json.dumps({"format": FORMAT, **description, "kinds": kinds}, separators=(",", ":"))
+    description = {"format": FORMAT, **description, "kinds": kinds}
+    description[CHECKSUM] = checksum(description, tensors)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)}))
+        temporary.write_bytes(save(tensors, {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))}))
 
 
-def checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a packed file holds, in hexadecimal."""
-    digest = hashlib.sha256(description.encode())
+def checksum(description: Mapping, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a packed file holds apart from itself, in hexadecimal."""
+    text = json.dumps({key: value for key, value in description.items() if key != CHECKSUM})
+    digest = hashlib.sha256(text.encode())
     for key, tensor in sorted(tensors.items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
@@ -86,18 +88,17 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         raise AdaBMError(f"packed file {path} does not exist")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            description = json.loads(metadata[DESCRIPTION_KEY])
+            description = json.loads((file.metadata() or {})[DESCRIPTION_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError) as error:
         raise AdaBMError(f"packed file {path} cannot be read (truncated or corrupt): {error}") from error
     except (KeyError, ValueError) as error:
         raise AdaBMError(f"{path} is no packed file of adabm-basicsr: its description is missing") from error
-    if checksum(metadata[DESCRIPTION_KEY], tensors) != metadata.get(CHECKSUM_KEY):
-        raise AdaBMError(f"packed file {path} is damaged: its checksum is wrong")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise AdaBMError(f"packed file {path} has format {found!r}; this version reads {FORMAT}")
+    if checksum(description, tensors) != description.get(CHECKSUM):
+        raise AdaBMError(f"packed file {path} is damaged: its checksum is wrong")
     return description, tensors
 
 

@@ -13,7 +13,7 @@ from adabm_basicsr import AdaBMError, calibrate, finetune, quantize, save_checkp
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.load import load_network
 from adabm_basicsr.deployment.packed import (
-    CHECKSUM_KEY,
+    CHECKSUM,
     DESCRIPTION_KEY,
     checksum,
     load_packed,
@@ -136,8 +136,9 @@ def rewritten(path, change_description=None, change_tensors=None):
         change_description(description)
     if change_tensors:
         change_tensors(tensors)
-    text = json.dumps(description)
-    save_file(tensors, path, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
+    if isinstance(description, dict):
+        description[CHECKSUM] = checksum(description, tensors)
+    save_file(tensors, path, {DESCRIPTION_KEY: json.dumps(description)})
 
 
 def first_weights(tensors):
