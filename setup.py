@@ -33,6 +33,7 @@ setup(
     },
     install_requires=[
         "basicsr==1.4.2",
+        "imagesize>=2",  # before an image is decoded
         "lmdb",
         "matplotlib>=3.7",
         "numpy",
@@ -42,6 +43,7 @@ setup(
         "scikit-image>=0.20",  # the demo's photographs
         "setuptools; python_version >= '3.12'",  # BasicSR imports distutils
         "tabulate>=0.9",
+        "tifffile",
         "torch>=2.4",
         "torchvision>=0.19",
         "tqdm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ COMMANDS = {
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn an `AdaBMError` into one line on stderr and exit code 2."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is in that line
     try:
         yield
     except AdaBMError as error:

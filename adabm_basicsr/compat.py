@@ -125,6 +125,14 @@ def load_resume_state(opt: dict) -> dict | None:
     return state
 
 
+def load_weights_only() -> None:
+    """Let BasicSR's own ``torch.load`` load tensors alone, never code, for the rest of the process.
+
+    It does not say ``weights_only``, whose default is False up to torch 2.5. Can go when torch 2.6 is required.
+    """
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse large blocks instead of handing each back to the system, for the rest of the process.
 

@@ -30,6 +30,6 @@ def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
 
 def check_positive(where: str, value: object) -> int:
     """``value`` if it is a positive whole number, else `AdaBMError`; ``where`` names the option."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
         raise AdaBMError(f"{where}: {value!r} is not a positive whole number")
     return value

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING
 
 from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.option_kinds import check_kinds
+from adabm_basicsr.yaml_options import apply_override, load_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TOP_LEVEL = (
     "name", "model_type", "scale", "num_gpu", "manual_seed", "datasets", "network_g", "path", "train", "val", "logger",
@@ -18,6 +22,8 @@ TOP_LEVEL = (
 REQUIRED = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
 VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar", "tile", "tile_overlap")
 LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
+# BasicSR makes a folder of every other value in this section.
+PATH_KEYS = ("pretrain_network_g", "param_key_g", "strict_load_g", "resume_state", "ignore_resume_networks")
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -59,60 +65,17 @@ def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: boo
     return opt
 
 
-def load_yaml(path: str | Path) -> dict:
-    """Read a YAML mapping without constructing anything but plain values.
-
-    Raises:
-        AdaBMError: The file is missing, or isn't a YAML mapping.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise AdaBMError(f"option file {path} does not exist")
-    try:
-        opt = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise AdaBMError(f"option file {path}{where} is not valid YAML: {problem}") from error
-    if not isinstance(opt, dict):
-        raise AdaBMError(f"option file {path} holds no keys; expected name, model_type, network_g, ...")
-    return opt
-
-
-def apply_override(opt: dict, override: str) -> None:
-    """Set one option as ``--force_yml`` gives it: ``train:total_iter=100``, the value read as YAML.
-
-    Raises:
-        AdaBMError: The form is wrong, or a section doesn't exist.
-    """
-    keys, equals, value = override.partition("=")
-    *sections, last = keys.strip().split(":")
-    if not equals or not last:
-        raise AdaBMError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
-    for section in sections:
-        if not isinstance(opt.get(section), dict):
-            raise AdaBMError(
-                f"--force_yml: {override!r}: there is no section {section!r}; {did_you_mean(section, opt)}"
-            )
-        opt = opt[section]
-    try:
-        opt[last] = None if value.strip().lower() == "none" else yaml.safe_load(value)  # none: as BasicSR reads it
-    except yaml.YAMLError as error:
-        raise AdaBMError(f"--force_yml: {override!r}: the value is not valid YAML") from error
-
-
 def check_options(opt: dict, is_train: bool) -> None:
     """Raise `AdaBMError` for the first mistake that can be seen without building anything."""
     for key in (*REQUIRED, "train", "logger") if is_train else (*REQUIRED, "val"):
-        if key not in opt:
+        if opt.get(key) is None:
             raise AdaBMError(f"{key} is missing from the option file")
     if opt["model_type"] == "AdaBMModel":
         check_keys("option file", opt, TOP_LEVEL)
-    for key in ("datasets", "network_g", "path", "train", "val", "logger"):
-        if key in opt and not isinstance(opt[key], dict):
-            raise AdaBMError(f"{key}: {opt[key]!r} is not a section of keys")
-    if "type" not in opt["network_g"]:
+    check_kinds(opt)
+    if opt["model_type"] == "AdaBMModel":
+        check_keys("path", opt["path"], PATH_KEYS)
+    if opt["network_g"].get("type") is None:
         raise AdaBMError("network_g: type is missing")
     if is_train:
         _check_training(opt)
@@ -120,17 +83,15 @@ def check_options(opt: dict, is_train: bool) -> None:
     _check_validation(opt)
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
-    _check_datasets(opt)
-    _check_registered(opt)
+    _check_data(opt)
 
 
 def _set_defaults(opt: dict, is_train: bool) -> None:
     """What BasicSR expects in every file, though there is a natural choice."""
     if opt.get("val") is not None:
-        opt["val"].setdefault("save_img", False)
         opt["val"].setdefault("suffix", None)
-        if is_train:
-            opt["val"].setdefault("val_freq", max(opt["train"]["total_iter"], 1))
+        defaults = {"save_img": False, "val_freq": max(opt["train"]["total_iter"], 1) if is_train else None}
+        opt["val"].update({key: value for key, value in defaults.items() if opt["val"].get(key) is None})
     if is_train:
         opt["logger"].setdefault("use_tb_logger", False)
 
@@ -162,13 +123,21 @@ def set_recipe_defaults(opt: dict) -> None:
         train["total_iter"] = recipe.iterations
 
 
+def _check_data(opt: dict) -> None:
+    from adabm_basicsr.data.checks import check_datasets, check_metrics
+
+    sizes = check_datasets(opt)
+    _check_registered(opt)
+    check_metrics((opt.get("val") or {}).get("metrics") or {}, sizes)
+
+
 def _check_registered(opt: dict) -> None:
     """Every type that the options name exists, and the network can be built; before BasicSR moves earlier results."""
     import basicsr  # noqa: F401
     from basicsr.archs import build_network
     from basicsr.utils import registry
 
-    from adabm_basicsr.archs.adabm_arch import import_modules
+    from adabm_basicsr.archs.adabm_arch import build_base, import_modules
 
     import_modules(opt["network_g"].get("custom_imports") or ())
     if opt["network_g"]["type"] != "AdaBMNetwork":
@@ -184,19 +153,27 @@ def _check_registered(opt: dict) -> None:
         if value not in choices and f"{value}_basicsr" not in choices:
             raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
     if opt["model_type"] == "AdaBMModel":
-        build_network(opt["network_g"])
+        quantized = opt["network_g"]["type"] == "AdaBMNetwork"
+        net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
+        _check_fits(net, opt["path"])
+
+
+def _check_fits(net: nn.Module, paths: dict) -> None:
+    from adabm_basicsr.quantization.checkpoint import load_checkpoint
+
+    if paths.get("pretrain_network_g") and not paths.get("resume_state"):
+        load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
 
 
 def _check_training(opt: dict) -> None:
-    if "train" not in opt["datasets"]:
+    if opt["datasets"].get("train") is None:
         raise AdaBMError("datasets: train is missing")
     for phase in opt["datasets"]:
         if phase.split("_")[0] not in ("train", "val"):
             raise AdaBMError(f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ...")
     if opt["model_type"] == "AdaBMModel":
         check_keys("logger", opt["logger"], LOGGER_KEYS)
-        if isinstance(opt["datasets"]["train"], dict):
-            set_recipe_defaults(opt)
+        set_recipe_defaults(opt)
     for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
         value = opt[section].get(key)
         value = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -224,68 +201,15 @@ def _check_device(opt: dict) -> None:
 
 
 def _check_checkpoint_paths(paths: dict) -> None:
+    from adabm_basicsr.quantization.checkpoint import read_checkpoint
+
     for key, value in paths.items():
         if value is not None and ("pretrain_network" in key or "resume_state" in key):
-            paths[key] = str(Path(value).expanduser())
+            paths[key] = os.path.expanduser(value)
             if not Path(paths[key]).is_file():
                 raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
-
-
-def _check_datasets(opt: dict) -> None:
-    for name, dataset in opt["datasets"].items():
-        where = f"datasets: {name}"
-        if not isinstance(dataset, dict):
-            raise AdaBMError(f"{where}: {dataset!r} is not a section of keys")
-        dataset["io_backend"] = dataset.get("io_backend") or {"type": "disk"}
-        needed = ["name", "type"]
-        needed += {"PairedImageDataset": ["dataroot_lq", "dataroot_gt"], "SingleImageDataset": ["dataroot_lq"]}.get(
-            dataset.get("type"), []
-        )
-        for key in needed:
-            if dataset.get(key) is None:
-                raise AdaBMError(f"{where}: {key} is missing")
-        _check_folders(where, dataset, decode=name != "train", scale=opt.get("scale", 1))
-
-
-def _check_folders(where: str, dataset: dict, decode: bool, scale: int) -> None:
-    sizes = {}
-    for key in ("dataroot_lq", "dataroot_gt"):
-        if dataset.get(key) is not None:
-            dataset[key] = str(Path(dataset[key]).expanduser())
-            sizes[key] = _check_images(f"{where}: {key}", dataset, Path(dataset[key]), decode)
-    if dataset["type"] != "PairedImageDataset" or not all(sizes.values()):
-        return
-    small, large = sizes["dataroot_lq"], sizes["dataroot_gt"]
-    if len(small) != len(large):
-        raise AdaBMError(f"{where}: dataroot_lq holds {len(small)} images, dataroot_gt {len(large)}")
-    for (path, (height, width)), (gt_path, gt_size) in zip(small.items(), large.items()):
-        if gt_size[0] < scale * height or gt_size[1] < scale * width:
-            raise AdaBMError(f"{where}: {gt_path} is less than {scale} (scale) times as large as {path}")
-
-
-def _check_images(key: str, dataset: dict, folder: Path, decode: bool) -> dict[Path, tuple[int, int]]:
-    """Height and width of each image in a folder that is decoded as a check; nothing of LMDBs and listed images."""
-    from adabm_basicsr.data.images import list_images, read_image
-
-    if dataset["io_backend"].get("type", "disk") != "disk" or dataset.get("meta_info_file"):
-        if not folder.is_dir():
-            raise AdaBMError(f"{key}: folder {folder} does not exist")
-        return {}
-    paths = list_images(folder, key)
-    if dataset["type"] != "CalibrationDataset":
-        # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image.
-        known = set(paths)
-        strays = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in known)
-        if strays:
-            raise AdaBMError(f"{key}: {strays[0]} is not an image")
-    if not decode:
-        return {}
-
-    def size(path: Path) -> tuple[int, int]:
-        return read_image(path).shape[:2]
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(size, paths)))
+            if "pretrain_network" in key:
+                read_checkpoint(paths[key])
 
 
 def _set_up_processes(opt: dict, launcher: str) -> None:

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.compat import keep_freed_memory
+from adabm_basicsr.compat import keep_freed_memory, load_weights_only
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
 
 
@@ -24,6 +25,7 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     """
     args = make_parser(prog).parse_args(argv)
     root = Path.cwd()
+    load_weights_only()
     opt = parse_options(args, root, is_train)
     if not opt["num_gpu"]:
         keep_freed_memory()
@@ -38,6 +40,8 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     module.parse_options = lambda root_path, is_train: (opt, args)
     try:
         pipeline(str(root))
+    except OSError as error:  # of folders and files that BasicSR makes itself
+        raise AdaBMError(str(error)) from error
     finally:
         module.parse_options = original
         if own_log:

@@ -1,8 +1,11 @@
 """Mistakes of users: each ends in one line that names it, and exit code 2."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_EDSR
 
 TRAIN_MISTAKES = {
     "missing section": ({"network_g": ...}, "network_g is missing from the option file"),
@@ -53,6 +56,10 @@ TRAIN_MISTAKES = {
         {"network_g__type": "AdaBMNet"},
         "network_g: type: 'AdaBMNet' is not registered; did you mean 'AdaBMNetwork'?",
     ),
+    "plain network with options of a quantized one": (
+        {"network_g__type": "MSRResNet"},
+        "network_g: MSRResNet: unknown key 'network'; valid: 'num_in_ch', 'num_out_ch'",
+    ),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
@@ -73,6 +80,33 @@ TRAIN_MISTAKES = {
     "tile": ({"val": {"tile": -1}}, "val: tile: -1 is not a whole number of at least 1"),
     "tile overlap": ({"val": {"tile": 40}}, "val: tile_overlap: 16 is more than a third of the tile, 40"),
     "overlap alone": ({"val": {"tile_overlap": 8}}, "val: tile_overlap is given, but no tile"),
+    "name that leads out": ({"name": "../../x"}, "name: '../../x' is not a name for files and folders, below this one"),
+    "absolute name": ({"name": "/x"}, "name: '/x' is not a name for files and folders, below this one"),
+    "folder made by BasicSR": ({"path__anything": "/x"}, "path: unknown key 'anything'"),
+    "path no text": ({"path__pretrain_network_g": 3}, "path: pretrain_network_g: 3 is not a text"),
+    "folder no text": ({"datasets__train__dataroot_lq": [1]}, "datasets: train: dataroot_lq: [1] is not a text"),
+    "dataset no section": ({"datasets__train": 3}, "datasets: train: 3 is not a section of keys"),
+    "flag no flag": ({"datasets__train__use_rot": "yes"}, "datasets: train: use_rot: 'yes' is not true or false"),
+    "seed no number": ({"datasets__train__seed": "x"}, "datasets: train: seed: 'x' is not a whole number"),
+    "scale no number": ({"scale": 2.5}, "scale: 2.5 is not a positive whole number"),
+    "network no section": ({"network_g__network": "EDSR"}, "network_g: network: 'EDSR' is not a section of keys"),
+    "patterns no list": ({"network_g__exclude": 3}, "exclude: 3 is not a list of patterns"),
+    "recipe a mapping": ({"network_g__recipe": {"a": 1}}, "recipe: unknown value {'a': 1}; valid: 'paper'"),
+    "huge patches": ({"datasets__train__lq_size": 10**6}, "lq_size: 1000000: patches have more pixels than max_pixels"),
+    "huge network": (
+        {"network_g__network__num_feat": 10**9},
+        "network_g: network: EDSR cannot be built from ['num_in_ch', 'num_out_ch', 'num_feat'",
+    ),
+    "pixel limit": ({"datasets__train__max_pixels": 0}, "max_pixels: 0 is out of range; valid: 1 to 1073741824"),
+    "small pixel limit": ({"datasets__train__max_pixels": 600}, "has 48x40 pixels, more than max_pixels 600 allows"),
+    "backend": (
+        {"datasets__train__io_backend": {"type": "memcached", "sys_path": "x"}},
+        "datasets: train: io_backend: type: unknown value 'memcached'; valid: 'disk', 'lmdb'",
+    ),
+    "no LMDB": (
+        {"datasets__train__io_backend": {"type": "lmdb"}},
+        "meta info file lr/meta_info.txt does not exist",
+    ),
     "meta info": ({"datasets__train__meta_info_file": "gone.txt"}, "meta info file gone.txt does not exist"),
 }
 
@@ -224,7 +258,7 @@ def test_plain_checkpoint_cannot_be_tested_quantized(run_fails, workspace):
 
 def test_meta_info_outside_the_folder(run_fails, workspace):
     (workspace.root / "meta.txt").write_text("../tiny.pth (1,1,3)\n")
-    assert "lies outside dataroot_lq lr" in run_fails(datasets__train__meta_info_file="meta.txt")
+    assert "lies outside the data root lr" in run_fails(datasets__train__meta_info_file="meta.txt")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +270,14 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
         ),
         ({"datasets__test__dataroot_gt": ...}, "datasets: test: dataroot_gt is missing"),
         ({"scale": 4}, "is less than 4 (scale) times as large as"),
+        ({"scale": 1}, "scale: 1: the network makes 64x48 pixels of 32x24, but there are 32x24 of ground truth"),
+        ({"scale": ...}, "datasets: test: scale is missing from the option file"),
+        ({"val__suffix": "../x"}, "val: suffix: '../x' is not part of a file's name"),
+        ({"val__metrics__psnr__crop_border": "2"}, "val: metrics: psnr: with crop_border '2', test_y_channel True"),
+        ({"val__metrics__psnr__crop_border": 24}, "it gives nan on an image of 48x48 pixels"),
+        ({"datasets__test__filename_tmpl": "{}x2"}, "image val/lq/img_000x2.png cannot be read: No such file"),
+        ({"datasets__test__io_backend": {"type": "lmdb"}}, "datasets: test: dataroot_lq: val/lq must end in .lmdb"),
+        ({"datasets__test__name": "../x"}, "datasets: test: name: '../x' is not a name for files and folders"),
     ],
 )
 def test_mistake_in_test_options(run_fails, workspace, changes, message):
@@ -261,6 +303,38 @@ def test_float_image_beyond_one(run_fails, workspace):
 
     cv2.imwrite(str(workspace.root / "lr" / "img_009.tiff"), np.full((40, 48, 3), 200, np.float32))
     assert "img_009.tiff has float values outside 0..1" in run_fails()
+
+
+def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
+    monkeypatch.syspath_prepend(workspace.root)
+    (workspace.root / "broken_archs.py").write_text("undefined\n")
+    error = run_fails(network_g__custom_imports=["broken_archs"])
+    assert "custom_imports: cannot import 'broken_archs': NameError: name 'undefined' is not defined" in error
+
+
+def test_a_broken_checkpoint_leaves_earlier_results_in_place(run_fails, workspace):
+    workspace.train()
+    workspace.test()
+    (workspace.root / "net.pth").write_bytes((workspace.root / "tiny.pth").read_bytes()[:5000])
+    assert "net.pth cannot be read" in run_fails(command=workspace.test, path__pretrain_network_g="net.pth")
+    assert [path.name for path in (workspace.root / "results").iterdir()] == ["tiny_test"]
+
+
+def test_basicsrs_own_models_load_weights_alone(run_fails, workspace):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(workspace.root / "hacked"), "w"))
+
+    torch.save({"params": {"a": torch.zeros(1), "b": Evil()}}, workspace.root / "evil.pth")
+    changes = {"model_type": "SRModel", "network_g": {**TINY_EDSR}, "path__pretrain_network_g": "evil.pth"}
+    assert "evil.pth cannot be read" in run_fails(command=workspace.test, **changes)
+    assert not (workspace.root / "hacked").exists()
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_folders_that_cannot_be_made(run_fails, workspace):
+    (workspace.root / "experiments").write_text("a file")
+    assert "Not a directory" in run_fails() or "File exists" in run_fails()
 
 
 def test_a_mistake_leaves_earlier_results_in_place(run_fails, workspace):

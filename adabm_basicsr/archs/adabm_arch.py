@@ -93,7 +93,7 @@ def import_modules(names: Sequence[str]) -> None:
     """Import modules by name, those below the working directory too.
 
     Raises:
-        AdaBMError: A module is missing.
+        AdaBMError: A module is missing, or fails.
     """
     if isinstance(names, str):
         names = [names]
@@ -102,47 +102,49 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {error}") from error
+        except Exception as error:  # whatever its own code raises
+            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {reason}") from error
 
 
-def build_base(options: dict) -> nn.Module:
-    """Build a registered architecture from ``type`` and options.
+def build_base(options: dict, where: str = "network_g: network") -> nn.Module:
+    """Build a registered architecture from ``type`` and options; ``where`` names their section.
 
     Raises:
         AdaBMError: The type is missing or not registered, or doesn't take one of the options.
     """
     if not isinstance(options, dict) or "type" not in options:
-        raise AdaBMError("network_g: network: type is missing; give a registered architecture and its options")
-    name = options["type"]
-    if reason := REFUSED.get(name.removesuffix("_basicsr") if isinstance(name, str) else name):
-        raise AdaBMError(f"network_g: network: type: {name} can't be quantized here: {reason}")
+        raise AdaBMError(f"{where}: type is missing; give a registered architecture and its options")
+    name = str(options["type"])
+    if reason := REFUSED.get(name.removesuffix("_basicsr")):
+        raise AdaBMError(f"{where}: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
     if not registered:
         raise AdaBMError(
-            f"network_g: network: type: {name!r} is not registered (custom_imports registers your own); "
+            f"{where}: type: {name!r} is not registered (custom_imports registers your own); "
             f"{did_you_mean(name, ARCH_REGISTRY.keys())}"
         )
     arch = ARCH_REGISTRY.get(registered[0])
     given = [key for key in options if key != "type"]
-    _check_arch_options(name, arch, given)
+    _check_arch_options(f"{where}: {name}", arch, given)
     try:
         return build_network({**options, "type": registered[0]})
     except AdaBMError:
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise AdaBMError(f"network_g: network: {name} cannot be built from {given}: {error}") from error
+    except Exception as error:  # whatever its own code raises
+        reason = " ".join(str(error).split())
+        raise AdaBMError(f"{where}: {name} cannot be built from {given}: {reason}") from error
 
 
-def _check_arch_options(name: str, arch: type, given: list[str]) -> None:
+def _check_arch_options(where: str, arch: type, given: list[str]) -> None:
     parameters = inspect.signature(arch.__init__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     names = [key for key in parameters if key != "self"]
-    check_keys(f"network_g: network: {name}", given, names)
+    check_keys(where, given, names)
     missing = [key for key in names if parameters[key].default is inspect.Parameter.empty and key not in given]
     if missing:
-        raise AdaBMError(f"network_g: network: {name} needs {', '.join(missing)}")
+        raise AdaBMError(f"{where} needs {', '.join(missing)}")
 
 
 def example_input(network: nn.Module, options: dict) -> torch.Tensor:

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from basicsr.utils import FileClient
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
+from adabm_basicsr.data.sources import LMDB_LIST, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 
 OPTIONS = {
     "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
-    "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu", "num_worker_per_gpu",
-    "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
+    "max_pixels", "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu",
+    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory",
+    "persistent_workers",
 }  # fmt: skip
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
 
@@ -35,10 +37,11 @@ class CalibrationDataset(Dataset):
         opt: Options of the dataset:
 
             - dataroot_lq (str): Folder of LR images, or an LMDB (``io_backend: {type: lmdb}``).
-            - meta_info_file (str): Optional list of file names, the first word of each line.
+            - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first word of each line.
             - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
             - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
             - num_images (int): How many images to take, evenly spread over the sorted list. Default: 100.
+            - max_pixels (int): Larger images are refused: they may be made to fill the memory. Default: 2 ** 27.
             - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
             - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
             - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration. Default: 1.
@@ -69,7 +72,12 @@ class CalibrationDataset(Dataset):
         self.seed = torch.initial_seed() - get_dist_info()[0] if seed is None else seed
         count = check_positive(f"{where}: num_images", opt.get("num_images", 100))
         names = _spread(_image_names(opt, where), count)
-        self.images = _read_images(opt, names, self.channels)
+        max_pixels = check_max_pixels(f"{where}: max_pixels", opt.get("max_pixels"))
+        if self.size**2 > max_pixels:
+            raise AdaBMError(
+                f"{where}: lq_size: {self.size}: patches have more pixels than max_pixels {max_pixels} allows"
+            )
+        self.images = _read_images(opt, names, self.channels, max_pixels)
         self.paths = [str(name) for name in names]
 
     def __len__(self) -> int:
@@ -121,27 +129,12 @@ class CalibrationDataset(Dataset):
 
 def _image_names(opt: dict, where: str) -> list[Path]:
     """Paths of the images, or keys for an LMDB."""
-    if "dataroot_lq" not in opt:
+    if opt.get("dataroot_lq") is None:
         raise AdaBMError(f"{where}: dataroot_lq is missing")
-    root = Path(opt["dataroot_lq"])
+    root, list_file = Path(opt["dataroot_lq"]), opt.get("meta_info_file")
     if _backend(opt) == "lmdb":
-        names = _names_from_list(root, Path(opt.get("meta_info_file") or root / "meta_info.txt"))
-        return [Path(name.stem) for name in names]
-    if opt.get("meta_info_file"):
-        return _names_from_list(root, Path(opt["meta_info_file"]))
-    return list_images(root, "dataroot_lq")
-
-
-def _names_from_list(root: Path, list_file: Path) -> list[Path]:
-    if not list_file.is_file():
-        raise AdaBMError(f"meta info file {list_file} does not exist")
-    names = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
-    if not names:
-        raise AdaBMError(f"meta info file {list_file} is empty")
-    for name in names:
-        if not (root / name).resolve().is_relative_to(root.resolve()):
-            raise AdaBMError(f"meta info file {list_file}: {name!r} lies outside dataroot_lq {root}")
-    return [root / name for name in names]
+        return [Path(key) for key in read_keys(list_file or root / LMDB_LIST, root)]
+    return [root / name for name in read_names(list_file, root)] if list_file else list_images(root, "dataroot_lq")
 
 
 def _backend(opt: dict) -> str:
@@ -156,10 +149,9 @@ def _spread(names: list[Path], count: int) -> list[Path]:
     return [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
 
 
-def _read_images(opt: dict, names: list[Path], channels: int) -> list[np.ndarray]:
+def _read_images(opt: dict, names: list[Path], channels: int, max_pixels: int) -> list[np.ndarray]:
     if _backend(opt) == "disk":
-        return [read_image(name, channels) for name in names]
-    client = FileClient("lmdb", db_paths=[opt["dataroot_lq"]], client_keys=["lq"])
-    return [
-        decode_image(client.get(str(name), "lq") or b"", f"{opt['dataroot_lq']}:{name}", channels) for name in names
-    ]
+        return [read_image(name, channels, max_pixels) for name in names]
+    root = opt["dataroot_lq"]
+    with open_lmdb(root) as read:
+        return [decode_image(read(str(name)), f"{root}:{name}", channels, max_pixels) for name in names]

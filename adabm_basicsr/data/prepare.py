@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from adabm_basicsr.data.headers import MAX_PIXELS, add_max_pixels, check_max_pixels
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
@@ -38,7 +39,7 @@ def mod_crop(image: np.ndarray, scale: int) -> np.ndarray:
     return np.ascontiguousarray(image[:height, :width])
 
 
-def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None) -> list[Path]:
+def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None, max_pixels: int = MAX_PIXELS) -> list[Path]:
     """Write the LR image of every image in ``hr``, by the same name as PNG.
 
     Args:
@@ -46,35 +47,40 @@ def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None) -> list[Pa
         scale: Factor, at least 1.
         out: New folder, or new LMDB (``NAME.lmdb``), for the LR images.
         mod: New folder for the HR images cropped to multiples of ``scale``, as PNG: pairs with ``out``.
+        max_pixels: Larger images are refused: they may be made to fill the memory.
 
     Raises:
         AdaBMError: A folder is missing or empty, an image is broken or too small, or a target is not empty.
     """
     paths = list_images(hr, "--hr")
-    _check_names(paths)
+    _check_names(paths, keys=out.suffix == ".lmdb")
+    check_max_pixels("--max-pixels", max_pixels)
     if mod is not None and mod.resolve() == out.resolve():
         raise AdaBMError(f"--mod: {mod} is the same as --out")
     for key, target in (("--out", out), ("--mod", mod)):
         if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise AdaBMError(f"{key}: {target} exists and is not an empty folder")
     folder = out.with_suffix(".lmdb.images") if out.suffix == ".lmdb" else out
-    written = [_prepare_one(path, scale, folder, mod) for path in tqdm(paths, "Bicubic", unit="image", disable=None)]
+    images = ((path, read_image(path, max_pixels=max_pixels)) for path in paths)
+    progress = tqdm(images, "Bicubic", len(paths), unit="image", disable=None)
+    written = [_prepare_one(path, image, scale, folder, mod) for path, image in progress]
     if folder != out:
         _to_lmdb(folder, written, out)
         shutil.rmtree(folder)
     return written
 
 
-def _check_names(paths: list[Path]) -> None:
+def _check_names(paths: list[Path], keys: bool) -> None:
     seen: dict[str, Path] = {}
     for path in paths:
+        if keys and (not path.stem.isascii() or "." in path.stem):
+            raise AdaBMError(f"--hr: {path.name} makes no key of an LMDB; name it in ASCII, with one dot")
         if path.stem in seen:
             raise AdaBMError(f"--hr: {seen[path.stem].name} and {path.name} would both become {path.stem}.png")
         seen[path.stem] = path
 
 
-def _prepare_one(path: Path, scale: int, folder: Path, mod: Path | None) -> Path:
-    image = read_image(path)
+def _prepare_one(path: Path, image: np.ndarray, scale: int, folder: Path, mod: Path | None) -> Path:
     if min(image.shape[:2]) < scale:
         raise AdaBMError(f"image {path} of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}")
     image = mod_crop(image, scale)
@@ -107,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=int, required=True, choices=range(1, 9), metavar="1..8")
     parser.add_argument("--out", type=Path, required=True, help="new folder, or NAME.lmdb")
     parser.add_argument("--mod", type=Path, help="new folder for the HR images, cropped to multiples of the scale")
+    add_max_pixels(parser)
     args = parser.parse_args(argv)
-    written = prepare(args.hr, args.scale, args.out, args.mod)
+    written = prepare(args.hr, args.scale, args.out, args.mod, args.max_pixels)
     print(f"{len(written)} images of scale 1/{args.scale} in {args.out}")

@@ -6,6 +6,7 @@ header takes as much as a small tensor itself), and floats that bfloat16 holds e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 FORMAT = 1
+CHECKSUM_KEY = "checksum"
 WEIGHTS, SMALL = "levels.", "small."
 SMALL_SIZE = 4096  # values
 KINDS = {"f": torch.float32, "b": torch.bfloat16, "u": torch.uint8, "i": torch.int64}
@@ -39,9 +41,18 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     if description is None:
         raise AdaBMError("only networks that were built from options can be packed: build it as AdaBMNetwork")
     tensors, kinds = pack(net)
-    metadata = {DESCRIPTION_KEY: json.dumps({"format": FORMAT, **description, "kinds": kinds}, separators=(",", ":"))}
+    text = json.dumps({"format": FORMAT, **description, "kinds": kinds}, separators=(",", ":"))
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_file(tensors, temporary, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
+
+
+def checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a packed file holds, in hexadecimal."""
+    digest = hashlib.sha256(description.encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:
@@ -75,12 +86,15 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         raise AdaBMError(f"packed file {path} does not exist")
     try:
         with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {})[DESCRIPTION_KEY])
+            metadata = file.metadata() or {}
+            description = json.loads(metadata[DESCRIPTION_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError) as error:
         raise AdaBMError(f"packed file {path} cannot be read (truncated or corrupt): {error}") from error
     except (KeyError, ValueError) as error:
         raise AdaBMError(f"{path} is no packed file of adabm-basicsr: its description is missing") from error
+    if checksum(metadata[DESCRIPTION_KEY], tensors) != metadata.get(CHECKSUM_KEY):
+        raise AdaBMError(f"packed file {path} is damaged: its checksum is wrong")
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise AdaBMError(f"packed file {path} has format {found!r}; this version reads {FORMAT}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adabm_basicsr.data.headers import MAX_PIXELS, add_max_pixels, check_max_pixels
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
 from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import load_network
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr upscale``."""
     args = _parse(argv)
     check_tiles("upscale", args.tile, args.tile_overlap)
+    check_max_pixels("--max-pixels", args.max_pixels)
     jobs = _share(plan_outputs(args.input, args.out, args.ext))
     network = _load(args)
     done, skipped, failed, pixels, start = 0, 0, {}, 0, time.perf_counter()
@@ -45,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 skipped += 1
                 continue
             try:
-                pixels += upscale_file(network, source, target, args.tile, args.tile_overlap, args.batch)
+                tiling = args.tile, args.tile_overlap, args.batch
+                pixels += upscale_file(network, source, target, *tiling, args.max_pixels)
                 done += 1
-            except (AdaBMError, cv2.error, RuntimeError) as error:  # one bad image doesn't stop the rest
-                failed[source] = str(error).strip().splitlines()[0]
+            except (AdaBMError, cv2.error, RuntimeError, MemoryError) as error:  # one bad image doesn't stop the rest
+                failed[source] = (str(error).strip() or type(error).__name__).splitlines()[0]
             progress.set_postfix_str(_speed(pixels, start))
     print(f"upscaled: {done} images, {_speed(pixels, start)}; existed already: {skipped}; failed: {len(failed)}")
     if failed:
@@ -104,7 +107,15 @@ def _share(jobs: list) -> list:
     return jobs[int(os.environ.get("RANK", 0)) :: int(os.environ.get("WORLD_SIZE", 1))]
 
 
-def upscale_file(network: Network, source: Path, target: Path, tile: int, overlap: int, batch: int = 1) -> int:
+def upscale_file(
+    network: Network,
+    source: Path,
+    target: Path,
+    tile: int,
+    overlap: int,
+    batch: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> int:
     """Super-resolve one image file, atomically.
 
     Args:
@@ -114,6 +125,7 @@ def upscale_file(network: Network, source: Path, target: Path, tile: int, overla
         tile: See `finished_blocks`.
         overlap: See `finished_blocks`.
         batch: See `finished_blocks`.
+        max_pixels: Larger images are refused: they may be made to fill the memory.
 
     Returns:
         Pixels of the result.
@@ -121,7 +133,7 @@ def upscale_file(network: Network, source: Path, target: Path, tile: int, overla
     Raises:
         AdaBMError: The image can't be read, or the result can't be written.
     """
-    image = read_pixels(source)
+    image = read_pixels(source, max_pixels)
     kind = target.suffix.lower()
     deep = image.dtype != np.uint8 and kind in DEEP_EXTENSIONS
     colour, alpha = _split_alpha(image)
@@ -231,5 +243,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=0, help="of the runtime (default: its own choice)")
     parser.add_argument("--device", help="what runs other files: cpu, cuda, ... (default: cuda where there is one)")
+    add_max_pixels(parser)
     add_custom_imports(parser)
     return parser.parse_args(argv)

@@ -174,7 +174,18 @@ class AdaBMModel(SRModel):
         with torch.no_grad():
             tile = val.get("tile")
             self.output = upscale_tiles(run, self.lq, tile, val["tile_overlap"]) if tile else run(self.lq)
+        self._check_scale()
         self.costs.append(Cost(mean(cost.fab for cost in costs), sum(cost.bitops for cost in costs)))
+
+    def _check_scale(self) -> None:
+        """BasicSR cuts the ground truth to ``scale`` times the input; a network of another scale doesn't fit it."""
+        made, truth = self.output.shape[2:], getattr(self, "gt", self.output).shape[2:]
+        if made != truth:
+            sizes = [f"{width}x{height}" for height, width in (self.lq.shape[2:], made, truth)]
+            raise AdaBMError(
+                f"scale: {self.opt['scale']}: the network makes {sizes[1]} pixels of {sizes[0]}, but there are "
+                f"{sizes[2]} of ground truth"
+            )
 
     def _size_multiple(self, net: nn.Module) -> int:
         """Of a plain network too, so that full precision is measured on the same images as a quantized network."""

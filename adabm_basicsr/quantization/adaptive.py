@@ -57,12 +57,12 @@ class ImageBitMapping(nn.Module):
         self.upper = nn.Parameter(torch.zeros(1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Level of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}."""
+        """Level of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}; 0 of one that isn't finite."""
         complexity = image_complexity(image)
         hard = (complexity > self.upper).to(complexity.dtype) - (complexity < self.lower).to(complexity.dtype)
         width = range_width(self.lower, self.upper)  # equal thresholds come from constant calibration images
         soft = torch.tanh((complexity - (self.upper + self.lower) / 2) * 2 / width)
-        return straight_through(soft, hard)
+        return straight_through(soft.nan_to_num(), hard)
 
 
 class ActivationQuantizer(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +36,8 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
     if not state:
         raise AdaBMError(f"checkpoint {path} holds no weights")
     for key, value in state.items():
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # it may say any size
+            raise AdaBMError(f"checkpoint {path}: {key} is larger than what the file holds of it")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
@@ -50,10 +52,25 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
     if not Path(path).is_file():
         raise AdaBMError(f"checkpoint {path} does not exist")
     try:
+        _check_whole(path)
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever unpickling stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
+
+
+def _check_whole(path: str | os.PathLike) -> None:
+    """Raise ``ValueError`` for a damaged archive: torch writes checksums, but doesn't look at them.
+
+    Files of torch before 1.6 are no archives and have no checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, as torch.save never does, and may fill the memory")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
 
 
 def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:

@@ -183,7 +183,7 @@ class QuantizationConfig:
                 raise AdaBMError(f"{key}: {getattr(self, key)!r} is not true or false")
         for key in PATTERN_KEYS:
             patterns = getattr(self, key)
-            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns")
         if self.size_multiple is not None:
             check_positive("size_multiple", self.size_multiple)
@@ -259,7 +259,7 @@ def _check_pair(name: str, value: Sequence[object], usual: tuple[float, float]) 
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
-    if value not in choices:
+    if value not in list(choices):  # which compares, where a mapping would hash
         raise AdaBMError(f"{key}: unknown value {value!r}; {did_you_mean(value, choices)}")
 
 

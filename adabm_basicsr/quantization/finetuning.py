@@ -146,7 +146,7 @@ class Finetuner:
         trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
-            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total)}")
+            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}")
         optimizer.zero_grad()
         total.backward()
         _average_gradients(optimizer)
@@ -280,8 +280,8 @@ class _NormalisedDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        norm = student.norm()
-        difference = (student / norm).sub_(teacher / teacher.norm())
+        norm = _norm(student)
+        difference = (student / norm).sub_(teacher / _norm(teacher))
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
         return distance
@@ -294,6 +294,12 @@ class _NormalisedDistance(torch.autograd.Function):
         of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
         along = torch.dot(of_normalised.flatten(), student.flatten()) / norm**2
         return of_normalised.addcmul_(student, -along).div_(norm), None
+
+
+def _norm(features: Tensor) -> Tensor:
+    """L2 norm to divide by: 1 for features that are all zero."""
+    norm = features.norm()
+    return torch.where(norm > 0, norm, 1)
 
 
 def _in_several_processes() -> bool:

@@ -132,7 +132,7 @@ def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int) -
     Args:
         rows: Weights of each group and output channel, ``(G, O, K)``.
         moments: ``columns @ columns.T`` of the inputs, ``(G, K, K)``.
-        steps: Distance of the levels, ``(G, O, 1)``.
+        steps: Distance of the levels, ``(G, O, 1)``; 0 of an output channel whose weights are all zero.
         bits: Bit-width; levels are ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` steps.
 
     Returns:
@@ -143,6 +143,7 @@ def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int) -
     moments = moments.gather(1, order.unsqueeze(2).expand_as(moments))
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
     passed_on = _passed_on(moments)
+    steps = steps.clamp(min=torch.finfo(steps.dtype).tiny)
     limit = 2 ** (bits - 1)
     rounded = torch.empty_like(rows)
     for start in range(0, rows.shape[2], BLOCK):

@@ -90,7 +90,8 @@ class WeightQuantizer(nn.Module):
     def levels(self, weight: Tensor) -> Tensor:
         """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
         scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
-        levels = (scaled / self._step_of(weight) - self._lowest).round()
+        steps = self._step_of(weight).clamp(min=torch.finfo(weight.dtype).tiny)  # 0 where all weights are
+        levels = (scaled / steps - self._lowest).round()
         return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
 
     def from_levels(self, levels: Tensor) -> Tensor:

@@ -57,3 +57,19 @@ def test_what_cannot_be_prepared_is_named(tmp_path, spoil, message):
     spoil(hr)
     with pytest.raises(AdaBMError, match=message):
         prepare(hr, 4, tmp_path / "lr")
+
+
+@pytest.mark.parametrize("name", ["a.b.png", "é.png"])
+def test_names_that_make_no_key_of_an_lmdb(tmp_path, name):
+    hr = write_images(tmp_path / "hr", [(32, 32)])
+    (hr / "img_000.png").rename(hr / name)
+    with pytest.raises(AdaBMError, match=f"{name} makes no key of an LMDB; name it in ASCII, with one dot"):
+        prepare(hr, 4, tmp_path / "lr.lmdb")
+
+
+def test_larger_images_than_allowed(tmp_path, capsys):
+    write_images(tmp_path / "hr", [(32, 32)])
+    with pytest.raises(SystemExit):
+        flags = ["--hr", str(tmp_path / "hr"), "--scale", "2", "--out", str(tmp_path / "lr"), "--max-pixels", "1000"]
+        main(["prepare", *flags])
+    assert "img_000.png has 32x32 pixels, more than max_pixels 1000 allows" in capsys.readouterr().err

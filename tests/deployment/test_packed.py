@@ -13,7 +13,9 @@ from adabm_basicsr import AdaBMError, calibrate, finetune, quantize, save_checkp
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.load import load_network
 from adabm_basicsr.deployment.packed import (
+    CHECKSUM_KEY,
     DESCRIPTION_KEY,
+    checksum,
     load_packed,
     pack_bits,
     read_packed,
@@ -134,7 +136,8 @@ def rewritten(path, change_description=None, change_tensors=None):
         change_description(description)
     if change_tensors:
         change_tensors(tensors)
-    save_file(tensors, path, {DESCRIPTION_KEY: json.dumps(description)})
+    text = json.dumps(description)
+    save_file(tensors, path, {DESCRIPTION_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
 
 
 def first_weights(tensors):
