@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.progress import tracked
 
 REACH = 2  # bits that a layer may lie above or below those asked for
 SEED = 0
@@ -41,7 +42,7 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
     generator = torch.Generator().manual_seed(SEED)
     _require_gradients(weights.values(), True)
     try:
-        for image in images.split(1):
+        for image in tracked(images.split(1), "Sensitivities"):
             out, seen = _observed(net, image)
             probe = torch.randn(out.shape, generator=generator).to(out)
             sources = [x for _, x, _ in seen] + list(weights.values())

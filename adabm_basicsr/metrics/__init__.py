@@ -1,0 +1,1 @@
+"""Metrics beside BasicSR's own: option files name them under ``val: metrics:``."""
