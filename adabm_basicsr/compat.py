@@ -32,6 +32,7 @@ def after_import() -> None:
 
     _give_epoch_to_dataset()
     _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
+    _REPLACED["init_wandb_logger"] = _wrap_init_wandb(basicsr.train.init_wandb_logger)
     vars(basicsr.train).update(_REPLACED)
     original = basicsr.utils.options.parse_options
     parse_options = _wrap_parse_options(original)
@@ -177,6 +178,20 @@ def _wrap_create_dataloader(original):
         return loader, sampler, val_loaders, -(-total_iters // max(len(loader), 1)), total_iters
 
     return create_train_val_dataloader
+
+
+def _wrap_init_wandb(original):
+    """BasicSR asks wandb for an identifier by a function that has moved since; can go once it takes the new one."""
+
+    def init_wandb_logger(opt: dict) -> None:
+        import wandb.util
+        from wandb.sdk.lib import runid
+
+        if not hasattr(wandb.util, "generate_id"):
+            wandb.util.generate_id = runid.generate_id
+        original(opt)
+
+    return init_wandb_logger
 
 
 # What stands in for functions of the same name in basicsr.train.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -49,19 +48,14 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int, net: st
         return float(_lpips(net)(*images))
 
 
-def check_lpips() -> None:
-    """Raise `AdaBMError` unless ``lpips`` is installed."""
-    if find_spec("lpips") is None:
-        raise AdaBMError("calculate_lpips needs the package lpips: pip install lpips")
-
-
 @lru_cache
 def _lpips(net: str) -> nn.Module:
-    check_lpips()
     if net not in LPIPS_NETS:
         raise AdaBMError(f"calculate_lpips: net: {net!r} is unknown; valid: {', '.join(LPIPS_NETS)}")
-    import lpips
-
+    try:
+        import lpips
+    except ImportError as error:
+        raise AdaBMError("calculate_lpips needs the package lpips: pip install lpips") from error
     try:
         return lpips.LPIPS(net=net, verbose=False).eval()
     except OSError as error:

@@ -21,7 +21,7 @@ from adabm_basicsr.console import say
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.metrics.choice import split_metrics
+from adabm_basicsr.metrics.choice import check_size, split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.tensorboard import log_bits
@@ -102,18 +102,22 @@ class AdaBMModel(SRModel):
             raise AdaBMError(
                 f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
             )
+        seconds = None
         if net.stage == Stage.FRESH:
             size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
-            self._calibrate(net, dataset.calibration_batches(size))
+            seconds = self._calibrate(net, dataset.calibration_batches(size))
         self.patches = [patch.to(self.device) for patch in dataset.calibration_batches(1)]
         self._set_up_finetuning(net, dataset)
+        if seconds is not None:
+            self.phases.note_calibration(seconds, self.net_g)
 
-    def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
+    def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> float:
+        """Calibrate, log a table of the layers, and return the seconds that it took."""
         start, batches = time.perf_counter(), [batch.to(self.device) for batch in batches]
         calibrate(net, tracked(batches, "Calibration"))
         seconds = time.perf_counter() - start
-        self.record.note_phase("Calibration", seconds)
         get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
+        return seconds
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
         train_opt = self.opt["train"]
@@ -180,6 +184,7 @@ class AdaBMModel(SRModel):
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
+            check_size(self.image_name, self.output, self.opt["val"].get("metrics"))
             self.observed.note(self.image_name, self.lq, self.output)
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -229,14 +234,12 @@ class AdaBMModel(SRModel):
 
     @master_only
     def _note_set(self, dataset: str, metrics: dict[str, float], seconds: float) -> None:
-        observed = self.observed
-        facts = {"metrics": metrics, "images": observed.images, "bit_counts": dict(observed.bit_counts)}
-        sets = {**self.record.facts["sets"], dataset: {**facts, "bit_map": observed.bit_map(), "seconds": seconds}}
-        self.record.note(sets=sets)
+        facts = {"metrics": metrics, **self.observed.facts(), "seconds": seconds}
+        self.record.note(sets={**self.record.facts["sets"], dataset: facts})
         self._keep_largest(dataset)
         self._write_metrics(dataset, metrics)
         told = ", ".join(f"{name} {format_figure(name, value)}" for name, value in metrics.items())
-        say(f"Validation {dataset}: {len(observed.images)} images, {seconds:.1f} s, {told}")
+        say(f"Validation {dataset}: {len(self.observed.images)} images, {seconds:.1f} s, {told}")
 
     def _keep_largest(self, dataset: str) -> None:
         """Keep the picture that the report lays the bits of its tiles over."""

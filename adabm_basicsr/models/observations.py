@@ -111,6 +111,10 @@ class Observations:
         costs |= {"fab": mean(row["bits"] for row in self.images), "bitops": mean(row["bitops"] for row in self.images)}
         return {**costs, "weight_bytes": size_bytes(self.net)}
 
+    def facts(self) -> dict:
+        """What a record or report keeps of the set, in JSON's types."""
+        return {"images": self.images, "bit_counts": dict(self.bit_counts), "bit_map": self.bit_map()}
+
     def bit_map(self) -> dict | None:
         """Bits of each tile of the largest image, row by row; None where bits don't follow the image."""
         if not self.quantized or self.net.image_mapping is None or self.largest is None:

@@ -39,6 +39,11 @@ class Phases:
         """What an iteration trains, in words."""
         return PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(iteration)]]
 
+    def note_calibration(self, seconds: float, forward: nn.Module) -> None:
+        """Note the calibration that came first; before it there is no quantized network to measure a loss of."""
+        self.loss = self.tuner.loss(self.patches, forward)
+        self.record.note_phase("Calibration", seconds, after=self.loss)
+
     def before_step(self, iteration: int, images: Tensor, forward: nn.Module) -> None:
         """Clip, if that is due on the first batch of ``images``, and begin a phase, if one begins."""
         if self.loss is None:

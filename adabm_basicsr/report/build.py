@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 from adabm_basicsr.console import LOGGER, say
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.report.crops import cut, draw_crops, find_crops
 from adabm_basicsr.report.figures import FULL, VERSIONS, gather, own_version
+from adabm_basicsr.report.page import write_page
 from adabm_basicsr.report.plots import complexity_plot, histogram_plot, layer_plot, save_plot, tradeoff_plot
 from adabm_basicsr.report.record import plain, read_record, write_json
+from adabm_basicsr.report.store import PictureStore
 from adabm_basicsr.report.tables import Table, all_tables
 
 if TYPE_CHECKING:
@@ -37,14 +40,10 @@ def report_run(folder: Path, out: Path | None = None) -> dict:
     Raises:
         AdaBMError: There is no record of a run, or a file can't be written.
     """
-    from adabm_basicsr.report.crops import cut, draw_crops, find_crops
-    from adabm_basicsr.report.page import write_page
-    from adabm_basicsr.report.store import PictureStore
-
     start, out = time.perf_counter(), out or folder / FOLDER
     record, figures, store = read_record(folder), gather(folder), PictureStore(folder)
     own = own_version(record)
-    add_versions(figures, store)
+    add_versions(figures, store, own)
     figures["crops"] = find_crops(store, list(figures["sets"]), own)
     figures = plain(figures)
     rows = [cut(store, crop, own) for crop in figures["crops"]]
@@ -60,8 +59,17 @@ def report_run(folder: Path, out: Path | None = None) -> dict:
     return figures
 
 
-def add_versions(figures: dict, store: object) -> None:
-    """Add the metrics of the versions whose pictures are kept, and what costs are of those in full precision."""
+def add_versions(figures: dict, store: PictureStore, own: str) -> None:
+    """Add sets that the report alone ran, metrics of versions whose pictures are kept, and shares of full precision.
+
+    Args:
+        figures: Figures of a run; changed in place.
+        store: Its pictures.
+        own: Which version its network is.
+    """
+    for name in store.sets():
+        if name not in figures["sets"] and (facts := store.facts(name, own)):
+            figures["sets"][name] = {"versions": {}, **facts, "seconds": None}
     for name, facts in figures["sets"].items():
         for version in VERSIONS:
             kept = store.metrics(name, version)

@@ -11,6 +11,7 @@ from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.pipeline import close_logger, log_to_file
 from adabm_basicsr.report.build import FOLDER, print_figures, report_run
 from adabm_basicsr.report.record import read_record
+from adabm_basicsr.report.versions import make_pictures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,8 +23,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_file(args.folder / FOLDER / "report.log", args.quiet)
     try:
         if record["recipe"] is not None:
-            from adabm_basicsr.report.versions import make_pictures
-
             with bars(not args.quiet):
                 make_pictures(args.folder, record, args.custom_imports)
         figures = report_run(args.folder)

@@ -58,9 +58,13 @@ class PictureStore:
         path = self.path(name, version, image)
         return read_image(path) if path.is_file() else None
 
-    def keep_metrics(self, name: str, version: str, key: str, metrics: Mapping) -> None:
-        """Keep the metrics of a set, all of whose pictures are kept."""
-        content = {"key": key, "metrics": metrics, "images": self.names(name, version)}
+    def sets(self) -> list[str]:
+        """Names of the sets that there are pictures of."""
+        return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
+
+    def keep_metrics(self, name: str, version: str, key: str, metrics: Mapping, facts: Mapping | None = None) -> None:
+        """Keep the metrics of a set, all of whose pictures are kept, and further ``facts``."""
+        content = {"key": key, "metrics": metrics, "images": self.names(name, version), "facts": facts}
         write_json(self.folder / name / version / FIGURES, content)
 
     def metrics(self, name: str, version: str, key: str | None = None) -> dict | None:
@@ -69,6 +73,15 @@ class PictureStore:
         Raises:
             AdaBMError: They can't be read.
         """
+        kept = self._read(name, version)
+        return kept["metrics"] if kept is not None and key in (None, kept["key"]) else None
+
+    def facts(self, name: str, version: str) -> dict | None:
+        """The further facts that `keep_metrics` was given; None if there are none."""
+        kept = self._read(name, version)
+        return None if kept is None else kept["facts"]
+
+    def _read(self, name: str, version: str) -> dict | None:
         path = self.folder / name / version / FIGURES
         if not path.is_file():
             return None
@@ -76,8 +89,7 @@ class PictureStore:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise AdaBMError(f"{path} cannot be read: {error}") from error
-        complete = set(kept["images"]) == set(self.names(name, version))
-        return kept["metrics"] if complete and key in (None, kept["key"]) else None
+        return kept if set(kept["images"]) == set(self.names(name, version)) else None
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
