@@ -1,10 +1,13 @@
 """What a run shows on the console."""
 
+import fcntl
 import json
 import logging
 import os
 import pty
+import struct
 import sys
+import termios
 
 import pytest
 
@@ -57,6 +60,7 @@ def test_what_was_only_logged_is_not_shown(capsys):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_bars_move_on_a_terminal(wanted, monkeypatch):
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         with bars(wanted):
