@@ -18,7 +18,7 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import progress
 
 TILE = 32  # LR pixels
-MIN_TILES = 4  # along the shorter side of an image, as far as tiles don't get too small to judge
+MIN_TILES = 8  # along the shorter side of an image, as far as tiles don't get too small to judge
 MIN_TILE = 8
 
 

@@ -132,4 +132,4 @@ def _measured(quantizer: nn.Module, seen: dict[nn.Module, _Seen]) -> tuple:
         return FLOAT_BITS, float("-inf"), float("inf"), *nothing
     bits = float(quantizer.last_bits.mean()) if quantizer.last_bits is not None else float("nan")
     nothing = _Seen(float("nan"), float("nan"), [], float("nan"))
-    return bits, quantizer.lower.item(), quantizer.upper.item(), *seen.get(quantizer, nothing)
+    return bits, *quantizer.clipping_range, *seen.get(quantizer, nothing)

@@ -63,9 +63,14 @@ def _inspect_network(net: QuantizedNetwork) -> dict:
     for name, layer in net.layers().items():
         inputs, weight = layer.inputs(name), getattr(layer, "weight", None)
         for row_name, quantizer in inputs.items():
-            ends = {end: _rounded(quantizer, end) for end in ("lower", "upper")}
+            lower, upper = (_rounded(end) for end in getattr(quantizer, "clipping_range", (None, None)))
             row = {"name": row_name, "role": net.structure.roles[name].value, "w_bits": weight_bits(layer)}
-            row |= {"a_bits": _bits(net, quantizer), **ends, "weights": weight.numel() if weight is not None else 0}
+            row |= {
+                "a_bits": _bits(net, quantizer),
+                "lower": lower,
+                "upper": upper,
+                "weights": weight.numel() if weight is not None else 0,
+            }
             rows.append({**row, "macs": net.structure.macs[name] / total / len(inputs)})
     mapping = net.image_mapping
     facts = describe(net.description) | {"mean weight bits": round(mean_weight_bits(net), 3), **describe_size(net)}
@@ -74,9 +79,8 @@ def _inspect_network(net: QuantizedNetwork) -> dict:
     return {"kind": "quantized network", "facts": facts, "rows": rows}
 
 
-def _rounded(quantizer: object, end: str) -> float | None:
-    value = getattr(quantizer, end, None)
-    return None if value is None else float(f"{value.item():.4g}")
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _bits(net: QuantizedNetwork, quantizer: object) -> str:

@@ -50,8 +50,8 @@ def complexity_plot(points: Mapping[str, Sequence[tuple[float, float]]], thresho
     for (name, found), colour in zip(points.items(), COLOURS):
         x, y = zip(*found)
         axes.plot(x, y, "o", ms=4, alpha=0.6, color=colour, label=name, mew=0)
-    for threshold, label in zip(thresholds or (), ("lower threshold", "upper threshold")):
-        axes.axvline(threshold, ls="--" if label.startswith("l") else ":", lw=1.2, color=COLOURS[5], label=label)
+    for threshold, label in zip(thresholds or (), ("thresholds", None)):
+        axes.axvline(threshold, ls="--", lw=1.2, color=COLOURS[5], label=label)
     axes.set(xlabel="complexity of the image", ylabel="bits used (mean)")
     axes.margins(y=0.25)
     axes.legend(**LEGEND)
@@ -94,7 +94,7 @@ def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray
 
     grid = np.array(values)
     span = grid.max() - grid.min()
-    colours = colormaps[COLOUR_MAP]((grid - grid.min()) / span if span else np.zeros_like(grid))[..., :3]
+    colours = colormaps[COLOUR_MAP]((grid - grid.min()) / span if span else np.full_like(grid, 0.5))[..., :3]
     return (colours * 255).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
 
 
