@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 
 from tqdm import tqdm
 
@@ -20,6 +20,11 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """The flags ``--quiet`` and ``--json``."""
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors alone")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON in the end")
+
+
+def json_alone(wanted: bool) -> AbstractContextManager:
+    """Context in which nothing else comes to stdout, if JSON is ``wanted`` there: BasicSR's registry prints."""
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adabm_basicsr.compat import keep_freed_memory, load_weights_only
-from adabm_basicsr.console import ConsoleHandler, add_output_flags, bars, with_console
+from adabm_basicsr.console import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
 
@@ -41,7 +41,7 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     if own_log:
         close_logger()  # one that something opened earlier in this process would take the messages
     try:
-        with bars(_shows_bars(opt, args.quiet)):
+        with bars(_shows_bars(opt, args.quiet)), json_alone(args.json):
             _run(opt, args, root)
         if own_log and opt["rank"] == 0:
             _report(opt, args.json)

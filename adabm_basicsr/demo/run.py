@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from adabm_basicsr.console import add_output_flags, bars, say
+from adabm_basicsr.console import add_output_flags, bars, json_alone, say
 from adabm_basicsr.data.images import read_image
 from adabm_basicsr.demo.photographs import VALIDATION, make_datasets
 from adabm_basicsr.errors import AdaBMError
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_output_flags(parser)
     args = parser.parse_args(argv)
     start = time.time()
-    figures = run_demo(args.out, args.quiet)
+    with json_alone(args.json):
+        figures = run_demo(args.out, args.quiet)
     if args.json:
         print_figures(figures)
     elif not args.quiet:

@@ -21,7 +21,7 @@ def calculate_self_psnr(img: np.ndarray, img2: np.ndarray, **kwargs) -> float:
     """PSNR of a quantized network's output against its full-precision output, in dB: all channels, no border.
 
     Args:
-        img: Output of the quantized network, ``(H, W, C)`` uint8.
+        img: Output of the quantized network, ``(H, W, C)`` or ``(H, W)`` uint8.
         img2: Output of the full-precision network, likewise; the model fills it in, ground truth isn't needed.
         **kwargs: BasicSR's further options; none has a meaning here.
     """
@@ -63,4 +63,5 @@ def _lpips(net: str) -> nn.Module:
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    return img2tensor(image.astype(np.float32))[None]
+    """``(H, W, C)``, or ``(H, W)`` as BasicSR gives grey images, as ``(1, C, H, W)``."""
+    return img2tensor(image.reshape(*image.shape[:2], -1).astype(np.float32))[None]

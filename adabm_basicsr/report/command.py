@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.console import add_output_flags, bars
+from adabm_basicsr.console import add_output_flags, bars, json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.pipeline import close_logger, log_to_file
 from adabm_basicsr.report.build import FOLDER, print_figures, report_run
@@ -22,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     close_logger()
     log_to_file(args.folder / FOLDER / "report.log", args.quiet)
     try:
-        if record["recipe"] is not None:
-            with bars(not args.quiet):
+        with bars(not args.quiet), json_alone(args.json):
+            if record["recipe"] is not None:
                 make_pictures(args.folder, record, args.custom_imports)
-        figures = report_run(args.folder)
+            figures = report_run(args.folder)
     finally:
         close_logger()
     if args.json:

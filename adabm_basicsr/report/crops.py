@@ -57,7 +57,7 @@ def find_crops(store: PictureStore, sets: list[str], own: str) -> list[dict]:
         own: Which version its network is.
     """
     worst, best = [], []
-    for name in sets:
+    for name in sets if own != FULL else ():
         for image in store.names(name, own):
             full, mine = store.read(name, FULL, image), store.read(name, own, image)
             if full is not None:

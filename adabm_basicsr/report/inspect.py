@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adabm_basicsr.console import json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import PACKED_SUFFIX, load_network
 from adabm_basicsr.errors import AdaBMError
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_custom_imports(parser)
     args = parser.parse_args(argv)
-    found = inspect(args.model, args.custom_imports)
+    with json_alone(args.json):
+        found = inspect(args.model, args.custom_imports)
     print(json.dumps(found, indent=1) if args.json else show(found))
 
 

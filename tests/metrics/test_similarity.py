@@ -24,11 +24,12 @@ def judged(image, other, **options):
     return calculate_metric({"img": image, "img2": other}, options)
 
 
-def test_self_psnr_is_over_all_channels_and_pixels():
-    image = photograph(20, 30)
+@pytest.mark.parametrize("grey", [False, True])
+def test_self_psnr_is_over_all_channels_and_pixels(grey):
+    image = photograph(20, 30)[..., 0] if grey else photograph(20, 30)
     other = image.copy()
-    other[0, 0, 0] = 255 - other[0, 0, 0]
-    mse = (float(other[0, 0, 0]) - float(image[0, 0, 0])) ** 2 / image.size
+    other.flat[0] = 255 - other.flat[0]
+    mse = (float(other.flat[0]) - float(image.flat[0])) ** 2 / image.size
     expected = 10 * np.log10(255**2 / mse)
     assert judged(image, other, type="calculate_self_psnr") == pytest.approx(expected, abs=1e-4)
 
