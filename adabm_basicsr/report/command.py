@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adabm_basicsr.console import add_output_flags, bars, json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.pipeline import close_logger, log_to_file
 from adabm_basicsr.report.build import FOLDER, print_figures, report_run
 from adabm_basicsr.report.record import read_record
@@ -18,9 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr report``."""
     args = _parse(argv)
     record = read_record(args.folder)
-    (args.folder / FOLDER).mkdir(exist_ok=True)
     close_logger()
-    log_to_file(args.folder / FOLDER / "report.log", args.quiet)
+    try:
+        (args.folder / FOLDER).mkdir(exist_ok=True)
+        log_to_file(args.folder / FOLDER / "report.log", args.quiet)
+    except OSError as error:
+        raise AdaBMError(f"cannot write to {args.folder / FOLDER}: {error.strerror}") from error
     try:
         with bars(not args.quiet), json_alone(args.json):
             if record["recipe"] is not None:

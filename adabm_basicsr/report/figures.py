@@ -56,7 +56,7 @@ def gather(folder: Path) -> dict:
     figures["phases"] = training.get("phases", [])
     figures["layers"] = worst_first(training.get("layers", []))
     figures["sets"] = {name: _set_figures(found, own_version(record)) for name, found in record["sets"].items()}
-    figures["crops"], figures["notes"] = [], []
+    figures["crops"] = []
     figures["runs"] = run_points(sorted(path.parent for path in folder.resolve().parent.glob(f"*/{FILE}")))
     return figures
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from adabm_basicsr.report.figures import VERSIONS
 from adabm_basicsr.report.formats import MISSING, format_figure, format_seconds, title
 
-Path = tuple[str | int, ...]
+Where = tuple[str | int, ...]  # keys and indices that lead to a figure
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Cell:
 
     text: str
     value: object
-    path: Path = ()
+    path: Where = ()
 
     @property
     def pointer(self) -> str:
@@ -56,7 +56,7 @@ class Table:
         return tabulate(rows, headers=self.headers, tablefmt=style, disable_numparse=True, colalign=align)
 
 
-def look_up(figures: object, path: Path) -> object:
+def look_up(figures: object, path: Where) -> object:
     """The value at a path; None where the path ends early."""
     for part in path:
         if isinstance(figures, Sequence) and isinstance(part, int):
@@ -66,7 +66,7 @@ def look_up(figures: object, path: Path) -> object:
     return figures
 
 
-def cell(figures: Mapping, path: Path, shown: str | Callable[[object], str] = str) -> Cell:
+def cell(figures: Mapping, path: Where, shown: str | Callable[[object], str] = str) -> Cell:
     """A cell of the figure at ``path``; ``shown`` is its name in `format_figure`, or what writes it."""
     value = look_up(figures, path)
     if value is None:
@@ -79,7 +79,7 @@ def heading(text: str) -> Cell:
     return Cell(text, text)
 
 
-SUMMARY: dict[str, tuple[Path, str | Callable]] = {
+SUMMARY: dict[str, tuple[Where, str | Callable]] = {
     "network": (("network",), str),
     "scale": (("scale",), "x{}".format),
     "recipe": (("recipe",), str),

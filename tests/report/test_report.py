@@ -193,6 +193,15 @@ def test_mistakes_are_one_line(argv, message, at_run, capsys):
     assert message in error and len(error.strip().splitlines()) == 1
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(at_run, capsys):
+    shutil.copytree(RUN, "results/full", ignore=shutil.ignore_patterns("report"))
+    Path("results/full/report").write_text("in the way")
+    with pytest.raises(SystemExit):
+        main(["report", "results/full"])
+    assert "cannot write to results/full/report: File exists" in capsys.readouterr().err
+    shutil.rmtree("results/full")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 99}'])
 def test_a_damaged_record_is_named(content, tmp_path, capsys):
     (tmp_path / "run.json").write_text(content)
