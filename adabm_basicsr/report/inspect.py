@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adabm_basicsr.console import json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
-from adabm_basicsr.deployment.load import PACKED_SUFFIX, load_network
+from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY, read_checkpoint, read_description
 from adabm_basicsr.quantization.cost import weight_bits
@@ -17,7 +17,6 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.report.network_facts import describe_size, mean_weight_bits
 from adabm_basicsr.report.tables import Table, cell
 
-ONNX_SUFFIX = ".onnx"
 COLUMNS = {
     "quantized network": {"layer": "name", "role": "role", "w bits": "w_bits", "a bits": "a_bits", "lower": "lower"}
     | {"upper": "upper", "weights": "weights", "MACs": "macs"},
