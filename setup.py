@@ -29,11 +29,13 @@ setup(
     package_data={
         "adabm_basicsr": ["py.typed"],
         "adabm_basicsr.demo": ["*.pth"],
+        "adabm_basicsr.report": ["templates/*"],
         "adabm_basicsr.options_files": ["*/*.yml", "*/*/*.yml"],
     },
     install_requires=[
         "basicsr==1.4.2",
         "imagesize>=2",  # before an image is decoded
+        "jinja2>=3.1",  # the report's page
         "lmdb",
         "matplotlib>=3.7",
         "numpy",
@@ -50,9 +52,10 @@ setup(
     ],
     extras_require={
         "benchmark": [*RUNTIMES, "nncf>=2.14"],
+        "lpips": ["lpips>=0.1.4"],
         "runtimes": RUNTIMES,
         "spandrel": [SPANDREL],
-        "test": ["hypothesis", "pytest", "ruff", *RUNTIMES, SPANDREL],
+        "test": ["hypothesis", "pytest", "ruff", "selenium", *RUNTIMES, SPANDREL],
     },
     entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
     classifiers=[

@@ -19,6 +19,9 @@ COMMANDS = {
     "export": "write a quantized checkpoint as a file to deploy",
     "upscale": "super-resolve images with a checkpoint or an exported file",
     "import": "convert a quantized checkpoint of the published code",
+    "report": "what a run did: figures, plots and pictures in one file to open",
+    "compare": "runs side by side",
+    "inspect": "what is in a checkpoint, packed file or ONNX file",
     "autoload": "let BasicSR's own entry points find this plugin: on, off or status",
 }
 
@@ -61,6 +64,12 @@ def _run(command: str, argv: list[str]) -> None:
         from adabm_basicsr.deployment.upscale import main as run
     elif command == "import":
         from adabm_basicsr.archs.published import main as run
+    elif command == "report":
+        from adabm_basicsr.report.command import main as run
+    elif command == "compare":
+        from adabm_basicsr.report.compare import main as run
+    elif command == "inspect":
+        from adabm_basicsr.report.inspect import main as run
     elif command == "autoload":
         from adabm_basicsr.autoload import main as run
     else:

@@ -43,6 +43,7 @@ def after_import() -> None:
     _give_epoch_to_dataset()
     basicsr.models.sr_model.imwrite = write_image  # BasicSR's own leaves half a picture on a full disk
     _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
+    _REPLACED["init_wandb_logger"] = _wrap_init_wandb(basicsr.train.init_wandb_logger)
     vars(basicsr.train).update(_REPLACED)
     basicsr.utils.options.init_dist = init_dist
     original = basicsr.utils.options.parse_options
@@ -256,6 +257,20 @@ def _wrap_create_dataloader(original):
         return loader, sampler, val_loaders, -(-total_iters // max(len(loader), 1)), total_iters
 
     return create_train_val_dataloader
+
+
+def _wrap_init_wandb(original):
+    """BasicSR asks wandb for an identifier by a function that has moved since; can go once it takes the new one."""
+
+    def init_wandb_logger(opt: dict) -> None:
+        import wandb.util
+        from wandb.sdk.lib import runid
+
+        if not hasattr(wandb.util, "generate_id"):
+            wandb.util.generate_id = runid.generate_id
+        original(opt)
+
+    return init_wandb_logger
 
 
 # What stands in for functions of the same name in basicsr.train.

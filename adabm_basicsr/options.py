@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,12 +147,15 @@ def _check_registered(opt: dict) -> None:
     named += [("network_g: type", opt["network_g"]["type"], registry.ARCH_REGISTRY)]
     for name, dataset in opt["datasets"].items():
         named.append((f"datasets: {name}: type", dataset["type"], registry.DATASET_REGISTRY))
-    for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
-        kind = metric.get("type") if isinstance(metric, dict) else None
-        named.append((f"val: metrics: {name}: type", kind, registry.METRIC_REGISTRY))
+    metrics = (opt.get("val") or {}).get("metrics") or {}
+    kinds = {name: metric.get("type") if isinstance(metric, dict) else None for name, metric in metrics.items()}
+    named += [(f"val: metrics: {name}: type", kind, registry.METRIC_REGISTRY) for name, kind in kinds.items()]
     for key, value, choices in named:
         if value not in choices and f"{value}_basicsr" not in choices:
             raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
+    for name, kind in kinds.items():
+        if kind == "calculate_lpips" and not find_spec("lpips"):
+            raise AdaBMError(f"val: metrics: {name}: {kind} needs the package lpips: pip install lpips")
     if opt["model_type"] == "AdaBMModel":
         quantized = opt["network_g"]["type"] == "AdaBMNetwork"
         net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
@@ -173,6 +177,7 @@ def _check_training(opt: dict) -> None:
             raise AdaBMError(f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ...")
     if opt["model_type"] == "AdaBMModel":
         check_keys("logger", opt["logger"], LOGGER_KEYS)
+        _check_wandb(opt["logger"])
         set_recipe_defaults(opt)
     for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
         value = opt[section].get(key)
@@ -184,6 +189,16 @@ def _check_training(opt: dict) -> None:
         value = opt["datasets"]["train"].get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < (1 if key.startswith("batch") else 0):
             raise AdaBMError(f"datasets: train: {key}: {value!r} is not a whole number")
+
+
+def _check_wandb(logger: dict) -> None:
+    """BasicSR starts wandb late, and asserts without a word on what is missing."""
+    if (logger.get("wandb") or {}).get("project") is None:
+        return
+    if not logger.get("use_tb_logger"):
+        raise AdaBMError("logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true")
+    if not find_spec("wandb"):
+        raise AdaBMError("logger: wandb: project: the package wandb is not installed: pip install wandb")
 
 
 def _check_device(opt: dict) -> None:

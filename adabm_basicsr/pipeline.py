@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from adabm_basicsr.compat import keep_freed_memory, load_weights_only
+from adabm_basicsr.console import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
 
@@ -19,36 +23,68 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
         argv: Flags as BasicSR's ``train.py`` and ``test.py`` take them; those of the process by default.
         is_train: Which of the two.
         prog: Name of the command in messages.
-        own_log: Whether the run logs to the console and to a file of its own, or to the log that is open.
+        own_log: Whether the run logs to the console and to a file of its own and ends with a report, or logs to the
+            log that is open.
 
     Raises:
         AdaBMError: A mistake in the options or in what they name.
     """
-    args = make_parser(prog).parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = make_parser(prog)
+    add_output_flags(parser)
+    args = parser.parse_args(argv)
     root = Path.cwd()
     load_weights_only()
     opt = parse_options(args, root, is_train)
+    opt["command"] = f"{prog} {shlex.join(argv)}"
     if not opt["num_gpu"]:
         keep_freed_memory()
+    if own_log:
+        close_logger()  # one that something opened earlier in this process would take the messages
+    try:
+        with bars(_shows_bars(opt, args.quiet)), json_alone(args.json), _clear_write_errors():
+            _run(opt, args, root)
+            if own_log and opt["rank"] == 0:
+                _report(opt, args.json)
+    finally:
+        if own_log:
+            close_logger()
+
+
+def _run(opt: dict, args: argparse.Namespace, root: Path) -> None:
     import basicsr.test
     import basicsr.train
 
     from adabm_basicsr.quantization.distributed import end_processes
 
-    module = basicsr.train if is_train else basicsr.test
-    pipeline = module.train_pipeline if is_train else module.test_pipeline
-    original = module.parse_options
-    if own_log:
-        close_logger()  # one that something opened earlier in this process would take the messages
+    module = basicsr.train if opt["is_train"] else basicsr.test
+    pipeline = module.train_pipeline if opt["is_train"] else module.test_pipeline
+    original = {name: getattr(module, name) for name in ("parse_options", "get_root_logger")}
     module.parse_options = lambda root_path, is_train: (opt, args)
+    module.get_root_logger = with_console(module.get_root_logger, args.quiet)
     try:
-        with _clear_write_errors():
-            pipeline(str(root))
+        pipeline(str(root))
         end_processes()
     finally:
-        module.parse_options = original
-        if own_log:
-            close_logger()
+        vars(module).update(original)
+
+
+def _shows_bars(opt: dict, quiet: bool) -> bool:
+    """Whether bars move; BasicSR's own, which would be shown without a terminal too, never do."""
+    asked = [(opt.get(section) or {}).pop("pbar", True) for section in ("train", "val")]
+    return all(asked) and not quiet and opt["rank"] == 0
+
+
+def _report(opt: dict, as_json: bool) -> None:
+    """Write the report of a run that noted figures; BasicSR's own models don't."""
+    from adabm_basicsr.report.build import print_figures, report_run
+    from adabm_basicsr.report.record import FILE
+
+    folder = Path(opt["path"]["log"])
+    if (folder / FILE).is_file():
+        figures = report_run(folder)
+        if as_json:
+            print_figures(figures)
 
 
 @contextmanager
@@ -63,14 +99,15 @@ def _clear_write_errors() -> Iterator[None]:
         logging.raiseExceptions = True
 
 
-def log_to_file(path: str | Path) -> None:
-    """Send BasicSR's log to a file alone, not to the console, until `close_logger`."""
+def log_to_file(path: str | Path, quiet: bool = False) -> None:
+    """Send BasicSR's log to a file, and phases and warnings to the console, until `close_logger`."""
     from basicsr.utils.logger import initialized_logger
 
     logger = logging.getLogger("basicsr")
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
     logger.addHandler(handler)
+    logger.addHandler(ConsoleHandler(quiet))
     logger.setLevel(logging.INFO)
     logger.propagate = False
     initialized_logger["basicsr"] = True

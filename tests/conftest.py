@@ -1,5 +1,6 @@
 """What the tests share: a tiny network, images, option files and the folder of shared data."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -61,6 +62,37 @@ def workspace(tmp_path, monkeypatch, tiny):
     write_images(tmp_path / "val" / "gt", [(48, 64), (56, 48)], seed=50)
     write_images(tmp_path / "val" / "lq", [(24, 32), (28, 24)], seed=50)
     return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """The working directory of the run; its report is in ``results/tiny_test/report``."""
+    from basicsr.archs import build_network
+
+    from adabm_basicsr.report.command import main
+
+    root, before = tmp_path_factory.mktemp("reported"), os.getcwd()
+    os.chdir(root)
+    try:
+        torch.manual_seed(0)
+        torch.save({"params": build_network(dict(TINY_EDSR)).state_dict()}, "tiny.pth")
+        write_images(root / "lr", [(40, 48)] * 8)
+        write_images(root / "val" / "gt", [(48, 64), (56, 48)], seed=50)
+        write_images(root / "val" / "lq", [(24, 32), (28, 24)], seed=50)
+        workspace = Workspace(root)
+        workspace.train()
+        workspace.test(manual_seed=3)
+        main(["results/tiny_test"])
+        yield root
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def at_run(reported, monkeypatch):
+    """Work in the folder of the run."""
+    monkeypatch.chdir(reported)
+    return reported
 
 
 class Workspace:

@@ -60,6 +60,10 @@ TRAIN_MISTAKES = {
         {"network_g__type": "MSRResNet"},
         "network_g: MSRResNet: unknown key 'network'; valid: 'num_in_ch', 'num_out_ch'",
     ),
+    "wandb without TensorBoard": (
+        {"logger__wandb": {"project": "sr"}},
+        "logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true",
+    ),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},

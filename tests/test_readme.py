@@ -99,3 +99,12 @@ def test_linked_files_exist():
 def test_commands_name_existing_option_files():
     files = re.findall(r"-opt (options/\S+\.yml)", README)
     assert files and all((ROOT / file).is_file() for file in files)
+
+
+def test_demo_table_is_that_of_its_report():
+    import json
+
+    from adabm_basicsr.report.tables import sets_table
+
+    figures = json.loads((ROOT / "docs/demo.json").read_text())
+    assert f"```\n{sets_table(figures).text()}\n```" in README

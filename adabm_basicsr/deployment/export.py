@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from adabm_basicsr.console import bars
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import AdaBMError
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     net = load_network(args.model, args.custom_imports)
     if not isinstance(net, QuantizedNetwork):
         raise AdaBMError(f"--model: {args.model} is exported already; give the checkpoint or the packed file")
-    _save(net, out, args)
+    with bars(shown=True):
+        _save(net, out, args)
     full = sum(parameter.numel() * parameter.element_size() for parameter in net.base_parameters())
     size = out.stat().st_size
     print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")

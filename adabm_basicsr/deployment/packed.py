@@ -23,6 +23,7 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.progress import tracked
 
 FORMAT = 1
 CHECKSUM = "checksum"  # key within the description: with two entries the file's bytes would vary
@@ -105,7 +106,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
 def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
     """Tensors of a packed file, and the types of the small ones, a letter each."""
     frozen, tensors, small, kinds = freeze(net).cpu(), {}, {kind: [] for kind in KINDS}, ""
-    for name, quantizer in frozen.weight_quantizers().items():
+    for name, quantizer in tracked([*frozen.weight_quantizers().items()], "Packing"):
         levels = quantizer.levels(frozen.network.get_submodule(name).weight)
         tensors[WEIGHTS + name] = pack_bits(levels, quantizer.bits)
     for key, value in _kept(frozen).items():

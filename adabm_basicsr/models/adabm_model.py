@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
+import time
 from collections import OrderedDict
 from pathlib import Path
-from statistics import mean
 
 import torch
 from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from adabm_basicsr.compat import gpus_per_process
+from adabm_basicsr.console import say
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
-from adabm_basicsr.deployment.tiles import upscale_tiles
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.quantization.calibration import calibrate, check_finite
+from adabm_basicsr.metrics.choice import check_size, split_metrics
+from adabm_basicsr.models.observations import Observations
+from adabm_basicsr.models.phases import Phases
+from adabm_basicsr.models.tensorboard import log_bits
+from adabm_basicsr.quantization.calibration import calibrate, check_finite, representative
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from adabm_basicsr.quantization.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
 from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.summary import summarize
+from adabm_basicsr.report.figures import own_version
+from adabm_basicsr.report.formats import format_figure
+from adabm_basicsr.report.network_facts import describe_network, describe_result
+from adabm_basicsr.report.record import RunRecord
+from adabm_basicsr.report.store import LOW, PictureStore, to_pixels
 from adabm_basicsr.training_state import SUFFIX, random_state, set_random_state
 
 TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
-PHASE_NAMES = {
-    "weight_range": "weight ranges",
-    "activation_range": "activation ranges",
-    "bit_mapping": "bit mappings",
-    "distillation": "rounding, biases and ranges",
-}
+PROBED = 4  # patches that losses before and after each phase are measured on, and layers in the end
 
 
 @MODEL_REGISTRY.register()
@@ -50,7 +52,7 @@ class AdaBMModel(SRModel):
 
     Args:
         opt: BasicSR's options. Under ``train``: ``total_iter``; ``calibration_batch_size`` (16); ``finetune`` with the
-            fields of `FinetuneSettings`; ``pbar``, whether to show a progress bar.
+            fields of `FinetuneSettings`; ``pbar``, whether to show progress bars (`run_pipeline` sees to it).
 
     Raises:
         AdaBMError: An option is unknown, out of range, or asks for a GPU that isn't there.
@@ -60,10 +62,12 @@ class AdaBMModel(SRModel):
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
             raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
         wait_for_all()  # the first process makes the folders that the others may write to
+        self.record = RunRecord(opt)
         super().__init__(opt)
+        self.record.note(**describe_network(self.get_bare_model(self.net_g), opt["network_g"]))
         self._tell_coverage()
-        self.cost_meter: CostMeter | None = None
-        self.costs: list[Cost] = []
+        self.observed: Observations | None = None
+        self.image_name = ""
         self.size_multiple: int | None = None
 
     def _tell_coverage(self) -> None:
@@ -102,19 +106,25 @@ class AdaBMModel(SRModel):
             raise AdaBMError(
                 f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
             )
-        is_fresh = net.stage == Stage.FRESH
+        seconds, is_fresh = None, net.stage == Stage.FRESH
         if is_fresh:
             size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
-            self._calibrate(net, dataset.calibration_batches(size))
+            seconds = self._calibrate(net, dataset.calibration_batches(size))
+        self.patches = [patch.to(self.device) for patch in dataset.calibration_batches(1)]
         self._set_up_finetuning(net, dataset)
+        if seconds is not None:
+            self.phases.note_calibration(seconds, self.net_g)
         if is_fresh and train_opt["total_iter"]:
             self.save(epoch=0, current_iter=0)  # an interrupted run isn't calibrated again
 
-    def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> None:
-        batches = [batch.to(self.device) for batch in batches]
-        calibrate(net, tqdm(batches, desc="Calibration", unit="batch", disable=self._hides_progress()))
+    def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> float:
+        """Calibrate, log a table of the layers, and return the seconds that it took."""
+        start, batches = time.perf_counter(), [batch.to(self.device) for batch in batches]
+        calibrate(net, tracked(batches, "Calibration"))
+        seconds = time.perf_counter() - start
         if self.opt["rank"] == 0:
             get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
+        return seconds
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
         train_opt = self.opt["train"]
@@ -129,12 +139,7 @@ class AdaBMModel(SRModel):
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
         self.course = {"iterations_per_epoch": iterations, "phases": self.tuner.phases}
         self.random_state: dict | None = None
-        hidden = self._hides_progress() if train_opt["total_iter"] else True
-        self.progress = tqdm(total=train_opt["total_iter"], desc="Fine-tuning", disable=hidden)
-
-    def _hides_progress(self) -> bool | None:
-        """What tqdm takes as ``disable``: None hides a bar only where there is no terminal."""
-        return None if self.opt["train"].get("pbar", False) and self.opt["rank"] == 0 else True
+        self.phases = Phases(self.tuner, train_opt["total_iter"], representative(self.patches, PROBED), self.record)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Learning rates follow from the iteration alone; `Finetuner` sets them."""
@@ -147,6 +152,7 @@ class AdaBMModel(SRModel):
     def feed_data(self, data: dict) -> None:
         """Take a batch; patches that come back in later epochs have keys."""
         super().feed_data(data)
+        self.image_name = Path(data["lq_path"][0]).stem
         fixed = self.is_train and "patch_key" in data
         self.patch_keys = data["patch_key"].tolist() if fixed else None
 
@@ -155,18 +161,27 @@ class AdaBMModel(SRModel):
         if self.random_state is not None:
             set_random_state(self.random_state)  # as it was saved, whatever loaders have drawn since
             self.random_state = None
+        self.phases.before_step(current_iter, self.lq, self.net_g)
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
-            phase = PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(current_iter)]]
             bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
+            phase = self.phases.name(current_iter)
             get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}; bits of layers: {bits}")
-            self.progress.set_postfix_str(phase)
         losses = self.tuner.step(self.lq, current_iter, self.net_g, self.patch_keys)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
         self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
-        self.progress.update(current_iter - self.progress.n)
+        self.phases.after_step(current_iter, self.net_g)
         if current_iter == self.opt["train"]["total_iter"]:
-            self.progress.close()
             self.tuner.teacher.forget()
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save network and training state; the last time, -1, also note what quantization came to."""
+        super().save(epoch, current_iter)
+        if current_iter == -1:
+            PictureStore(self.record.folder).clear()  # of the run before it was resumed
+            net = self.get_bare_model(self.net_g)
+            summary = summarize(net, self.phases.patches)
+            get_root_logger().info(f"Quantized network, on {len(self.phases.patches)} calibration patches:\n{summary}")
+            self.record.note(**describe_result(net, summary, self.patches))
 
     def _layer_bits(self) -> dict[str, float]:
         """Bits of each layer whose input is quantized, base and layer factor together."""
@@ -177,18 +192,16 @@ class AdaBMModel(SRModel):
     def test(self) -> None:
         """Super-resolve ``self.lq``, in tiles if ``val: tile`` asks for them, and note what it cost."""
         check_finite(self.lq, "an image")
-        net, val, costs = self.get_bare_model(self.net_g).eval(), self.opt.get("val") or {}, []
-
-        def run(image: torch.Tensor) -> torch.Tensor:
-            output = run_padded(net, image, self._size_multiple(net))
-            costs.append(self.cost_meter.read(len(image)))
-            return output
-
+        self.get_bare_model(self.net_g).eval()
         with torch.no_grad():
-            tile = val.get("tile")
-            self.output = upscale_tiles(run, self.lq, tile, val["tile_overlap"]) if tile else run(self.lq)
-        self._check_scale()
-        self.costs.append(Cost(mean(cost.fab for cost in costs), sum(cost.bitops for cost in costs)))
+            self.output = self.observed.upscale(self.lq)
+            self._check_scale()
+            check_size(self.image_name, self.output, self.opt["val"].get("metrics"))
+            self.observed.note(self.image_name, self.lq, self.output)
+
+    def _forward(self, image: torch.Tensor) -> torch.Tensor:
+        net = self.get_bare_model(self.net_g)
+        return run_padded(net, image, self._size_multiple(net))
 
     def _check_scale(self) -> None:
         """BasicSR cuts the ground truth to ``scale`` times the input; a network of another scale doesn't fit it."""
@@ -216,40 +229,50 @@ class AdaBMModel(SRModel):
 
     def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter) -> None:
         """BasicSR gives the mean over this process's images; what counts is that over all."""
-        self.metric_results[metric] = weighted_mean(val, len(self.costs))
+        self.metric_results[metric] = weighted_mean(val, len(self.observed.images))
         super()._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
-        """BasicSR's validation, with FAB, BitOPs and size as further metrics."""
-        asked = self.opt["val"].get("metrics")
-        if asked and "dataroot_gt" not in dataloader.dataset.opt:
-            self.opt["val"]["metrics"] = _without_ground_truth(asked)
-        self.costs = []
+        """BasicSR's validation, with FAB, BitOPs, size and self-PSNR as further metrics."""
+        asked, name = self.opt["val"].get("metrics"), dataloader.dataset.opt["name"]
+        judged, self_psnr = split_metrics(asked or {}, "dataroot_gt" in dataloader.dataset.opt)
+        self.opt["val"]["metrics"] = judged if asked else None
         vars(self).pop("metric_results", None)  # BasicSR keeps the names of the first validation set's metrics
-        with CostMeter(self.get_bare_model(self.net_g)) as self.cost_meter:
+        start = time.perf_counter()
+        net = self.get_bare_model(self.net_g)
+        observed = Observations(net, name, len(dataloader), self._forward, self.opt["val"], self_psnr)
+        with observed as self.observed:
             super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        name = dataloader.dataset.opt["name"]
-        results = dict(self.metric_results) if self.opt["val"].get("metrics") else {}
-        costs = {
-            key: weighted_mean(sum(getattr(cost, key) for cost in self.costs) / len(self.costs), len(self.costs))
-            for key in ("fab", "bitops")
-        }
-        costs["weight_bytes"] = size_bytes(self.get_bare_model(self.net_g))
-        self._log_costs(name, costs, tb_logger, current_iter)
-        self._write_metrics(name, {**results, **costs})
+        self.observed.gather(len(dataloader.dataset))
+        results = dict(self.metric_results) if asked else {}
+        self._log_costs(name, self.observed.means(), tb_logger, current_iter)
+        self._note_set(name, {**results, **self.observed.means()}, time.perf_counter() - start)
         self.opt["val"]["metrics"] = asked
 
     def _log_costs(self, dataset: str, costs: dict[str, float], tb_logger, current_iter) -> None:
-        lines = [f"\t # fab: {costs['fab']:.4f}", f"\t # bitops: {costs['bitops']:.4e}"]
-        lines.append(f"\t # weight_bytes: {costs['weight_bytes']}")
+        shown = {"bitops": "{:.4e}", "weight_bytes": "{}"}
+        lines = [f"\t # {name}: {shown.get(name, '{:.4f}').format(value)}" for name, value in costs.items()]
         get_root_logger().info("\n".join([f"Validation {dataset}", *lines]) + "\n")
         if tb_logger:
             for metric, value in costs.items():
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", value, current_iter)
-            for name, bits in self._layer_bits().items():
-                tb_logger.add_scalar(f"bits/{name}", bits, current_iter)
+            log_bits(tb_logger, dataset, self.observed, self._layer_bits(), current_iter)
 
     @master_only
+    def _note_set(self, dataset: str, metrics: dict[str, float], seconds: float) -> None:
+        facts = {"metrics": metrics, **self.observed.facts(), "seconds": seconds}
+        self.record.note(sets={**self.record.facts["sets"], dataset: facts})
+        self._keep_largest(dataset)
+        self._write_metrics(dataset, metrics)
+        told = ", ".join(f"{name} {format_figure(name, value)}" for name, value in metrics.items())
+        say(f"Validation {dataset}: {len(self.observed.images)} images, {seconds:.1f} s, {told}")
+
+    def _keep_largest(self, dataset: str) -> None:
+        """Keep the picture that the report lays the bits of its tiles over."""
+        store, (image, low, output) = PictureStore(self.record.folder), self.observed.largest
+        store.keep(dataset, LOW, image, to_pixels(low))
+        store.keep(dataset, own_version(self.record.facts), image, to_pixels(output))
+
     def _write_metrics(self, dataset: str, metrics: dict[str, float]) -> None:
         """Keep the latest figures of every validation set in ``metrics.json`` beside the log."""
         path = Path(self.opt["path"]["log"]) / "metrics.json"
@@ -298,12 +321,3 @@ class AdaBMModel(SRModel):
             raise AdaBMError(f"cannot resume: the training state doesn't fit the options: {error}") from error
         states = resume_state.get("random", [])
         self.random_state = states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None
-
-
-def _without_ground_truth(metrics: dict[str, dict]) -> dict[str, dict]:
-    """The metrics that judge an image alone, such as NIQE."""
-    return {
-        name: options
-        for name, options in metrics.items()
-        if "img2" not in inspect.signature(METRIC_REGISTRY.get(options["type"])).parameters
-    }

@@ -137,6 +137,12 @@ class ActivationQuantizer(nn.Module):
         """Distance of the levels that `quantize` brings ``x`` to, of integer quantizers; in units of channel scales."""
         return integer_grid(*self._common_ends(x), 2 ** _per_sample(self.bits_used(), x) - 1)[0]
 
+    @property
+    def clipping_range(self) -> tuple[float, float]:
+        """Ends of the common range, in units of the channel scale; integers widen it to hold zero."""
+        lower, upper = self.lower.item(), self.upper.item()
+        return (min(lower, 0.0), max(upper, 0.0)) if self.integer else (lower, upper)
+
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""
         if not self.adaptive:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
 from adabm_basicsr.quantization.distributed import map_shared
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 REACH = 2  # bits that a layer may lie above or below those asked for
@@ -46,7 +47,7 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
 
     _require_gradients(weights.values(), True)
     try:
-        found = map_shared(of_image, range(len(images)), images.device)
+        found = map_shared(of_image, tracked(range(len(images)), "Sensitivities"), images.device)
     finally:
         _require_gradients(weights.values(), False)
     return dict(zip(quantizers, map(sum, zip(*found))))

@@ -64,8 +64,8 @@ def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
         return size_bytes(net) / sum(parameter.numel() * FLOAT_BITS // 8 for parameter in net.base_parameters())
     with CostMeter(net) as meter:
         net(images)
-        full = sum(meter.macs.values()) * FLOAT_BITS**2
-        return meter.read().bitops / full
+        cost = meter.read()
+        return cost.bitops / cost.float_bitops
 
 
 def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterator[tuple[float, float]]:

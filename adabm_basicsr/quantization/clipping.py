@@ -29,7 +29,7 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
         AdaBMError: ``net`` hasn't been calibrated.
     """
     quantizers = [quantizer for quantizer in net.activation_quantizers().values() if quantizer.bits < FIXED_BITS]
-    visit_in_order(net, quantizers, images, _search)
+    visit_in_order(net, quantizers, images, _search, "Clipping search")
     net.stage.fill_(Stage.CLIPPED)
     return net
 

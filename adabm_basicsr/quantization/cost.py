@@ -21,10 +21,12 @@ class Cost:
     Attributes:
         fab: Feature average bit, the mean of the bits used over quantized layers not fixed at 8 bits.
         bitops: Sum over layers of MACs x weight bits x activation bits used; 32 x 32 for what isn't quantized.
+        float_bitops: The same with 32 x 32 for all: what full precision costs.
     """
 
     fab: float
     bitops: float
+    float_bitops: float
 
 
 def weight_bits(layer: nn.Module) -> int:
@@ -45,7 +47,7 @@ def bit_product(module: nn.Module | None) -> float:
 def _used(quantizer: nn.Module) -> Tensor | float:
     """Bits of the last forward pass, ``(B,)`` or ``(1,)``; 32 where the input isn't quantized."""
     last_bits = getattr(quantizer, "last_bits", None)
-    return FLOAT_BITS if last_bits is None else last_bits
+    return float(FLOAT_BITS) if last_bits is None else last_bits
 
 
 def mean_bits(network: nn.Module) -> Tensor:
@@ -69,8 +71,9 @@ class CostMeter(MacCounter):
     def read(self, samples: int = 1) -> Cost:
         """Cost per sample of the forward pass of ``samples`` images since the last reading."""
         bitops = sum(macs * bit_product(module) for (module, _), macs in self.macs.items())
+        float_bitops = sum(self.macs.values()) * FLOAT_BITS**2
         self.macs.clear()
-        return Cost(float(mean_bits(self.network).mean()), bitops / samples)
+        return Cost(float(mean_bits(self.network).mean()), bitops / samples, float_bitops / samples)
 
 
 def size_bytes(network: nn.Module) -> int:

@@ -121,6 +121,26 @@ class Finetuner:
             return warm * (1 + math.cos(math.pi * done)) / 2
         return self.lr_decay ** ((iteration - 1) // self.iterations_per_epoch // len(self.phases))
 
+    @property
+    def needs_clipping(self) -> bool:
+        """Whether the recipe clips ranges before the first step, and they aren't clipped yet."""
+        return self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED
+
+    def clip(self, images: Tensor) -> None:
+        """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes alike."""
+        clip(self.net, images)
+
+    @torch.no_grad()
+    def loss(self, images: Tensor, forward: nn.Module | None = None) -> float:
+        """How far the network is from full precision on LR patches, ``(B, C, H, W)`` in 0..1: pixels and features.
+
+        Full precision is computed once: call it with the same patches each time.
+        """
+        forward = forward or self.net
+        teacher = self.teacher(images, forward, range(-len(images), 0))
+        losses = self._losses(forward(images, True), teacher, parts=1)
+        return float(losses["l_pix"] + losses["l_feat"])
+
     def step(
         self,
         images: Tensor,
@@ -144,8 +164,8 @@ class Finetuner:
             AdaBMError: The loss is not finite.
         """
         forward = forward or self.net
-        if self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED:
-            clip(self.net, images)
+        if self.needs_clipping:
+            self.clip(images)
         optimizer = self.optimizer(iteration)
         self._train_only(optimizer)
         parts = run_in_parts(forward, images)

@@ -18,6 +18,7 @@ from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.cost import mean_bits
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.preparation import Preparation
+from adabm_basicsr.quantization.progress import progress
 from adabm_basicsr.quantization.sizes import find_size_multiple, pad_to_multiple, run_padded
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
@@ -212,18 +213,25 @@ class QuantizedNetwork(nn.Module):
 
 
 def visit_in_order(
-    net: QuantizedNetwork, modules: Iterable[nn.Module], images: Tensor, visit: Callable[[nn.Module, Tensor], None]
+    net: QuantizedNetwork,
+    modules: Iterable[nn.Module],
+    images: Tensor,
+    visit: Callable[[nn.Module, Tensor], None],
+    description: str,
 ) -> None:
     """Run ``net`` on ``images`` and call ``visit(module, input)`` as each of its ``modules`` is about to run.
 
-    What a visit changes is seen by all that comes later. A module that runs twice is visited once.
+    What a visit changes is seen by all that comes later. A module that runs twice is visited once. ``description`` says
+    what goes on, to who watches.
     """
     pending = set(modules)
+    bar = progress(description, len(pending))
 
     def first_call(module: nn.Module, args: tuple) -> None:
         if module in pending:
             pending.discard(module)
             visit(module, args[0])
+            bar.update(1)
 
     hooks = [module.register_forward_pre_hook(first_call) for module in pending]
     try:
@@ -231,6 +239,7 @@ def visit_in_order(
     finally:
         for hook in hooks:
             hook.remove()
+        bar.close()
 
 
 def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:

@@ -64,7 +64,7 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
         with torch._C.DisableTorchFunction():  # the products in it aren't the network's, though it may quantize its own
             _fit(layer, x, rounding)
 
-    visit_in_order(net, layers, images, fit)
+    visit_in_order(net, layers, images, fit, "Rounding of layers" if rounding else "Ranges of layers")
 
 
 def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:

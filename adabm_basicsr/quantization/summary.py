@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -14,6 +15,8 @@ from adabm_basicsr.quantization.cost import weight_bits
 from adabm_basicsr.quantization.coverage import Coverage, measure_coverage
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
+
+BINS = 40  # of the distributions of inputs
 
 
 @dataclass
@@ -27,6 +30,9 @@ class LayerSummary:
         a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for full precision.
         lower: Lower end of its clipping range.
         upper: Upper end of its clipping range.
+        lowest: Smallest value of its input that was seen.
+        highest: Largest value of its input that was seen.
+        counts: How many values of its input lay in each of `BINS` equal parts of ``[lowest, highest]``.
         sqnr_db: Signal to quantization noise of its input, in dB.
         macs_share: Its share of the network's MACs, 0..1.
     """
@@ -37,6 +43,9 @@ class LayerSummary:
     a_bits: float
     lower: float
     upper: float
+    lowest: float
+    highest: float
+    counts: list[int]
     sqnr_db: float
     macs_share: float
 
@@ -59,23 +68,22 @@ class Summary:
         rows = [
             [
                 *(s.name, s.role, s.w_bits, f"{s.a_bits:.2f}", f"{s.lower:.4g}", f"{s.upper:.4g}"),
-                *(f"{s.sqnr_db:.1f}", f"{100 * s.macs_share:.1f} %"),
+                *(f"{s.lowest:.4g}", f"{s.highest:.4g}", f"{s.sqnr_db:.1f}", f"{100 * s.macs_share:.1f} %"),
             ]
             for s in self.layers
         ]
-        headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "SQNR (dB)", "MACs"]
-        lines = [tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 6))]
+        headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "lowest", "highest", "SQNR (dB)", "MACs"]
+        lines = [tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 8))]
         return "\n".join([*lines, f"{self.coverage}; average bits (FAB): {self.fab:.2f}"])
 
 
 @torch.no_grad()
 def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     """Measure every quantized layer of a calibrated network on ``images``, ``(B, C, H, W)`` in 0..1."""
-    noise: dict[nn.Module, float] = {}
+    seen: dict[nn.Module, _Seen] = {}
 
     def measure(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> None:
-        signal, error = args[0].square().mean(), (output - args[0]).square().mean()
-        noise[quantizer] = float(10 * torch.log10(signal / error))
+        seen[quantizer] = _see(quantizer, args[0], output)
 
     hooks = [quantizer.register_forward_hook(measure) for quantizer in net.activation_quantizers().values()]
     try:
@@ -83,26 +91,45 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     finally:
         for hook in hooks:
             hook.remove()
-    rows = [row for name, layer in net.layers().items() for row in _rows(net, name, layer, noise)]
+    rows = [row for name, layer in net.layers().items() for row in _rows(net, name, layer, seen)]
     return Summary(rows, measure_coverage(net), float(bits.mean()))
 
 
+class _Seen(NamedTuple):
+    """What came by a quantizer, in units of its range."""
+
+    lowest: float
+    highest: float
+    counts: list[int]
+    sqnr_db: float
+
+
+def _see(quantizer: ActivationQuantizer, x: Tensor, output: Tensor) -> _Seen:
+    signal, error = x.square().mean(), (output - x).square().mean()
+    values = x if quantizer.channel_scale is None else x / quantizer.channel_scale
+    lowest, highest = (end.item() for end in torch.aminmax(values))
+    counts = torch.histc(values, BINS, lowest, highest).long().tolist()
+    return _Seen(lowest, highest, counts, float(10 * torch.log10(signal / error)))
+
+
 def _rows(
-    net: QuantizedNetwork, name: str, layer: QuantizedLayer | QuantizedProduct, noise: dict[nn.Module, float]
+    net: QuantizedNetwork, name: str, layer: QuantizedLayer | QuantizedProduct, seen: dict[nn.Module, _Seen]
 ) -> list[LayerSummary]:
     inputs = layer.inputs(name)
     total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())
     share = net.structure.macs[name] / total / len(inputs)
     role, w_bits = net.structure.roles[name].value, weight_bits(layer)
     return [
-        LayerSummary(row_name, role, w_bits, *_measured(quantizer, noise), share)
+        LayerSummary(row_name, role, w_bits, *_measured(quantizer, seen), share)
         for row_name, quantizer in inputs.items()
     ]
 
 
-def _measured(quantizer: nn.Module, noise: dict[nn.Module, float]) -> tuple[float, float, float, float]:
-    """Bits, lower and upper end, and SQNR."""
+def _measured(quantizer: nn.Module, seen: dict[nn.Module, _Seen]) -> tuple:
+    """Bits, lower and upper end, and what was seen."""
     if not isinstance(quantizer, ActivationQuantizer):
-        return FLOAT_BITS, float("-inf"), float("inf"), float("inf")
+        nothing = _Seen(float("nan"), float("nan"), [], float("inf"))
+        return FLOAT_BITS, float("-inf"), float("inf"), *nothing
     bits = float(quantizer.last_bits.mean()) if quantizer.last_bits is not None else float("nan")
-    return bits, quantizer.lower.item(), quantizer.upper.item(), noise.get(quantizer, float("nan"))
+    nothing = _Seen(float("nan"), float("nan"), [], float("nan"))
+    return bits, *quantizer.clipping_range, *seen.get(quantizer, nothing)

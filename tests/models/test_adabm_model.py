@@ -42,7 +42,7 @@ def assert_same_state(path, other):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("fixed", "computed"), [(None, 3 + 8), (False, 24)])  # three to begin with
+@pytest.mark.parametrize(("fixed", "computed"), [(None, 5 + 12), (False, 5 + 28)])  # five to begin with
 def test_full_precision_of_fixed_crops_is_computed_once(workspace, monkeypatch, fixed, computed):
     images = []
     original = Teacher._compute
@@ -52,7 +52,7 @@ def test_full_precision_of_fixed_crops_is_computed_once(workspace, monkeypatch, 
     datasets = workspace.train_options()["datasets"]
     datasets["train"]["fixed_crops"] = fixed  # None: the recipe's own
     workspace.train(datasets=datasets, network_g={**workspace.network_options(), "recipe": "best"})
-    assert sum(images) == computed  # three epochs of eight patches
+    assert sum(images) == computed  # three epochs of eight patches, and four that losses are measured on
 
 
 def test_train_then_test(workspace):
@@ -173,6 +173,42 @@ def test_tensorboard_scalars(workspace):
     tags = events.Tags()["scalars"]
     assert {"losses/l_pix", "losses/l_feat", "losses/l_bit", "fab", "phase"} <= set(tags)
     assert {"metrics/Val/psnr", "metrics/Val/fab", "bits/body.0.conv1"} <= set(tags)
+    assert {"bits of images/Val", "bits of layers"} <= set(events.Tags()["histograms"])
+    assert {"bits of layers", "bit map/Val"} <= set(events.Tags()["images"])
+    assert events.Histograms("bits of layers")[0].histogram_value.num == 8
+
+
+def test_wandb_follows_tensorboard(workspace, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = {"use_tb_logger": True, "wandb": {"project": "tiny", "resume_id": None}}
+    workspace.train(logger={**workspace.train_options()["logger"], **logger})
+    assert "Use wandb logger with id=" in read_log("experiments/tiny")
+    assert list(Path("wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_pictures_of_an_interrupted_run_are_made_anew(workspace):
+    workspace.train()
+    kept = Path("experiments/tiny/pictures/Val/static")
+    kept.mkdir(parents=True)
+    workspace.train("--auto_resume", train__total_iter=16)
+    assert not kept.exists()
+    record = json.loads(Path("experiments/tiny/run.json").read_text())
+    assert [phase["name"] for phase in record["phases"]][-2:] == [
+        "Fine-tuning bit mappings, iterations 9 to 12",
+        "Fine-tuning weight ranges, iterations 13 to 16",
+    ]
+
+
+def test_layers_without_quantized_inputs_are_counted(workspace):
+    network = {**workspace.network_options(), "layers": {"body.0.*": {"a_bits": 32}}}
+    workspace.train(network_g=network)
+    workspace.test(network_g=network)
+    metrics = json.loads(Path("results/tiny_test/metrics.json").read_text())["Val"]
+    rows = json.loads(Path("experiments/tiny/run.json").read_text())["layers"]
+    assert [row["a_bits"] for row in rows if row["name"].startswith("body.0")] == [32, 32]
+    image = json.loads(Path("results/tiny_test/run.json").read_text())["sets"]["Val"]["images"][0]
+    assert 0 < metrics["bitops"] < image["float_bitops"]
 
 
 def python_api_psnr(workspace, tiny):

@@ -1,0 +1,79 @@
+"""What a run shows on the console: bars where there is a terminal, a line per phase, and warnings."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+
+from tqdm import tqdm
+
+from adabm_basicsr.quantization.progress import shown_by
+
+LOGGER = "basicsr"  # BasicSR's own, which writes the run's file too
+SHOWN = {"console": True}
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags ``--quiet`` and ``--json``."""
+    parser.add_argument("--quiet", action="store_true", help="show warnings and errors alone")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON in the end")
+
+
+def json_alone(wanted: bool) -> AbstractContextManager:
+    """Context in which nothing else comes to stdout, if JSON is ``wanted`` there: BasicSR's registry prints."""
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
+
+
+def say(line: str) -> None:
+    """Log a line that the console shows too."""
+    logging.getLogger(LOGGER).info(line, extra=SHOWN)
+
+
+def make_bar(description: str, total: int) -> tqdm:
+    """A progress bar with the time left, on stderr; nothing where that is no terminal."""
+    return tqdm(total=total, desc=description, disable=None, leave=False, dynamic_ncols=True)
+
+
+@contextmanager
+def bars(shown: bool) -> Iterator[None]:
+    """Within this context the steps of the method move bars, if they are to be ``shown``."""
+    if not shown:
+        yield
+        return
+    with shown_by(make_bar):
+        yield
+
+
+class ConsoleHandler(logging.Handler):
+    """Shows lines that were said and warnings, above the bars; all else is in the run's file.
+
+    Args:
+        quiet: Whether to show warnings alone.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__()
+        self.quiet = quiet
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record to stderr."""
+        said = getattr(record, "console", False) and not self.quiet
+        if said or record.levelno >= logging.WARNING:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def with_console(get_root_logger: Callable[..., logging.Logger], quiet: bool) -> Callable[..., logging.Logger]:
+    """BasicSR's ``get_root_logger`` with a `ConsoleHandler` in place of the handler that repeats the whole log."""
+
+    def wrapped(*args, **kwargs) -> logging.Logger:
+        logger = get_root_logger(*args, **kwargs)
+        for handler in list(logger.handlers):
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)
+                logger.addHandler(ConsoleHandler(quiet))
+        return logger
+
+    return wrapped

@@ -1,0 +1,108 @@
+"""The plots of a report, each as a figure of matplotlib; small enough to be read on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adabm_basicsr.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE = (5.0, 3.1)  # inches: on a phone an inch is about 70 pixels
+DPI = 160
+MARGINS = {"left": 0.15, "right": 0.97, "top": 0.87, "bottom": 0.17}
+STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False}
+LEGEND = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 8.5}
+LEGEND |= {"handletextpad": 0.4, "columnspacing": 1.0, "borderpad": 0.1}
+COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
+COLOUR_MAP = "viridis"
+
+
+def _figure(height: float = 1.0) -> tuple[Figure, object]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(SIZE[0], SIZE[1] * height))
+    figure.subplots_adjust(**MARGINS)  # the layout engines draw everything twice
+    return figure, figure.subplots()
+
+
+def layer_plot(layer_bits: Mapping[str, float], weight_bits: Mapping[str, float] | None = None) -> Figure:
+    """Bits along the network: base and layer factor together, and those of the weights."""
+    figure, axes = _figure()
+    places = np.arange(len(layer_bits)) + 1
+    axes.bar(places, list(layer_bits.values()), width=0.8, color=COLOURS[0], label="input: base bits + layer factor")
+    if weight_bits:
+        axes.plot(places, list(weight_bits.values()), ".", color=COLOURS[1], label="weight")
+    axes.set(xlabel="layer, in execution order", ylabel="bits", ylim=(0, 8.5), yticks=range(0, 9, 2))
+    axes.legend(**LEGEND)
+    return figure
+
+
+def complexity_plot(points: Mapping[str, Sequence[tuple[float, float]]], thresholds: Sequence[float] | None) -> Figure:
+    """Bits used against complexity of images, ``(complexity, bits)``, by the set they are of."""
+    figure, axes = _figure()
+    for (name, found), colour in zip(points.items(), COLOURS):
+        x, y = zip(*found)
+        axes.plot(x, y, "o", ms=4, alpha=0.6, color=colour, label=name, mew=0)
+    for threshold, label in zip(thresholds or (), ("thresholds", None)):
+        axes.axvline(threshold, ls="--", lw=1.2, color=COLOURS[5], label=label)
+    axes.set(xlabel="complexity of the image", ylabel="bits used (mean)")
+    axes.margins(y=0.25)
+    axes.legend(**LEGEND)
+    return figure
+
+
+def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """How often a layer used a number of bits on an image, by set: ``{set: {bits: count}}``."""
+    figure, axes = _figure()
+    bits = sorted({int(b) for found in counts.values() for b in found})
+    width = 0.8 / max(len(counts), 1)
+    for i, ((name, found), colour) in enumerate(zip(counts.items(), COLOURS)):
+        total = sum(found.values())
+        shares = [100 * found.get(str(b), 0) / total for b in bits]
+        places = np.array(bits) + (i - (len(counts) - 1) / 2) * width
+        axes.bar(places, shares, width=width * 0.95, color=colour, label=name)
+    axes.set(xlabel="bits used by a layer on an image", ylabel="share (%)", xticks=bits)
+    axes.legend(**LEGEND)
+    return figure
+
+
+def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
+    """PSNR against BitOPs, a point for each run and set: ``run``, ``set``, ``psnr``, ``bitops``."""
+    figure, axes = _figure(height=1.15)
+    for name, colour in zip(dict.fromkeys(point["set"] for point in points), COLOURS):
+        own = [point for point in points if point["set"] == name]
+        axes.plot([p["bitops"] / 1e9 for p in own], [p["psnr"] for p in own], "o", ms=6, color=colour, label=name)
+        for point in own:
+            place = (point["bitops"] / 1e9, point["psnr"])
+            axes.annotate(point["run"], place, (0, 6), textcoords="offset points", fontsize=8, ha="center")
+    axes.set(xlabel="GigaBitOPs per image", ylabel="PSNR (dB)", xscale="log")
+    axes.margins(0.2)
+    axes.legend(**LEGEND)
+    return figure
+
+
+def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray:
+    """A map as a picture, ``(rows * scale, columns * scale, 3)`` uint8, coloured from least to greatest value."""
+    from matplotlib import colormaps
+
+    grid = np.array(values)
+    span = grid.max() - grid.min()
+    colours = colormaps[COLOUR_MAP]((grid - grid.min()) / span if span else np.full_like(grid, 0.5))[..., :3]
+    return (colours * 255).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+
+
+def save_plot(make: Callable[[], Figure], path: Path) -> None:
+    """Draw a plot and write it as PNG, atomically."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure = make()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=DPI)
