@@ -22,7 +22,7 @@ from adabm_basicsr.console import say
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.metrics.choice import check_size, split_metrics
+from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.tensorboard import log_bits
@@ -196,7 +196,6 @@ class AdaBMModel(SRModel):
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
-            check_size(self.image_name, self.output, self.opt["val"].get("metrics"))
             self.observed.note(self.image_name, self.lq, self.output)
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adabm_basicsr.console import say
 from adabm_basicsr.deployment.load import load_network
-from adabm_basicsr.metrics.choice import SELF_PSNR, check_size, split_metrics
+from adabm_basicsr.metrics.choice import SELF_PSNR, split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.quantization.calibration import calibrate
 from adabm_basicsr.quantization.checkpoint import is_quantized, load_checkpoint, read_checkpoint
@@ -149,7 +149,6 @@ def _run(store: PictureStore, versions: Versions, version: str, pictures: Pictur
         for picture in pictures:
             image = picture.low.to(versions.device)
             output = observed.upscale(image)
-            check_size(picture.name, output, metrics)
             observed.note(picture.name, image, output)
             store.keep(pictures.name, version, picture.name, to_pixels(output))
             for name, options in metrics.items():

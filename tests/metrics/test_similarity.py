@@ -9,7 +9,7 @@ import torch
 from conftest import photograph
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.metrics.choice import check_size, split_metrics
+from adabm_basicsr.metrics.choice import split_metrics
 
 ASKED = {
     "psnr": {"type": "calculate_psnr", "crop_border": 2},
@@ -38,12 +38,6 @@ def test_sets_without_truth_keep_what_needs_none():
     judge, own = split_metrics(ASKED, has_truth=False)
     assert list(judge) == ["niqe"] and list(own) == ["own"]
     assert list(split_metrics(ASKED, has_truth=True)[0]) == ["psnr", "niqe"]
-
-
-def test_niqe_of_a_small_image_is_a_clear_error():
-    check_size("a", torch.zeros(1, 3, 104, 200), ASKED)
-    with pytest.raises(AdaBMError, match="niqe: NIQE needs two blocks of 96 x 96 pixels; without its border a has 188"):
-        check_size("a", torch.zeros(1, 3, 104, 196), ASKED)
 
 
 def test_self_psnr_of_a_run_is_that_of_the_python_api(workspace):
