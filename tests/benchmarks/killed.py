@@ -59,16 +59,14 @@ def make_data(data: Path) -> None:
 
 
 def start(folder: Path, processes: int) -> subprocess.Popen:
-    """`adabm-basicsr train --auto_resume` in a folder, in a group of processes of its own."""
+    """`adabm-basicsr train --auto_resume` in a folder."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, "-W", "ignore", *launcher, "-m", "adabm_basicsr.train", "-opt", "../options.yml"]
     command += ["--auto_resume", *(["--launcher", "pytorch"] if processes > 1 else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "output.txt", "ab") as output:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
 
 def finish(run: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
@@ -98,12 +96,18 @@ def wait_for(pattern: str, folder: Path, run: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def children_of(pid: int) -> list[int]:
+    """Processes that a process started, on Linux; none of one that has ended."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
 def kill(folder: Path, processes: int, iteration: int, seconds: float) -> str:
     """Kill a run so long after an iteration, 0 being the start of calibration; what it was doing."""
     run = start(folder, processes)
     wait_for(rf"iter: +{iteration}," if iteration else "Loading", folder, run)
     time.sleep(seconds)
-    os.killpg(run.pid, signal.SIGKILL)
+    for pid in [run.pid, *children_of(run.pid)]:  # torchrun's processes don't end with it
+        os.kill(pid, signal.SIGKILL)
     run.wait()
     log = log_of(folder)
     phases = re.findall(r"Fine-tuning (.+) from iteration", log)
