@@ -42,8 +42,9 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     if own_log:
         close_logger()  # one that something opened earlier in this process would take the messages
     try:
-        with bars(_shows_bars(opt, args.quiet)), json_alone(args.json), _clear_write_errors():
-            _run(opt, args, root)
+        with _clear_write_errors():
+            with bars(_shows_bars(opt, args.quiet)), json_alone(args.json):
+                _run(opt, args, root)
             if own_log and opt["rank"] == 0:
                 _report(opt, args.json)
     finally:
