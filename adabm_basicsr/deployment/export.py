@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.console import bars
+from adabm_basicsr.console import add_output_flags, bars
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import AdaBMError
@@ -30,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     net = load_network(args.model, args.custom_imports)
     if not isinstance(net, QuantizedNetwork):
         raise AdaBMError(f"--model: {args.model} is exported already; give the checkpoint or the packed file")
-    with bars(shown=True):
+    with bars(shown=not args.quiet):
         _save(net, out, args)
     full = sum(parameter.numel() * parameter.element_size() for parameter in net.base_parameters())
     size = out.stat().st_size
-    print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")
+    if args.json:
+        print(json.dumps({"file": str(out), "bytes": size, "full_precision_bytes": full}))
+    elif not args.quiet:
+        print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")
 
 
 def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
@@ -57,6 +61,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--level", type=int, choices=LEVELS, help="onnx: for images of one complexity alone, all scales being constants"
     )
+    add_output_flags(parser)
     add_custom_imports(parser)
     return parser.parse_args(argv)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adabm_basicsr.console import add_output_flags
 from adabm_basicsr.data.headers import MAX_PIXELS, add_max_pixels, check_max_pixels
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
 from adabm_basicsr.deployment.export import add_custom_imports
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = _share(plan_outputs(args.input, args.out, args.ext))
     network = _load(args)
     done, skipped, failed, pixels, start = 0, 0, {}, 0, time.perf_counter()
-    with tqdm(jobs, unit="image", disable=None) as progress:
+    with tqdm(jobs, unit="image", disable=args.quiet or None) as progress:
         for source, target in progress:
             if target.exists() and not args.overwrite:
                 skipped += 1
@@ -53,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             except (AdaBMError, cv2.error, RuntimeError, MemoryError) as error:  # one bad image doesn't stop the rest
                 failed[source] = (str(error).strip() or type(error).__name__).splitlines()[0]
             progress.set_postfix_str(_speed(pixels, start))
-    print(f"upscaled: {done} images, {_speed(pixels, start)}; existed already: {skipped}; failed: {len(failed)}")
+    if args.json:
+        seconds = time.perf_counter() - start
+        told = {"upscaled": done, "existed": skipped, "failed": {str(source): why for source, why in failed.items()}}
+        print(json.dumps({**told, "pixels": pixels, "seconds": seconds}))
+    elif not args.quiet:
+        print(f"upscaled: {done} images, {_speed(pixels, start)}; existed already: {skipped}; failed: {len(failed)}")
     if failed:
         told = [error if str(source) in error else f"{source}: {error}" for source, error in failed.items()]
         raise AdaBMError(f"{len(failed)} of {len(jobs)} images failed:\n  " + "\n  ".join(told))
@@ -243,6 +250,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=0, help="of the runtime (default: its own choice)")
     parser.add_argument("--device", help="what runs other files: cpu, cuda, ... (default: cuda where there is one)")
+    add_output_flags(parser)
     add_max_pixels(parser)
     add_custom_imports(parser)
     return parser.parse_args(argv)

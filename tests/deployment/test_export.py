@@ -1,5 +1,8 @@
 """The command that writes files to deploy."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TINY_EDSR
@@ -32,6 +35,14 @@ def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
     assert "written: deep/net.onnx" in capsys.readouterr().out
     with torch.no_grad():
         torch.testing.assert_close(load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0)
+
+
+def test_quiet_and_json(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    main(["export", "-m", "net.pth", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == "net.safetensors" and 0 < told["bytes"] == Path("net.safetensors").stat().st_size
 
 
 def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):

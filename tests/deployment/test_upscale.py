@@ -117,6 +117,15 @@ def test_a_broken_image_doesnt_stop_the_rest(models, folder, capsys):
     assert "upscaled: 2 images" in told.out
 
 
+def test_quiet_and_json(models, folder, capsys):
+    cv2.imwrite("in/a.png", IMAGE)
+    upscale(models, "-i", "in", "--quiet")
+    assert capsys.readouterr() == ("", "")
+    upscale(models, "-i", "in", "--json", "--overwrite")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["upscaled"], told["existed"], told["failed"], told["pixels"]) == (1, 0, {}, 40 * 52)
+
+
 def test_processes_share_the_images(models, folder, monkeypatch):
     for name in "abc":
         cv2.imwrite(f"in/{name}.png", IMAGE)
