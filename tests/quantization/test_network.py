@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,9 +198,10 @@ def test_plain_checkpoint_keys_are_recognisable(tiny):
 def test_writing_fails_without_harm(tiny, tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
     path.write_bytes(b"the previous one")
-    monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    net = quantize(tiny, IMAGES[:1])
+    monkeypatch.setattr(Path, "write_bytes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(AdaBMError, match=r"cannot write .*No space left on device"):
-        save_checkpoint(quantize(tiny, IMAGES[:1]), path)
+        save_checkpoint(net, path)
     assert path.read_bytes() == b"the previous one"
     assert list(tmp_path.iterdir()) == [path]
 

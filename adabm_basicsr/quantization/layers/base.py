@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer
-from adabm_basicsr.quantization.fake_quantize import recomputed
+from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH, recomputed
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
@@ -64,7 +64,8 @@ class QuantizedLayer(nn.Module):
 
         Sums that were rounded would now and then bring a later value to another level than the kernels do.
         """
-        step, of_weight = self.input_quantizer.step(x), self.weight_quantizer.steps(weight)
+        step = self.input_quantizer.step(x)
+        of_weight = self.weight_quantizer.steps(weight).clamp(min=MIN_WIDTH)  # channels without weights have none
         of_channels = self.input_quantizer.channel_scale
         x = (x / (step if of_channels is None else step * of_channels)).round_()
         out = self.compute(x, (weight / of_weight).round_(), None, *args, **kwargs)
