@@ -1,10 +1,196 @@
 """Writes the option files of this folder, so that those of one kind stay alike: ``python options/generate.py``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from textwrap import indent
 
 ROOT = Path(__file__).parent
-OFFICIAL = {2: "EDSR_Mx2_f64b16_DIV2K_official-3ba7b086.pth", 4: "EDSR_Mx4_f64b16_DIV2K_official-0c287733.pth"}
+BITS = (8, 6, 4)
+INDENT = " " * 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """One full-precision network, quantized at every bit-width and each of its scales.
+
+    Attributes:
+        title: What the files' comments call it.
+        name: Its part of file and experiment names; ``$scale`` stands for the scale in all three templates.
+        folder: Where its files lie, as BasicSR has them.
+        options: ``network_g`` of the network in full precision, as YAML.
+        weights: File of the full-precision checkpoint, by scale.
+        calibration: Further options of the calibration images, as YAML.
+        validation: Further options of the validation sets, as YAML.
+    """
+
+    title: str
+    name: str
+    folder: str
+    options: str
+    weights: dict[int, str]
+    calibration: str = ""
+    validation: str = ""
+
+
+NETWORKS = (
+    Network(
+        title="EDSR-baseline x$scale",
+        name="EDSR_Mx$scale",
+        folder="EDSR",
+        options="""\
+type: EDSR
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_block: 16
+upscale: $scale
+res_scale: 1
+img_range: 255.
+rgb_mean: [0.4488, 0.4371, 0.4040]
+""",
+        weights={
+            2: "EDSR/EDSR_Mx2_f64b16_DIV2K_official-3ba7b086.pth",
+            4: "EDSR/EDSR_Mx4_f64b16_DIV2K_official-0c287733.pth",
+        },
+    ),
+    Network(
+        title="MSRResNet x$scale",
+        name="MSRResNet_x$scale",
+        folder="SRResNet_SRGAN",
+        options="""\
+type: MSRResNet
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_block: 16
+upscale: $scale
+""",
+        weights={4: "SRResNet_SRGAN/MSRResNet_x4_f64b16_DIV2K_1000k_B16G1_wandb.pth"},
+    ),
+    Network(
+        title="SRResNet x$scale (with batch normalisation)",
+        name="SRResNet_x$scale",
+        folder="SRResNet_SRGAN",
+        options="""\
+type: SRResNet
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_block: 16
+upscale: $scale
+img_range: 255.
+""",
+        weights={4: "SRResNet_SRGAN/SRResNet_x4.pth"},
+    ),
+    Network(
+        title="RCAN x$scale",
+        name="RCAN_x$scale",
+        folder="RCAN",
+        options="""\
+type: RCAN
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_group: 10
+num_block: 20
+squeeze_factor: 16
+upscale: $scale
+res_scale: 1
+img_range: 255.
+rgb_mean: [0.4488, 0.4371, 0.4040]
+""",
+        weights={4: "RCAN/RCAN_BIX4-official.pth"},
+    ),
+    Network(
+        title="RDN x$scale",
+        name="RDN_x$scale",
+        folder="RDN",
+        options="""\
+type: RDN
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_block: 16
+num_conv: 8
+num_grow_ch: 64
+upscale: $scale
+img_range: 255.
+""",
+        weights={4: "RDN/RDN_x4.pth"},
+    ),
+    Network(
+        title="RRDBNet x$scale with the weights of Real-ESRGAN",
+        name="RealESRGAN_x${scale}plus",
+        folder="RealESRGAN",
+        options="""\
+type: RRDBNet
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_block: 23
+num_grow_ch: 32
+scale: $scale
+""",
+        weights={2: "RealESRGAN/RealESRGAN_x2plus.pth", 4: "RealESRGAN/RealESRGAN_x4plus.pth"},
+    ),
+    Network(
+        title="SRVGGNetCompact x$scale (realesr-animevideov3)",
+        name="SRVGGNetCompact_x$scale",
+        folder="RealESRGAN",
+        options="""\
+type: SRVGGNetCompact
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_conv: 16
+upscale: $scale
+act_type: prelu
+""",
+        weights={4: "RealESRGAN/realesr-animevideov3.pth"},
+    ),
+    Network(
+        title="ECBSR x$scale (m4c16, PReLU, Y channel)",
+        name="ECBSR_x${scale}_m4c16_prelu",
+        folder="ECBSR",
+        options="""\
+type: ECBSR
+num_in_ch: 1
+num_out_ch: 1
+num_block: 4
+num_channel: 16
+with_idt: false
+act_type: prelu
+scale: $scale
+""",
+        weights={2: "ECBSR/ECBSR_x2_m4c16_prelu.pth", 4: "ECBSR/ECBSR_x4_m4c16_prelu.pth"},
+        calibration="channels: 1  # grey\n",
+        validation="color: y\n",
+    ),
+    Network(
+        title="SwinIR-S x$scale (lightweight)",
+        name="SwinIR_Sx$scale",
+        folder="SwinIR",
+        options="""\
+type: SwinIR
+upscale: $scale
+in_chans: 3
+img_size: 64
+window_size: 8
+img_range: 1.
+depths: [6, 6, 6, 6]
+embed_dim: 60
+num_heads: [6, 6, 6, 6]
+mlp_ratio: 2
+upsampler: pixelshuffledirect
+resi_connection: 1conv
+""",
+        weights={
+            2: "SwinIR/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x2.pth",
+            4: "SwinIR/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth",
+        },
+    ),
+)
 
 VALIDATION = Template("""\
   $phase:  # images with ground truth; SingleImageDataset takes LR images alone
@@ -12,14 +198,14 @@ VALIDATION = Template("""\
     type: PairedImageDataset
     dataroot_gt: datasets/Set5/GTmod12
     dataroot_lq: datasets/Set5/LRbicx$scale
-    io_backend:
+$further    io_backend:
       type: disk
   $second:
     name: Set14
     type: PairedImageDataset
     dataroot_gt: datasets/Set14/GTmod12
     dataroot_lq: datasets/Set14/LRbicx$scale
-    io_backend:
+$further    io_backend:
       type: disk
 """)
 
@@ -28,16 +214,7 @@ NETWORK = Template("""\
 network_g:
   type: AdaBMNetwork
   network:  # any registered architecture, its options untouched
-    type: EDSR
-    num_in_ch: 3
-    num_out_ch: 3
-    num_feat: 64
-    num_block: 16
-    upscale: $scale
-    res_scale: 1
-    img_range: 255.
-    rgb_mean: [0.4488, 0.4371, 0.4040]
-  w_bits: $bits  # bits of the weights, 2..8 (32: full precision)
+$options  w_bits: $bits  # bits of the weights, 2..8 (32: full precision)
   a_bits: $bits  # bits of the activations; both are means, which layers share and images follow
   recipe: best  # best: most accurate | fast: fewer iterations | paper: as published | static: fixed bits, untrained
   fully_quantized: true  # also what follows the body (adaptive), head and tail (8 bits); false: the body's blocks alone
@@ -56,11 +233,11 @@ METRICS = Template("""\
 """)
 
 TRAIN = Template("""\
-# EDSR-baseline x$scale, quantized adaptively to W${bits}A${bits}, fully quantized.
-# adabm-basicsr train -opt options/train/EDSR/train_AdaBM_EDSR_Mx${scale}_W${bits}A${bits}.yml
+# $title, quantized adaptively to W${bits}A${bits}, fully quantized.
+# adabm-basicsr train -opt options/train/$folder/train_$name.yml
 
 # general settings
-name: AdaBM_EDSR_Mx${scale}_W${bits}A${bits}
+name: $name
 model_type: AdaBMModel
 scale: $scale
 num_gpu: auto  # set num_gpu: 0 for cpu mode
@@ -77,7 +254,7 @@ datasets:
 
     num_images: 100  # taken evenly from the folder
     lq_size: 96  # LR patch
-    use_hflip: true
+$calibration    use_hflip: true
     use_rot: true
 
     # data loader
@@ -88,12 +265,12 @@ $validation
 $network
 # path
 path:
-  pretrain_network_g: experiments/pretrained_models/EDSR/$official  # plain or quantized: told apart by itself
+  pretrain_network_g: experiments/pretrained_models/$weights  # plain or quantized: told apart by itself
   resume_state: ~
 
 # training settings
 train:
-  total_iter: ~  # the recipe's own: best and paper 400, fast 25, static 0
+  total_iter: ~  # the recipe's own: best and paper 400, fast 20, static 0
   calibration_batch_size: 16
 
 # validation settings
@@ -113,11 +290,11 @@ logger:
 """)
 
 TEST = Template("""\
-# Test EDSR-baseline x$scale at W${bits}A${bits}, fully quantized.
-# adabm-basicsr test -opt options/test/EDSR/test_AdaBM_EDSR_Mx${scale}_W${bits}A${bits}.yml
+# Test $title at W${bits}A${bits}, fully quantized.
+# adabm-basicsr test -opt options/test/$folder/test_$name.yml
 
 # general settings
-name: test_AdaBM_EDSR_Mx${scale}_W${bits}A${bits}
+name: test_$name
 model_type: AdaBMModel
 scale: $scale
 num_gpu: auto  # set num_gpu: 0 for cpu mode
@@ -129,7 +306,7 @@ $validation
 $network
 # path
 path:
-  pretrain_network_g: experiments/AdaBM_EDSR_Mx${scale}_W${bits}A${bits}/models/net_g_latest.pth
+  pretrain_network_g: experiments/$name/models/net_g_latest.pth
 
 # validation settings
 val:
@@ -139,21 +316,27 @@ val:
 $metrics""")
 
 
-def render(scale: int, bits: int) -> dict[Path, str]:
-    """Text of the training and the test file of one scale and bit-width, by path."""
-    values = {"scale": scale, "bits": bits, "official": OFFICIAL[scale]}
-    values |= {name: text.substitute(values) for name, text in (("network", NETWORK), ("metrics", METRICS))}
-    name = f"AdaBM_EDSR_Mx{scale}_W{bits}A{bits}.yml"
+def render(network: Network, scale: int, bits: int) -> dict[Path, str]:
+    """Text of the training and the test file of one network, scale and bit-width, by path."""
+    values = {"scale": scale, "bits": bits, "folder": network.folder, "weights": network.weights[scale]}
+    values |= {key: Template(getattr(network, key)).substitute(scale=scale) for key in ("title", "name", "options")}
+    values["name"] = name = f"AdaBM_{values['name']}_W{bits}A{bits}"
+    values["options"] = indent(values["options"], INDENT)
+    values["calibration"] = indent(network.calibration, INDENT)
+    values["further"] = indent(network.validation, INDENT)
+    values |= {key: text.substitute(values) for key, text in (("network", NETWORK), ("metrics", METRICS))}
     files = {}
     for folder, phase, second, template in (("train", "val", "val_2", TRAIN), ("test", "test_1", "test_2", TEST)):
         validation = VALIDATION.substitute(values, phase=phase, second=second)
-        files[ROOT / folder / "EDSR" / f"{folder}_{name}"] = template.substitute(values, validation=validation)
+        path = ROOT / folder / network.folder / f"{folder}_{name}.yml"
+        files[path] = template.substitute(values, validation=validation)
     return files
 
 
 def render_all() -> dict[Path, str]:
     """Text of every generated file, by path."""
-    return {path: text for scale in (2, 4) for bits in (8, 6, 4) for path, text in render(scale, bits).items()}
+    cases = [(network, scale, bits) for network in NETWORKS for scale in network.weights for bits in BITS]
+    return {path: text for case in cases for path, text in render(*case).items()}
 
 
 if __name__ == "__main__":

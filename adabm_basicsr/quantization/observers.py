@@ -26,6 +26,7 @@ class MovingAverage:
         self.value: Tensor | None = None
 
     def update(self, new: Tensor) -> None:
+        """Take in the value of another batch."""
         self.value = new if self.value is None else MOMENTUM * self.value + (1 - MOMENTUM) * new
 
 

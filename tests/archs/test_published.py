@@ -1,6 +1,7 @@
 """Importing quantized checkpoints of the published code."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -237,3 +238,12 @@ def test_published_outputs(shared, arch, tag):
     np.testing.assert_array_equal(details.bits.numpy(), outputs[f"{arch}/{tag}/fab"])
     # On average over the images: in one of them a single rounding that falls the other way grows to 2 %.
     assert np.abs(details.output.numpy() * 255 - expected).mean() < 0.01 * np.abs(expected).mean()
+
+
+def test_command_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(to_published(ready_network(NETWORKS["EDSR"]), NETWORKS["EDSR"]), "published.pt")
+    page = Path(__file__).parents[2] / "docs" / "moving.md"
+    (command,) = re.findall(r"^adabm-basicsr (.*)$", page.read_text(), re.M)
+    main(shlex.split(command))
+    assert yaml.safe_load(Path("net.yml").read_text())["network_g"]["recipe"] == "paper"

@@ -1,0 +1,70 @@
+"""Writes api.md, the reference of the public Python API, from its docstrings: ``python docs/generate_api.py``."""
+
+import inspect
+import re
+from pathlib import Path
+
+import adabm_basicsr
+
+PATH = Path(__file__).parent / "api.md"
+HEADER = """\
+# Python API
+
+Everything that `import adabm_basicsr` offers, written by `docs/generate_api.py` from the docstrings.
+"""
+MAX_LINE = 100
+SECTION = re.compile(r"^(\w[\w ]*):$")
+ENTRY = re.compile(r"^ {4}(\**\w[^:]*): (.*)$")
+
+
+def to_markdown(docstring: str) -> str:
+    """A Google-style docstring as Markdown: headings of sections in bold, their entries as a list."""
+    lines, in_section = [], False
+    for line in docstring.splitlines():
+        if heading := SECTION.match(line):
+            in_section = True
+            lines += [f"**{heading[1]}**", ""]
+        elif in_section and (entry := ENTRY.match(line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            continues_entry = line.strip() and lines and lines[-1].startswith(("- ", "  "))
+            lines.append(f"  {line.strip()}" if continues_entry else line.strip())
+    return "\n".join(lines).replace("``", "`")
+
+
+def signature(name: str, item: object) -> str:
+    """``name(parameters) -> result`` as a code block, without the modules of the types; exceptions have none."""
+    if inspect.isclass(item) and issubclass(item, Exception):
+        return ""
+    found = inspect.signature(item)
+    parameters = [_plain(str(parameter)) for parameter in found.parameters.values() if parameter.name != "self"]
+    result = "" if inspect.isclass(item) else _plain(str(found.replace(parameters=())))[len("()") :]
+    text = f"{name}({', '.join(parameters)}){result}"
+    if len(text) > MAX_LINE:
+        text = "\n".join([f"{name}(", *(f"    {parameter}," for parameter in parameters), f"){result}"])
+    return f"```python\n{text}\n```\n\n"
+
+
+def _plain(text: str) -> str:
+    """A parameter or result without quotes around its type, and without the modules of types."""
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text).replace("<factory>", "{}")
+
+
+def render_item(name: str) -> str:
+    """Section of one public function or class, with the public methods that the class defines itself."""
+    item = getattr(adabm_basicsr, name)
+    parts = [f"## {name}\n\n{signature(name, item)}{to_markdown(inspect.getdoc(item))}"]
+    for key, method in vars(item).items() if inspect.isclass(item) else ():
+        if inspect.isfunction(method) and not key.startswith("_"):
+            parts.append(f"### {name}.{key}\n\n{signature(key, method)}{to_markdown(inspect.getdoc(method))}")
+    return "\n\n".join(parts)
+
+
+def render() -> str:
+    """The whole page."""
+    return "\n".join([HEADER, *(f"{render_item(name)}\n" for name in adabm_basicsr.__all__)])
+
+
+if __name__ == "__main__":
+    PATH.write_text(render())
