@@ -13,12 +13,15 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import remove_temporaries
 from adabm_basicsr.options import set_recipe_defaults
 
+FORCED_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 DEFAULT_PORT = 29500  # torch.distributed's
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -202,12 +205,33 @@ def share_seed(opt: dict) -> None:
     set_random_seed(opt["manual_seed"] + opt["rank"])
 
 
-def load_weights_only() -> None:
-    """Let BasicSR's own ``torch.load`` load tensors alone, never code, for the rest of the process.
+def weights_only() -> AbstractContextManager:
+    """Context in which BasicSR's own ``torch.load`` loads tensors alone, never code.
 
     It does not say ``weights_only``, whose default is False up to torch 2.5. Can go when torch 2.6 is required.
     """
-    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    return _environment(FORCED_LOADING, "1")
+
+
+def own_unpickler() -> AbstractContextManager:
+    """Context in which a package may load with a restricted unpickler of its own, as spandrel does.
+
+    `weights_only` would forbid it.
+    """
+    return _environment(FORCED_LOADING, None)
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 def keep_freed_memory() -> None:

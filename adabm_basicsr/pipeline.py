@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adabm_basicsr.compat import keep_freed_memory, load_weights_only
+from adabm_basicsr.compat import keep_freed_memory, weights_only
 from adabm_basicsr.console import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
@@ -33,10 +33,14 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
     parser = make_parser(prog)
     add_output_flags(parser)
     args = parser.parse_args(argv)
+    with weights_only():
+        _run_checked(args, f"{prog} {shlex.join(argv)}", is_train, own_log)
+
+
+def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log: bool) -> None:
     root = Path.cwd()
-    load_weights_only()
     opt = parse_options(args, root, is_train)
-    opt["command"] = f"{prog} {shlex.join(argv)}"
+    opt["command"] = command
     if not opt["num_gpu"]:
         keep_freed_memory()
     if own_log:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from adabm_basicsr.compat import own_unpickler
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration import check_finite
 
@@ -89,7 +90,8 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
     if not file.is_file():
         raise AdaBMError(f"{WHERE}: path: checkpoint {path} does not exist")
     try:
-        descriptor = spandrel.ModelLoader("cpu").load_from_file(file)
+        with own_unpickler():
+            descriptor = spandrel.ModelLoader("cpu").load_from_file(file)
     except spandrel.UnsupportedModelError as error:
         raise AdaBMError(f"{WHERE}: path: spandrel doesn't recognise the architecture of {path}") from error
     except Exception as error:  # unpickling, tensors that don't fit, whatever a recogniser stumbles over
