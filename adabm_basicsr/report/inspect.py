@@ -20,9 +20,10 @@ from adabm_basicsr.report.tables import Table, cell
 COLUMNS = {
     "quantized network": {"layer": "name", "role": "role", "w bits": "w_bits", "a bits": "a_bits", "lower": "lower"}
     | {"upper": "upper", "weights": "weights", "MACs": "macs"},
-    "ONNX graph": {"node": "name", "operator": "operator", "weights": "weights", "type": "type"},
+    "ONNX graph": {"layer": "name", "operator": "operator", "weights": "weights", "type": "type"},
     "plain checkpoint": {"tensor": "name", "shape": "shape", "type": "type"},
 }
+ONNX_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,17 +115,17 @@ def _inspect_onnx(path: Path) -> dict:
     except (DecodeError, OSError, onnx.checker.ValidationError) as error:
         raise AdaBMError(f"{path} cannot be read (corrupt, or no ONNX file): {str(error).splitlines()[0]}") from error
     told = {entry.key: entry.value for entry in model.metadata_props}.get(DESCRIPTION_KEY)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    integers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     rows = []
     for node in model.graph.node:
-        held = [weights[name] for name in node.input if name in weights]
-        types = dict.fromkeys(onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in held)
-        sizes = " + ".join(" x ".join(map(str, tensor.dims)) or "scalar" for tensor in held)
-        rows.append(
-            {"name": node.name or node.output[0], "operator": node.op_type, "weights": sizes, "type": ", ".join(types)}
-        )
+        weight = stored.get(integers.get(node.input[1], node.input[1])) if node.op_type in ONNX_LAYERS else None
+        if weight is not None:
+            kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+            size = " x ".join(map(str, weight.dims))
+            rows.append({"name": node.name or node.output[0], "operator": node.op_type, "weights": size, "type": kind})
     facts = describe(json.loads(told)) if told else {}
-    facts |= {"nodes": len(rows), "opset": model.opset_import[0].version}
+    facts |= {"nodes": len(model.graph.node), "opset": model.opset_import[0].version}
     return {"kind": "ONNX graph", "facts": facts, "rows": rows}
 
 
