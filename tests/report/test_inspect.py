@@ -57,7 +57,7 @@ def test_onnx_file_with_our_description(at_run, tmp_path, capsys):
     main(["inspect", str(tmp_path / "net.onnx")])
     lines = capsys.readouterr().out.splitlines()
     assert "network EDSR, recipe best, w_bits 4" in lines[1] and "opset 17" in lines[1]
-    assert len(lines) == 6 and lines[5].split() == ["conv", "Conv", *"4 x 3 x 3 x 3".split(), "int8"]
+    assert len(lines) == 6 and lines[5].split() == ["conv", "Conv", *["4", "x", "3", "x", "3", "x", "3"], "int8"]
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net.safetensors"])
