@@ -48,6 +48,7 @@ COUNT = Kind("a positive whole number", lambda value: _is_whole(value, 1))
 FREQUENCY = Kind("a positive whole number", lambda value: _is_number(value) and value >= 1 and value % 1 == 0)  # 5e3
 NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, _is_number))
 SUFFIX = Kind("part of a file's name", lambda value: _is_text(value) and "/" not in value)
+PREFETCH = Kind("'cpu' or 'cuda'", lambda value: value in ("cpu", "cuda"))
 NAME = Kind("a name for files and folders, below this one", _is_folder_name)
 
 # By the keys that lead to an option. Those that are checked where they are used are left out.
@@ -71,7 +72,7 @@ KINDS = {
     "datasets: *: io_backend": SECTION,
     "datasets: *: use_*": FLAG,
     "datasets: *: seed": SEED,
-    "datasets: *: prefetch_mode": TEXT,
+    "datasets: *: prefetch_mode": PREFETCH,
     "datasets: *: num_prefetch_queue": COUNT,
     "datasets: *: pin_memory": FLAG,
     "datasets: *: persistent_workers": FLAG,

@@ -213,6 +213,9 @@ def _check_device(opt: dict) -> None:
         raise AdaBMError(
             f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: {available} or auto"
         )
+    for name, dataset in opt["datasets"].items():
+        if (dataset or {}).get("prefetch_mode") == "cuda" and not (num_gpu and dataset.get("pin_memory")):
+            raise AdaBMError(f"datasets: {name}: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: true")
 
 
 def _check_checkpoint_paths(paths: dict) -> None:

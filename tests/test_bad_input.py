@@ -90,6 +90,14 @@ TRAIN_MISTAKES = {
     "path no text": ({"path__pretrain_network_g": 3}, "path: pretrain_network_g: 3 is not a text"),
     "folder no text": ({"datasets__train__dataroot_lq": [1]}, "datasets: train: dataroot_lq: [1] is not a text"),
     "dataset no section": ({"datasets__train": 3}, "datasets: train: 3 is not a section of keys"),
+    "prefetch mode unknown": (
+        {"datasets__train__prefetch_mode": ""},
+        "datasets: train: prefetch_mode: '' is not 'cpu' or 'cuda'",
+    ),
+    "prefetch to no GPU": (
+        {"datasets__train__prefetch_mode": "cuda"},
+        "datasets: train: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: true",
+    ),
     "flag no flag": ({"datasets__train__use_rot": "yes"}, "datasets: train: use_rot: 'yes' is not true or false"),
     "seed no number": ({"datasets__train__seed": "x"}, "datasets: train: seed: 'x' is not a whole number"),
     "scale no number": ({"scale": 2.5}, "scale: 2.5 is not a positive whole number"),
@@ -273,6 +281,10 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
             "type: 'calculate_pnsr' is not registered; did you mean 'calc",
         ),
         ({"datasets__test__dataroot_gt": ...}, "datasets: test: dataroot_gt is missing"),
+        (
+            {"datasets__test__type": "SingleImageDataset"},
+            "datasets: test: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has",
+        ),
         ({"scale": 4}, "is less than 4 (scale) times as large as"),
         ({"scale": 1}, "scale: 1: the network makes 64x48 pixels of 32x24, but there are 32x24 of ground truth"),
         ({"scale": ...}, "datasets: test: scale is missing from the option file"),

@@ -59,6 +59,8 @@ def _check_options(where: str, dataset: dict | None, opt: dict) -> None:
             raise AdaBMError(f"{where}: {key} is missing")
     if dataset["type"] == "PairedImageDataset" and opt.get("scale") is None:
         raise AdaBMError(f"{where}: scale is missing from the option file")
+    if dataset["type"] == "SingleImageDataset" and dataset.get("dataroot_gt") is not None:
+        raise AdaBMError(f"{where}: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has")
     if dataset.get("meta_info_file") is None:
         dataset.pop("meta_info_file", None)  # BasicSR takes None for a file's name
     backend = {"type": "disk", **{key: value for key, value in (dataset.get("io_backend") or {}).items()}}

@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise AdaBMError(f"--model: {args.model} is exported already; give the checkpoint or the packed file")
     with bars(shown=not args.quiet):
         _save(net, out, args)
-    full = sum(parameter.numel() * parameter.element_size() for parameter in net.base_parameters())
-    size = out.stat().st_size
+    size, full = out.stat().st_size, net.full_precision_bytes()
     if args.json:
         print(json.dumps({"file": str(out), "bytes": size, "full_precision_bytes": full}))
     elif not args.quiet:

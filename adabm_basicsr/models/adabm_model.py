@@ -106,16 +106,16 @@ class AdaBMModel(SRModel):
             raise AdaBMError(
                 f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
             )
-        seconds, is_fresh = None, net.stage == Stage.FRESH
+        is_fresh = net.stage == Stage.FRESH
         if is_fresh:
             size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
             seconds = self._calibrate(net, dataset.calibration_batches(size))
         self.patches = [patch.to(self.device) for patch in dataset.calibration_batches(1)]
         self._set_up_finetuning(net, dataset)
-        if seconds is not None:
+        if is_fresh:
             self.phases.note_calibration(seconds, self.net_g)
-        if is_fresh and train_opt["total_iter"]:
-            self.save(epoch=0, current_iter=0)  # an interrupted run isn't calibrated again
+            if train_opt["total_iter"]:
+                self.save(epoch=0, current_iter=0)  # an interrupted run isn't calibrated again
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> float:
         """Calibrate, log a table of the layers, and return the seconds that it took."""
@@ -243,9 +243,9 @@ class AdaBMModel(SRModel):
         with observed as self.observed:
             super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.observed.gather(len(dataloader.dataset))
-        results = dict(self.metric_results) if asked else {}
-        self._log_costs(name, self.observed.means(), tb_logger, current_iter)
-        self._note_set(name, {**results, **self.observed.means()}, time.perf_counter() - start)
+        results, means = dict(self.metric_results) if asked else {}, self.observed.means()
+        self._log_costs(name, means, tb_logger, current_iter)
+        self._note_set(name, {**results, **means}, time.perf_counter() - start)
         self.opt["val"]["metrics"] = asked
 
     def _log_costs(self, dataset: str, costs: dict[str, float], tb_logger, current_iter) -> None:

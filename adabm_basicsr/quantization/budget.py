@@ -9,7 +9,6 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.allocation import Sensitivities, assign, base_bits
-from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -61,7 +60,7 @@ def _largest_within(net: QuantizedNetwork, found: Sensitivities, target: dict[st
 def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
     """``bitops`` or ``size`` of the network at the bits it has, as a share of full precision."""
     if kind == "size":
-        return size_bytes(net) / sum(parameter.numel() * FLOAT_BITS // 8 for parameter in net.base_parameters())
+        return size_bytes(net) / net.full_precision_bytes()
     with CostMeter(net) as meter:
         net(images)
         cost = meter.read()

@@ -136,6 +136,10 @@ class QuantizedNetwork(nn.Module):
         learned = {p for m in self.network.modules() if isinstance(m, QUANTIZERS) for p in m.parameters()}
         return [parameter for parameter in self.network.parameters() if parameter not in learned]
 
+    def full_precision_bytes(self) -> int:
+        """Bytes that the parameters of the prepared base network take in float32."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.base_parameters())
+
     def layers(self) -> dict[str, QuantizedLayer | QuantizedProduct]:
         """Quantized layers and products by name, in execution order."""
         return {name: self.network.get_submodule(name) for name in self.plan.layers}

@@ -26,8 +26,7 @@ def describe_network(net: nn.Module, options: Mapping) -> dict:
 
 def describe_size(net: QuantizedNetwork) -> dict[str, int]:
     """Bytes of the weights as they are quantized, and in full precision."""
-    full = sum(parameter.numel() * FLOAT_BITS // 8 for parameter in net.base_parameters())
-    return {"bytes": size_bytes(net), "float_bytes": full}
+    return {"bytes": size_bytes(net), "float_bytes": net.full_precision_bytes()}
 
 
 def describe_result(net: QuantizedNetwork, summary: Summary, patches: Sequence[Tensor]) -> dict:

@@ -31,15 +31,22 @@ def fails(text, dataset, scale=2):
         check(dataset, scale)
 
 
+def options_of(source, folder):
+    """What a dataset names its images by."""
+    if source == "list":
+        (folder / "meta.txt").write_text("img_000.png (48,64,3)\nimg_001.png (56,48,3)\n")
+        return {"meta_info_file": "meta.txt"}
+    if source == "lmdb":
+        return {"dataroot_lq": "lq.lmdb", "dataroot_gt": "gt.lmdb", "io_backend": {"type": "lmdb"}}
+    return {}
+
+
 @pytest.mark.parametrize("source", ["folder", "list", "lmdb"])
 def test_sizes_of_the_images_to_compare(pairs, tmp_path, source):
-    if source == "list":
-        (tmp_path / "meta.txt").write_text("img_000.png (48,64,3)\nimg_001.png (56,48,3)\n")
-        pairs["meta_info_file"] = "meta.txt"
-    if source == "lmdb":
-        pairs |= {"dataroot_lq": "lq.lmdb", "dataroot_gt": "gt.lmdb", "io_backend": {"type": "lmdb"}}
+    pairs |= options_of(source, tmp_path)
     assert check(pairs) == [(48, 64), (56, 48)]
     pairs["type"] = "SingleImageDataset"
+    del pairs["dataroot_gt"]
     if source != "list":
         assert check(pairs) == [(48, 64), (56, 48)]
 
@@ -48,11 +55,7 @@ def test_sizes_of_the_images_to_compare(pairs, tmp_path, source):
 def test_basicsr_reads_what_passed(pairs, tmp_path, source):
     from basicsr.data import build_dataset
 
-    if source == "list":
-        (tmp_path / "meta.txt").write_text("img_000.png (48,64,3)\nimg_001.png (56,48,3)\n")
-        pairs["meta_info_file"] = "meta.txt"
-    if source == "lmdb":
-        pairs |= {"dataroot_lq": "lq.lmdb", "dataroot_gt": "gt.lmdb", "io_backend": {"type": "lmdb"}}
+    pairs |= options_of(source, tmp_path)
     check(pairs)
     dataset = build_dataset({**pairs, "phase": "val", "scale": 2})
     assert [tuple(dataset[index]["gt"].shape[1:]) for index in range(2)] == [(48, 64), (56, 48)]
