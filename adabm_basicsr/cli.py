@@ -28,11 +28,11 @@ COMMANDS = {
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn an `AdaBMError` into one line on stderr and exit code 2."""
+    """Turn an `AdaBMError`, or a file that the system refuses, into one line on stderr and exit code 2."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is in that line
     try:
         yield
-    except AdaBMError as error:
+    except (AdaBMError, OSError) as error:
         print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -224,7 +224,7 @@ def _check_checkpoint_paths(paths: dict) -> None:
     for key, value in paths.items():
         if value is not None and ("pretrain_network" in key or "resume_state" in key):
             paths[key] = os.path.expanduser(value)
-            if not Path(paths[key]).is_file():
+            if not os.path.isfile(paths[key]):
                 raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
             if "pretrain_network" in key:
                 read_checkpoint(paths[key])

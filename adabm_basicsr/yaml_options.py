@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def load_yaml(path: str | Path) -> dict:
             of it than an option file can be.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(f"option file {path} does not exist")
     try:
         opt = yaml.load(path.read_bytes(), _Loader)

@@ -1,11 +1,14 @@
 """Mistakes of users: each ends in one line that names it, and exit code 2."""
 
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_EDSR
+
+from adabm_basicsr.cli import main
 
 TRAIN_MISTAKES = {
     "missing section": ({"network_g": ...}, "network_g is missing from the option file"),
@@ -281,6 +284,7 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
             "type: 'calculate_pnsr' is not registered; did you mean 'calc",
         ),
         ({"datasets__test__dataroot_gt": ...}, "datasets: test: dataroot_gt is missing"),
+        ({"datasets__test__dataroot_gt": "a" * 300}, "aaa does not exist"),
         (
             {"datasets__test__type": "SingleImageDataset"},
             "datasets: test: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has",
@@ -299,6 +303,29 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
 def test_mistake_in_test_options(run_fails, workspace, changes, message):
     workspace.train()
     assert message in run_fails(command=workspace.test, **changes)
+
+
+TOO_LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "-opt", TOO_LONG],
+        ["export", "-m", TOO_LONG],
+        ["upscale", "-m", "tiny.pth", "-i", TOO_LONG, "-o", "out"],
+        ["prepare", "--hr", "lr", "--scale", "2", "--out", TOO_LONG],
+        ["compare", TOO_LONG],
+        ["report", TOO_LONG],
+        ["inspect", TOO_LONG],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_names_that_no_file_can_have(workspace, capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert re.match(f"adabm-basicsr: error: .*{TOO_LONG}.*\n$", capsys.readouterr().err)
 
 
 def test_unequal_folders(run_fails, workspace):

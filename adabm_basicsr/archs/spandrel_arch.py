@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
     if not isinstance(path, str):
         raise AdaBMError(f"{WHERE}: path: {path!r} is not the path of a checkpoint")
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise AdaBMError(f"{WHERE}: path: checkpoint {path} does not exist")
     try:
         with own_unpickler():

@@ -38,7 +38,7 @@ def check_datasets(opt: dict) -> list[Size]:
         for key in ("dataroot_lq", "dataroot_gt"):
             if dataset.get(key) is not None:
                 dataset[key] = os.path.expanduser(dataset[key])
-                if not Path(dataset[key]).is_dir():
+                if not os.path.isdir(dataset[key]):
                     raise AdaBMError(f"{where}: {key}: folder {dataset[key]} does not exist")
         if dataset["type"] in ROOTS:
             sizes += check_images(where, dataset, opt.get("scale") or 1)

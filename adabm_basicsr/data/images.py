@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,7 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
         AdaBMError: The folder is absent or holds no image.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise AdaBMError(f"{key}: folder {folder} does not exist")
     try:
         files = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -57,7 +58,7 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def _content(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
         raise AdaBMError(f"image {path} cannot be read: it is no file")
     try:
         return path.read_bytes()

@@ -5,6 +5,7 @@ Links inside a data root are followed: they are its owner's, and data sets are o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_keys(list_file: str | Path, root: str | Path) -> list[str]:
 
 
 def _lines(list_file: str | Path) -> list[str]:
-    if not Path(list_file).is_file():
+    if not os.path.isfile(list_file):
         raise AdaBMError(f"meta info file {list_file} does not exist")
     try:
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
@@ -69,7 +70,7 @@ def open_lmdb(root: str | Path) -> Iterator[Callable[[str], bytes]]:
         AdaBMError: There is no LMDB, it is damaged or cut off, or the key isn't in it.
     """
     file = Path(root) / LMDB_DATA
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise AdaBMError(f"LMDB {root} does not exist, or has no {LMDB_DATA}")
     try:
         with lmdb.open(str(root), readonly=True, lock=False, readahead=False, create=False) as environment:

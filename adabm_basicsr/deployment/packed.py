@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -85,7 +84,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
     Raises:
         AdaBMError: The file is missing, corrupt or of another version.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(f"packed file {path} does not exist")
     try:
         with safe_open(path, "pt") as file:

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,7 +106,7 @@ def read_onnx(path: str | os.PathLike):
     from adabm_basicsr.deployment.onnx_export import FORMAT
     from adabm_basicsr.deployment.onnx_level import LEVEL
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(f"ONNX file {path} does not exist")
     try:
         model = onnx.load(path)

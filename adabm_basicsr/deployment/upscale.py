@@ -82,7 +82,7 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
         raise AdaBMError(
             f"--ext: {extension!r} is no image format; valid: {', '.join(sorted(e[1:] for e in EXTENSIONS))}"
         )
-    if out.suffix.lower() in EXTENSIONS and not out.is_dir():
+    if out.suffix.lower() in EXTENSIONS and not os.path.isdir(out):
         if len(sources) > 1:
             raise AdaBMError(f"--out: {out} is one file, but {len(sources)} images are put in; name a folder")
         return [(sources[0], out)]
@@ -98,9 +98,9 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
 
 
 def _find(given: str) -> list[Path]:
-    if Path(given).is_dir():
+    if os.path.isdir(given):
         return list_images(given, "--input")
-    if Path(given).is_file():
+    if os.path.isfile(given):
         return [Path(given)]
     found = sorted(Path(name) for name in glob.glob(given, recursive=True))
     found = [path for path in found if path.is_file() and path.suffix.lower() in EXTENSIONS]

@@ -7,7 +7,6 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
     Raises:
         AdaBMError: The file is missing or can't be read.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(f"checkpoint {path} does not exist")
     try:
         _check_whole(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        runs = [folder] if (folder / FILE).is_file() else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        runs = [folder] if os.path.isfile(folder / FILE) else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
         if not runs:
             raise AdaBMError(f"{folder} neither is the folder of a run nor holds any: there is no {FILE}")
         found += runs

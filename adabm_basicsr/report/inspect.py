@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def inspect(path: Path, custom_imports: Sequence[str] = ()) -> dict:
     Raises:
         AdaBMError: The file is missing or can't be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(f"{path} does not exist")
     if path.suffix == ONNX_SUFFIX:
         return {"file": str(path), "bytes": path.stat().st_size, **_inspect_onnx(path)}

@@ -96,7 +96,7 @@ def read_record(folder: Path) -> dict:
         AdaBMError: There are none, or they can't be read.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise AdaBMError(
             f"{folder} holds no {FILE}: name a folder of one run, experiments/NAME or results/NAME, that "
             "adabm-basicsr train or test wrote"
