@@ -6,6 +6,7 @@ runtimes need to run integers. A small graph of its own chooses the level.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -132,9 +133,18 @@ def has_exact_int8() -> bool:
     return bool(told.get("avx512_vnni") or told.get("avx_vnni"))
 
 
+@functools.cache
+def openvino_core():
+    """OpenVINO's core, the only one of this process.
+
+    Each core gives its thread another stack for signals, and frees that with itself: if another thread does so, such as
+    one in which the garbage collector happens to run, the next signal ends the process.
+    """
+    return import_runtime("openvino").Core()
+
+
 def _openvino(model: bytes, threads: int) -> Run:
-    openvino = import_runtime("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     # What isn't quantized keeps its precision; CPUs with BF16 units would round it.
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     try:

@@ -29,6 +29,7 @@ from tabulate import tabulate
 
 from adabm_basicsr import OnnxNetwork, load_network, save_onnx
 from adabm_basicsr.data.images import read_image
+from adabm_basicsr.deployment.runtimes import openvino_core
 from adabm_basicsr.quantization.budget import pixel_psnr
 
 MIDDLE = 1
@@ -102,7 +103,7 @@ def prepare_nncf(folder: Path) -> None:
     import openvino
 
     images = calibration_arrays()
-    model = openvino.Core().read_model(folder / "float.onnx")
+    model = openvino_core().read_model(folder / "float.onnx")
     quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
     openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
 
@@ -138,10 +139,8 @@ def in_onnxruntime(path: Path) -> Run:
 
 
 def in_openvino(path: Path, precision: str | None = None) -> Run:
-    import openvino
-
     options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
-    compiled = openvino.Core().compile_model(path, "CPU", options)
+    compiled = openvino_core().compile_model(path, "CPU", options)
     return lambda x: compiled(x)[0]
 
 

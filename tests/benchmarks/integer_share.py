@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from adabm_basicsr import OnnxNetwork
+from adabm_basicsr.deployment.runtimes import openvino_core
 
 SIZE = 64
 INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"}
@@ -30,9 +31,7 @@ def _macs(kind: str, first: list[int], second: list[int], output: list[int]) -> 
 
 
 def _of_openvino(model: bytes, shape: list[int]) -> list[tuple[int, bool]]:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     graph = core.read_model(model)
     graph.reshape(shape)
     layers = []

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
+
+from adabm_basicsr.deployment.runtimes import openvino_core
 
 CHANNELS, SIZE = 64, 128
 OPSET = 21
@@ -220,7 +221,7 @@ def onnx_runtime(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np
 
 def open_vino(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np.ndarray]:
     """Seconds, layers that run as integers, output."""
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     took = seconds(lambda: compiled(x), repeats)
     layers = []
     for op in compiled.get_runtime_model().get_ops():

@@ -1,6 +1,8 @@
 """Exported graphs: what they hold, and that runtimes compute what the simulation does."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -159,10 +161,30 @@ def test_unknown_or_missing_runtimes_are_told(exported, monkeypatch):
     original = runtimes.importlib.import_module
 
     def without(name):
-        if name == "openvino":
+        if name == "onnxruntime":
             raise ImportError(name)
         return original(name)
 
     monkeypatch.setattr(runtimes.importlib, "import_module", without)
-    with pytest.raises(AdaBMError, match=r"openvino is not installed: pip install 'adabm-basicsr\[runtimes\]'"):
-        OnnxNetwork(exported)(smooth(1))
+    with pytest.raises(AdaBMError, match=r"onnxruntime is not installed: pip install 'adabm-basicsr\[runtimes\]'"):
+        OnnxNetwork(exported, "onnxruntime")(smooth(1))
+
+
+FREED_ELSEWHERE = """
+import os, signal, sys, threading
+import torch
+from adabm_basicsr import OnnxNetwork
+
+networks = [OnnxNetwork(sys.argv[1])]
+networks[0](torch.rand(1, 3, 16, 16))
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_reach_a_process_whose_network_another_thread_freed(exported):
+    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", FREED_ELSEWHERE, exported], capture_output=True)
+    assert (run.returncode, run.stdout) == (0, b"handled\n"), run.stderr
