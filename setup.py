@@ -51,7 +51,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "benchmark": [*RUNTIMES, "nncf>=2.14"],
+        "benchmark": [*RUNTIMES, "nncf>=2.14", "torchao>=0.15"],
         "lpips": ["lpips>=0.1.4"],
         "runtimes": RUNTIMES,
         "spandrel": [SPANDREL],

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4] [--recipe fast] [--accuracy]
 
-Float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's post-training quantization, and our
-graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized files are kept in
+Float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's post-training quantization, torchao's
+with torch.compile (which needs a C++ compiler), and our graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized files are kept in
 ``--out``. Prints tables and writes ``inference.json``. Needs ../shared and ``pip install ".[benchmark]"``.
 """
 
@@ -108,6 +108,23 @@ def prepare_nncf(folder: Path) -> None:
     openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
 
 
+def prepare_torchao(kind: str, folder: Path) -> None:
+    """torchao's post-training quantization for x86 CPUs, at its defaults."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    side, example = torch.export.Dim.AUTO, (torch.rand(1, 3, 64, 64),)
+    shapes = ({2: side, 3: side},)
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    exported = torch.export.export(base_network(kind), example, dynamic_shapes=shapes)
+    with torch.no_grad():
+        observed = prepare_pt2e(exported.module(), quantizer)
+        for image in calibration_arrays():
+            observed(torch.from_numpy(image))
+        quantized = torch.export.export(convert_pt2e(observed), example, dynamic_shapes=shapes)
+    torch.export.save(quantized, folder / "torchao.pt2")
+
+
 def timed(work: Callable[[], None], path: Path, times: dict) -> None:
     """Do what makes the file at ``path`` unless it is there, and note how long it took."""
     if not path.exists():
@@ -129,6 +146,11 @@ def torch_bfloat16(kind: str, folder: Path) -> Run:
             return net(torch.from_numpy(x)).float().numpy()
 
     return run
+
+
+def compiled_torchao(kind: str, folder: Path) -> Run:
+    net = torch.compile(torch.export.load(folder / "torchao.pt2").module(), dynamic=True)
+    return lambda x: net(torch.from_numpy(x)).numpy()
 
 
 def in_onnxruntime(path: Path) -> Run:
@@ -162,6 +184,7 @@ def variants(bits: list[int]) -> dict[str, tuple[str | None, Callable[[str, Path
         "ONNX Runtime static int8": (
             "onnxruntime_static.onnx", lambda _, f: in_onnxruntime(f / "onnxruntime_static.onnx")
         ),
+        "torchao int8, compiled": ("torchao.pt2", compiled_torchao),
         "NNCF int8, OpenVINO": ("nncf.xml", lambda _, f: in_openvino(f / "nncf.xml")),
     }  # fmt: skip
     for bit in bits:
@@ -261,6 +284,7 @@ def prepare(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, floa
     for bits in args.bits:
         timed(lambda: prepare_ours(kind, bits, args.recipe, folder), folder / f"ours_{bits}.onnx", times)  # noqa: B023
     timed(lambda: prepare_onnxruntime_static(folder), folder / "onnxruntime_static.onnx", times)
+    timed(lambda: prepare_torchao(kind, folder), folder / "torchao.pt2", times)
     timed(lambda: prepare_nncf(folder), folder / "nncf.xml", times)
     kept.write_text(json.dumps(times))
     return times
