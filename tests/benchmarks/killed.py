@@ -83,11 +83,13 @@ def log_of(folder: Path) -> str:
 
 
 def undisturbed(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], float]:
-    """Final state of a run that nothing disturbs, and seconds that it took per iteration, calibration counted in."""
+    """Final state of a run that nothing disturbs, and seconds from one iteration to the next."""
     run = start(folder, processes)
-    wait_for("Loading", folder, run)
+    wait_for("iter: +1,", folder, run)
     begun = time.monotonic()
-    return finish(run, folder), (time.monotonic() - begun) / ITERATIONS
+    wait_for(f"iter: +{ITERATIONS},", folder, run)
+    pace = (time.monotonic() - begun) / (ITERATIONS - 1)
+    return finish(run, folder), pace
 
 
 def wait_for(pattern: str, folder: Path, run: subprocess.Popen) -> None:
