@@ -145,12 +145,12 @@ def _observe(net: QuantizedNetwork, statistics: list[_Statistics], part: Tensor)
 def _allocate(net: QuantizedNetwork, statistics: list[_Statistics], images: list[Tensor]) -> None:
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
     shown, probed = representative(images), representative(images, PROBED)
-    spared = 0.0 if net.config.target else _spared_bits(net, images)  # a target counts what is used
+    added = 0.0 if net.config.target else _added_bits(net, images)  # a target counts what is used
     if net.config.preset.reconstruct:
         reconstruct(net, probed, rounding=False)
     found = measure_sensitivities(net, probed)
     for a_mean, w_mean in budgets(net, found, shown):
-        assign(net, found, min(a_mean + spared, FIXED_BITS), w_mean)
+        assign(net, found, a_mean - added, w_mean)
         _set_ranges(net, statistics)
         if net.config.preset.reconstruct:
             reconstruct(net, shown)
@@ -228,9 +228,12 @@ def _set_layer_factors(statistics: list[_Statistics]) -> None:
             s.quantizer.layer_factor.fill_(float(sensitivity > high) - float(sensitivity < low))
 
 
-def _spared_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
-    """Bits that the image mapping takes off the calibration images on average."""
+def _added_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
+    """Bits that the image mapping adds to the calibration images on average.
+
+    What it takes off instead is left unused: sets with fewer simple images would use more bits than were asked for.
+    """
     if net.image_mapping is None:
         return 0.0
     levels = torch.cat([net.image_mapping(batch) for batch in batches])
-    return -float(levels.clamp(*net.config.preset.image_bits).mean())
+    return max(float(levels.clamp(*net.config.preset.image_bits).mean()), 0.0)

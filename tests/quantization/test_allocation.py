@@ -95,9 +95,17 @@ def test_shared_out_bits_are_the_best_of_all():
 
 def test_bits_asked_for_are_the_mean_of_what_is_used(tiny):
     options = {"recipe": "best", "w_bits": 4, "a_bits": 5, "fully_quantized": True}
+    options["ingredients"] = {"image_percentiles": [0.5, 0.9]}  # half of the images get a bit less
     net = calibrate(quantize(tiny, IMAGES[:1], **options), [IMAGES])
-    with torch.no_grad():
-        assert float(net(IMAGES, details=True).bits.mean()) <= 5
+    assert float(net.bits_for(IMAGES).mean()) <= 5
+    assert float(net.bits_for(torch.rand(1, 3, 24, 24).round())) <= 5  # an image more complex than any of them
     sizes = [net.network.get_submodule(name).weight.numel() for name in net.weight_quantizers()]
     pairs = [(q.bits, size) for q, size in zip(net.weight_quantizers().values(), sizes) if q.allocated is not None]
     assert sum(bits * size for bits, size in pairs) <= 4 * sum(size for _, size in pairs)
+
+
+def test_bits_that_complex_images_add_are_taken_off_the_layers(tiny):
+    options = {"recipe": "best", "w_bits": 4, "a_bits": 5, "ingredients": {"image_bits": [0, 1]}}
+    net = calibrate(quantize(tiny, IMAGES[:1], **options), [IMAGES])
+    bits = net.bits_for(IMAGES)
+    assert bits.min() < bits.max() and 4.5 < float(bits.mean()) <= 5
