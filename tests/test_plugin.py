@@ -92,6 +92,7 @@ def test_public_names_exist():
         _ = adabm_basicsr.nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["data.calibration_dataset", "archs.adabm_arch", "archs.published", "models.adabm_model", "demo.run"]
 )

@@ -3,8 +3,9 @@
     python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4] [--recipe fast] [--accuracy]
 
 Float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's post-training quantization, torchao's
-with torch.compile (which needs a C++ compiler), and our graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized files are kept in
-``--out``. Prints tables and writes ``inference.json``. Needs ../shared and ``pip install ".[benchmark]"``.
+with torch.compile (which needs a C++ compiler), and our graphs. Each runs in a process of its own, in several rounds in
+turns; the fastest counts. Quantized files are kept in ``--out``. Prints tables and writes ``inference.json``. Needs
+../shared and ``pip install ".[benchmark]"``.
 """
 
 from __future__ import annotations

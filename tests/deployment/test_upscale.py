@@ -184,6 +184,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 """
 
 
+@pytest.mark.slow
 def test_memory_doesnt_grow_with_the_image(models, folder):
     """Beyond what the input and the output take themselves: decoded, as float, the result and its file."""
     beyond = {}
