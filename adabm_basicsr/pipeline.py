@@ -60,13 +60,17 @@ def _run(opt: dict, args: argparse.Namespace, root: Path) -> None:
     import basicsr.test
     import basicsr.train
 
+    from adabm_basicsr.models.tensorboard import keeping_writer
     from adabm_basicsr.quantization.distributed import end_processes
 
     module = basicsr.train if opt["is_train"] else basicsr.test
     pipeline = module.train_pipeline if opt["is_train"] else module.test_pipeline
-    original = {name: getattr(module, name) for name in ("parse_options", "get_root_logger")}
+    names = ("parse_options", "get_root_logger", "init_tb_loggers")  # the last is of training alone
+    original = {name: getattr(module, name) for name in names if hasattr(module, name)}
     module.parse_options = lambda root_path, is_train: (opt, args)
     module.get_root_logger = with_console(module.get_root_logger, args.quiet)
+    if opt["is_train"]:
+        module.init_tb_loggers = keeping_writer(module.init_tb_loggers)
     try:
         pipeline(str(root))
         end_processes()

@@ -25,7 +25,7 @@ from adabm_basicsr.files import atomic_path
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
-from adabm_basicsr.models.tensorboard import log_bits
+from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits, log_image_bits
 from adabm_basicsr.quantization.calibration import calibrate, check_finite, representative
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from adabm_basicsr.quantization.coverage import measure_coverage
@@ -112,6 +112,7 @@ class AdaBMModel(SRModel):
             seconds = self._calibrate(net, dataset.calibration_batches(size))
         self.patches = [patch.to(self.device) for patch in dataset.calibration_batches(1)]
         self._set_up_finetuning(net, dataset)
+        self.bits_log = self._open_bits_log(net, dataset)
         if is_fresh:
             self.phases.note_calibration(seconds, self.net_g)
             if train_opt["total_iter"]:
@@ -125,6 +126,11 @@ class AdaBMModel(SRModel):
         if self.opt["rank"] == 0:
             get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
         return seconds
+
+    def _open_bits_log(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> TrainingBits | None:
+        """What TensorBoard is told beside validation; None where BasicSR has no writer for it."""
+        writer, name = current_writer(), self.opt["datasets"]["train"]["name"]
+        return TrainingBits(writer, net, name, self.patches, dataset) if writer else None
 
     def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
         train_opt = self.opt["train"]
@@ -163,15 +169,22 @@ class AdaBMModel(SRModel):
             self.random_state = None
         self.phases.before_step(current_iter, self.lq, self.net_g)
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
-            bits = ", ".join(f"{name} {bits:.0f}" for name, bits in self._layer_bits().items())
-            phase = self.phases.name(current_iter)
-            get_root_logger().info(f"Fine-tuning {phase} from iteration {current_iter}; bits of layers: {bits}")
+            self._log_bits(current_iter)
         losses = self.tuner.step(self.lq, current_iter, self.net_g, self.patch_keys)
         self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
         self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
         self.phases.after_step(current_iter, self.net_g)
         if current_iter == self.opt["train"]["total_iter"]:
             self.tuner.teacher.forget()
+
+    def _log_bits(self, iteration: int) -> None:
+        """Log the bits of layers as an epoch begins."""
+        bits = layer_bits(self.get_bare_model(self.net_g))
+        told = ", ".join(f"{name} {of_layer:.0f}" for name, of_layer in bits.items())
+        phase = self.phases.name(iteration)
+        get_root_logger().info(f"Fine-tuning {phase} from iteration {iteration}; bits of layers: {told}")
+        if self.bits_log:
+            self.bits_log.write(iteration - 1)
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Save network and training state; the last time, -1, also note what quantization came to."""
@@ -182,17 +195,14 @@ class AdaBMModel(SRModel):
             summary = summarize(net, self.phases.patches)
             get_root_logger().info(f"Quantized network, on {len(self.phases.patches)} calibration patches:\n{summary}")
             self.record.note(**describe_result(net, summary, self.patches))
-
-    def _layer_bits(self) -> dict[str, float]:
-        """Bits of each layer whose input is quantized, base and layer factor together."""
-        net = self.get_bare_model(self.net_g)
-        quantizers = net.activation_quantizers() if isinstance(net, QuantizedNetwork) else {}
-        return {name: quantizer.bits_of_layer().item() for name, quantizer in quantizers.items()}
+            if self.bits_log:
+                self.bits_log.write(self.opt["train"]["total_iter"])
 
     def test(self) -> None:
         """Super-resolve ``self.lq``, in tiles if ``val: tile`` asks for them, and note what it cost."""
         check_finite(self.lq, "an image")
         self.get_bare_model(self.net_g).eval()
+        self._size_multiple(self.get_bare_model(self.net_g))  # tried once, and no cost of the image
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
@@ -255,7 +265,8 @@ class AdaBMModel(SRModel):
         if tb_logger:
             for metric, value in costs.items():
                 tb_logger.add_scalar(f"metrics/{dataset}/{metric}", value, current_iter)
-            log_bits(tb_logger, dataset, self.observed, self._layer_bits(), current_iter)
+            bits = [row["bits"] for row in self.observed.images]
+            log_image_bits(tb_logger, dataset, bits, self.observed.bit_map(), current_iter)
 
     @master_only
     def _note_set(self, dataset: str, metrics: dict[str, float], seconds: float) -> None:

@@ -76,6 +76,7 @@ class Observations:
         return upscale_tiles(self._run, image, tile, self.tiles["tile_overlap"]) if tile else self._run(image)
 
     def _run(self, image: Tensor) -> Tensor:
+        self.meter.macs.clear()  # judging an image, or trying what sizes the network takes, is no cost of this one
         output = self.forward(image)
         self.passes.append(self.meter.read(len(image)))
         if self.quantized:
@@ -95,7 +96,6 @@ class Observations:
         if self.largest is None or image.numel() > self.largest[1].numel():
             self.largest = name, image, output
         self._compare(row, image, output)
-        self.meter.macs.clear()  # judging an image is no cost of the next one
         self.bar.update(1)
 
     def _compare(self, row: dict, image: Tensor, output: Tensor) -> None:
@@ -126,12 +126,16 @@ class Observations:
         return {"images": self.images, "bit_counts": dict(self.bit_counts), "bit_map": self.bit_map()}
 
     def bit_map(self) -> dict | None:
-        """Bits of each tile of the largest image, row by row; None where bits don't follow the image."""
-        if not self.quantized or self.net.image_mapping is None or self.largest is None:
-            return None
-        name, image, _ = self.largest
-        tile = max(min(TILE, min(image.shape[2:]) // MIN_TILES), MIN_TILE)
-        return {"image": name, "tile": tile, "bits": tile_bits(self.net, image, tile)}
+        """That of the largest image, see `bit_map`."""
+        return bit_map(self.net, *self.largest[:2]) if self.quantized and self.largest else None
+
+
+def bit_map(net: QuantizedNetwork, name: str, image: Tensor) -> dict | None:
+    """Bits of each tile of ``image``, ``(1, C, H, W)``, row by row; None where bits don't follow the image."""
+    if net.image_mapping is None:
+        return None
+    tile = max(min(TILE, min(image.shape[2:]) // MIN_TILES), MIN_TILE)
+    return {"image": name, "tile": tile, "bits": tile_bits(net, image, tile)}
 
 
 @torch.no_grad()

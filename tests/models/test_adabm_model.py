@@ -173,9 +173,12 @@ def test_tensorboard_scalars(workspace):
     tags = events.Tags()["scalars"]
     assert {"losses/l_pix", "losses/l_feat", "losses/l_bit", "fab", "phase"} <= set(tags)
     assert {"metrics/Val/psnr", "metrics/Val/fab", "bits/body.0.conv1"} <= set(tags)
-    assert {"bits of images/Val", "bits of layers"} <= set(events.Tags()["histograms"])
-    assert {"bits of layers", "bit map/Val"} <= set(events.Tags()["images"])
-    assert events.Histograms("bits of layers")[0].histogram_value.num == 8
+    sets = {"Val", "Calibration"}  # the latter is all that a run without validation has
+    assert {"bits of layers", *(f"bits of images/{name}" for name in sets)} == set(events.Tags()["histograms"])
+    assert {"bits of layers", *(f"bit map/{name}" for name in sets)} == set(events.Tags()["images"])
+    assert [event.step for event in events.Scalars("bits/body.0.conv1")] == [0, 4, 8, 12]
+    assert events.Histograms("bits of layers")[-1].histogram_value.num == 8
+    assert events.Histograms("bits of images/Calibration")[-1].histogram_value.num == 8
 
 
 def test_wandb_follows_tensorboard(workspace, monkeypatch):
