@@ -32,7 +32,8 @@ class Phases:
         self.tuner, self.total, self.patches, self.record = tuner, total, patches, record
         self.loss: float | None = None
         self.first: int | None = None  # iteration of the phase at work
-        self.started = 0.0
+        self.started = 0.0  # of the step at work
+        self.seconds = 0.0  # that the steps of the phase took, without validation and saving between them
         self.bar: Bar | None = None
 
     def name(self, iteration: int) -> str:
@@ -49,25 +50,28 @@ class Phases:
         if self.loss is None:
             self.loss = self.tuner.loss(self.patches, forward)
         if self.tuner.needs_clipping:
-            self.started = time.perf_counter()
+            start = time.perf_counter()
             self.tuner.clip(images)
-            self._note("Clipping search", forward)
+            self._note("Clipping search", time.perf_counter() - start, forward)
         if self.first is None:
             last = next(later for later in range(iteration, self.total + 1) if self._ends(later))
             self.bar = progress(f"Fine-tuning {self.name(iteration)}", last - iteration + 1)
-            self.first, self.started = iteration, time.perf_counter()
+            self.first, self.seconds = iteration, 0.0
+        self.started = time.perf_counter()
 
     def after_step(self, iteration: int, forward: nn.Module) -> None:
         """End a phase, if its last step is done."""
+        self.seconds += time.perf_counter() - self.started
         self.bar.update(1)
         if self._ends(iteration):
             self.bar.close()
-            self._note(f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}", forward)
+            name = f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}"
+            self._note(name, self.seconds, forward)
             self.first = None
 
     def _ends(self, iteration: int) -> bool:
         return iteration == self.total or self.tuner.phase_index(iteration + 1) != self.tuner.phase_index(iteration)
 
-    def _note(self, name: str, forward: nn.Module) -> None:
+    def _note(self, name: str, seconds: float, forward: nn.Module) -> None:
         before, self.loss = self.loss, self.tuner.loss(self.patches, forward)
-        self.record.note_phase(name, time.perf_counter() - self.started, before, self.loss)
+        self.record.note_phase(name, seconds, before, self.loss)
