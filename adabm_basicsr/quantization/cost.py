@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMapping
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.macs import MacCounter
@@ -21,7 +21,7 @@ class Cost:
     Attributes:
         fab: Feature average bit, the mean of the bits used over quantized layers not fixed at 8 bits.
         bitops: Sum over layers of MACs x weight bits x activation bits used; 32 x 32 for what isn't quantized.
-        float_bitops: The same with 32 x 32 for all: what full precision costs.
+        float_bitops: The same with 32 x 32 for all: what full precision costs, which measures no image's complexity.
     """
 
     fab: float
@@ -71,7 +71,8 @@ class CostMeter(MacCounter):
     def read(self, samples: int = 1) -> Cost:
         """Cost per sample of the forward pass of ``samples`` images since the last reading."""
         bitops = sum(macs * bit_product(module) for (module, _), macs in self.macs.items())
-        float_bitops = sum(self.macs.values()) * FLOAT_BITS**2
+        float_macs = sum(macs for (module, _), macs in self.macs.items() if not isinstance(module, ImageBitMapping))
+        float_bitops = float_macs * FLOAT_BITS**2
         self.macs.clear()
         return Cost(float(mean_bits(self.network).mean()), bitops / samples, float_bitops / samples)
 
