@@ -49,7 +49,8 @@ def report_run(folder: Path, out: Path | None = None) -> dict:
     rows = [cut(store, crop, own) for crop in figures["crops"]]
     plots = draw_plots(figures, out)
     if rows:
-        shown = figures["sets"][figures["crops"][0]["set"]]["versions"]
+        of_sets = {crop["set"] for crop in figures["crops"]}
+        shown = figures["sets"][of_sets.pop()]["versions"] if len(of_sets) == 1 else {}
         draw_crops(rows, shown, out / "crops.png")
     write_json(out / "report.json", figures)
     write_tables(figures["name"], all_tables(figures), out / "report.md")

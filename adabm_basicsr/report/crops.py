@@ -95,12 +95,18 @@ def cut(store: PictureStore, crop: Mapping, own: str) -> dict[str, np.ndarray]:
     pictures = {column: store.read(name, column, image) for column in (LOW, *VERSIONS, TRUTH)}
     pictures = {column: picture for column, picture in pictures.items() if picture is not None}
     full = pictures[FULL]
-    # LR pixels stay visible: interpolated, they would look better than what the networks are given.
-    pictures[LOW] = cv2.resize(pictures[LOW], full.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    if LOW in pictures:
+        # LR pixels stay visible: interpolated, they would look better than what the networks are given.
+        pictures[LOW] = cv2.resize(pictures[LOW], full.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     error = np.abs(pictures[own].astype(int) - full) * AMPLIFIED
     pictures[ERROR] = error.clip(0, 255).astype(np.uint8)
     rows, columns = (slice(crop[side], crop[side] + crop["size"]) for side in ("top", "left"))
     return {column: pictures[column][rows, columns] for column in COLUMNS if column in pictures}
+
+
+def crop_columns(rows: list[dict[str, np.ndarray]]) -> list[str]:
+    """The columns that any of the crops has: sets without ground truth lack that one."""
+    return [column for column in COLUMNS if any(column in row for row in rows)]
 
 
 def column_title(column: str) -> str:
@@ -113,16 +119,17 @@ def draw_crops(rows: list[dict[str, np.ndarray]], versions: Mapping[str, Mapping
 
     Args:
         rows: For each crop its versions by column.
-        versions: Metrics of the versions.
+        versions: Metrics of the versions; none where the crops are of several sets.
         path: PNG to write.
     """
     from matplotlib.figure import Figure
 
-    columns = list(rows[0])
+    columns = crop_columns(rows)
     figure = Figure(figsize=(2.0 * len(columns), 2.05 * len(rows) + 0.5), layout="constrained")
     for axes, row in zip(figure.subplots(len(rows), len(columns), squeeze=False), rows):
         for axis, column in zip(axes, columns):
-            axis.imshow(row[column], interpolation="nearest")
+            if column in row:
+                axis.imshow(row[column], interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if row is rows[0]:

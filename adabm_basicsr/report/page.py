@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from adabm_basicsr import __version__
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.report.crops import COLUMNS, column_title
+from adabm_basicsr.report.crops import column_title, crop_columns
 from adabm_basicsr.report.figures import own_version
 from adabm_basicsr.report.formats import title
 from adabm_basicsr.report.plots import map_colours
@@ -46,14 +46,15 @@ def write_page(
         path: File to write.
     """
     tables = all_tables(figures)
-    rows = [_crop_row(place, crop) for place, crop in zip(figures["crops"], crops)]
+    several = len({place["set"] for place in figures["crops"]}) > 1
+    rows = [_crop_row(place, crop, several) for place, crop in zip(figures["crops"], crops)]
     html = _template("report.html").render(
         figures=figures,
         version=__version__,
         tables=tables,
         cards=_cards(figures),
         crops=rows,
-        columns=[(column, column_title(column)) for column in COLUMNS if crops and column in crops[0]],
+        columns=[(column, column_title(column)) for column in crop_columns(crops)],
         bit_map=_bit_map(figures, store),
         plots={name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()},
         distributions=[_distribution(layer) for layer in figures["layers"]],
@@ -92,9 +93,10 @@ def _cards(figures: Mapping) -> list[tuple[str, Cell | None, Cell]]:
     return [(label, before if before.value is not None else None, after) for label, before, after in cards]
 
 
-def _crop_row(place: Mapping, crop: Mapping[str, np.ndarray]) -> dict:
+def _crop_row(place: Mapping, crop: Mapping[str, np.ndarray], name_set: bool) -> dict:
     psnr = "no error" if place["self_psnr"] is None else f"{place['self_psnr']:.1f} dB"
-    return {**place, "label": f"{place['image']}, {psnr}", "pixels": {c: _embed(p) for c, p in crop.items()}}
+    names = [place["set"], place["image"]] if name_set else [place["image"]]
+    return {**place, "label": ", ".join([*names, psnr]), "pixels": {c: _embed(p) for c, p in crop.items()}}
 
 
 def _bit_map(figures: Mapping, store: PictureStore) -> dict | None:

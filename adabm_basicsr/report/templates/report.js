@@ -40,10 +40,17 @@ if (slider) {
   const rows = [...document.querySelectorAll(".choice")];
   let chosen = rows[0];
 
+  const picture = (column) => chosen.querySelector(`[data-column="${column}"]`);
+  // Crops of sets without ground truth have no such picture.
+  const offer = (select, usual) => {
+    for (const option of select.options) option.disabled = !picture(option.value);
+    if (!picture(select.value)) select.value = usual;
+  };
   const show = () => {
-    const source = (column) => chosen.querySelector(`[data-column="${column}"]`).src;
-    over.src = source(left.value);
-    slider.querySelector(".under").src = source(right.value);
+    offer(left, "full_precision");
+    offer(right, own);
+    over.src = picture(left.value).src;
+    slider.querySelector(".under").src = picture(right.value).src;
     slider.querySelector(".chosen").textContent = chosen.dataset.label;
     rows.forEach((row) => row.classList.toggle("chosen", row === chosen));
   };
@@ -57,7 +64,8 @@ if (slider) {
   };
   const has = (select, column) => [...select.options].some((option) => option.value === column);
   left.value = "full_precision";
-  right.value = has(right, "adaptive") ? "adaptive" : "static";
+  const own = has(right, "adaptive") ? "adaptive" : "static";
+  right.value = own;
   [left, right].forEach((select) => select.addEventListener("change", show));
   slider.querySelector("input").addEventListener("input", (event) => move(event.target.value));
   rows.forEach((row) => {
