@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from adabm_basicsr.files import atomic_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE = (5.0, 3.1)  # inches: on a phone an inch is about 70 pixels
@@ -18,13 +22,17 @@ DPI = 160
 MARGINS = {"left": 0.15, "right": 0.97, "top": 0.87, "bottom": 0.17}
 STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False}
+STYLE |= {"text.parse_math": False}  # names may hold dollars
 LEGEND = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 8.5}
 LEGEND |= {"handletextpad": 0.4, "columnspacing": 1.0, "borderpad": 0.1}
 COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
 COLOUR_MAP = "viridis"
+MIN_SPAN = 0.2  # dB along the axis: smaller differences are not to look large
+NEAR = (0.16, 0.06)  # shares of the axes within which labels would run into one another
+MAX_NAMES = 3  # in one label
 
 
-def _figure(height: float = 1.0) -> tuple[Figure, object]:
+def _figure(height: float = 1.0) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(SIZE[0], SIZE[1] * height))
@@ -47,7 +55,7 @@ def layer_plot(layer_bits: Mapping[str, float], weight_bits: Mapping[str, float]
 def complexity_plot(points: Mapping[str, Sequence[tuple[float, float]]], thresholds: Sequence[float] | None) -> Figure:
     """Bits used against complexity of images, ``(complexity, bits)``, by the set they are of."""
     figure, axes = _figure()
-    for (name, found), colour in zip(points.items(), COLOURS):
+    for (name, found), colour in zip(points.items(), cycle(COLOURS)):
         x, y = zip(*found)
         axes.plot(x, y, "o", ms=4, alpha=0.6, color=colour, label=name, mew=0)
     for threshold, label in zip(thresholds or (), ("thresholds", None)):
@@ -63,7 +71,7 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     figure, axes = _figure()
     bits = sorted({int(b) for found in counts.values() for b in found})
     width = 0.8 / max(len(counts), 1)
-    for i, ((name, found), colour) in enumerate(zip(counts.items(), COLOURS)):
+    for i, ((name, found), colour) in enumerate(zip(counts.items(), cycle(COLOURS))):
         total = sum(found.values())
         shares = [100 * found.get(str(b), 0) / total for b in bits]
         places = np.array(bits) + (i - (len(counts) - 1) / 2) * width
@@ -75,17 +83,36 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
     """PSNR against BitOPs, a point for each run and set: ``run``, ``set``, ``psnr``, ``bitops``."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _figure(height=1.15)
-    for name, colour in zip(dict.fromkeys(point["set"] for point in points), COLOURS):
+    for name, colour in zip(dict.fromkeys(point["set"] for point in points), cycle(COLOURS)):
         own = [point for point in points if point["set"] == name]
         axes.plot([p["bitops"] / 1e9 for p in own], [p["psnr"] for p in own], "o", ms=6, color=colour, label=name)
-        for point in own:
-            place = (point["bitops"] / 1e9, point["psnr"])
-            axes.annotate(point["run"], place, (0, 6), textcoords="offset points", fontsize=8, ha="center")
     axes.set(xlabel="GigaBitOPs per image", ylabel="PSNR (dB)", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.2)
+    middle, half = mean(axes.get_ylim()), np.ptp(axes.get_ylim()) / 2
+    axes.set_ylim(middle - max(half, MIN_SPAN / 2), middle + max(half, MIN_SPAN / 2))
+    _name_points(axes, points)
     axes.legend(**LEGEND)
     return figure
+
+
+def _name_points(axes: Axes, points: Sequence[Mapping]) -> None:
+    """Write the names of runs over their points; those that lie together share a label."""
+    together: dict[tuple[int, int], list[Mapping]] = {}
+    for point in points:
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point["bitops"] / 1e9, point["psnr"])))
+        together.setdefault((round(x / NEAR[0]), round(y / NEAR[1])), []).append(point)
+    for found in together.values():
+        names = list(dict.fromkeys(point["run"] for point in found))
+        rest = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
+        place = mean(point["bitops"] for point in found) / 1e9, max(point["psnr"] for point in found)
+        text = "\n".join([*names[:MAX_NAMES], *rest])
+        axes.annotate(text, place, (0, 6), textcoords="offset points", fontsize=8, ha="center")
 
 
 def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray:
@@ -102,7 +129,8 @@ def save_plot(make: Callable[[], Figure], path: Path) -> None:
     """Draw a plot and write it as PNG, atomically."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a run's name; the page writes it in full
         figure = make()
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=DPI)
