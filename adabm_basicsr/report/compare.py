@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from adabm_basicsr.console import add_output_flags
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.report.build import print_figures, tradeoff_points, write_tables
 from adabm_basicsr.report.figures import run_points
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(figures, args.out)
     if args.json:
         print_figures(figures)
-    else:
+    elif not args.quiet:
         print(runs_table(figures).text())
 
 
@@ -63,5 +64,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "folders", type=Path, nargs="+", metavar="DIR", help="folders of runs, or folders that hold some"
     )
     parser.add_argument("-o", "--out", type=Path, help="folder to write compare.html, .json, .md and the plot to")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
+    add_output_flags(parser)
     return parser.parse_args(argv)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adabm_basicsr.console import json_alone
+from adabm_basicsr.console import add_output_flags, json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.errors import AdaBMError
@@ -31,12 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr inspect``."""
     parser = argparse.ArgumentParser(prog="adabm-basicsr inspect", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file or ONNX file")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_custom_imports(parser)
+    add_output_flags(parser)
     args = parser.parse_args(argv)
     with json_alone(args.json):
         found = inspect(args.model, args.custom_imports)
-    print(json.dumps(found, indent=1) if args.json else show(found))
+    if args.json:
+        print(json.dumps(found, indent=1))
+    elif not args.quiet:  # then the exit code alone tells whether the file can be read
+        print(show(found))
 
 
 def inspect(path: Path, custom_imports: Sequence[str] = ()) -> dict:

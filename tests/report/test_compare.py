@@ -17,6 +17,8 @@ def test_table_has_a_row_for_each_run_and_set(at_run, capsys):
 
 
 def test_files_and_plot(at_run, capsys, tmp_path):
+    main(["compare", "results/tiny_test", "-o", str(tmp_path), "--quiet"])
+    assert capsys.readouterr().out == ""
     main(["compare", "results/tiny_test", "-o", str(tmp_path), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "compare.json").read_text())

@@ -24,6 +24,8 @@ def test_quantized_checkpoint_and_packed_file_hold_the_same(at_run, capsys):
 
 
 def test_table_for_the_terminal(at_run, capsys):
+    main(["inspect", CHECKPOINT, "--quiet"])
+    assert capsys.readouterr().out == ""
     main(["inspect", CHECKPOINT])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{CHECKPOINT}: quantized network, 0.0")
