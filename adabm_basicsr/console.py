@@ -14,6 +14,7 @@ from adabm_basicsr.quantization.progress import shown_by
 
 LOGGER = "basicsr"  # BasicSR's own, which writes the run's file too
 SHOWN = {"console": True}
+BESIDE_THE_POINT = "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's; ours is one
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,8 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record to stderr."""
         said = getattr(record, "console", False) and not self.quiet
-        if said or record.levelno >= logging.WARNING:
+        warns = record.levelno >= logging.WARNING and record.getMessage() != BESIDE_THE_POINT
+        if said or warns:
             tqdm.write(self.format(record), file=sys.stderr)
 
 
