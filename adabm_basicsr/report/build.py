@@ -112,6 +112,8 @@ def draw_plots(figures: Mapping, out: Path) -> dict[str, Path]:
 
 
 def _complexities(figures: Mapping) -> dict[str, list[tuple[float, float]]]:
+    if own_version(figures) == FULL:
+        return {}
     found = figures["calibration"]
     points = {"calibration patches": list(zip(found["complexity"], found["bits"]))} if found else {}
     for name, facts in figures["sets"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from adabm_basicsr.console import say
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.report.record import FILE, read_record
 
@@ -57,8 +58,20 @@ def gather(folder: Path) -> dict:
     figures["layers"] = worst_first(training.get("layers", []))
     figures["sets"] = {name: _set_figures(found, own_version(record)) for name, found in record["sets"].items()}
     figures["crops"] = []
-    figures["runs"] = run_points(sorted(path.parent for path in folder.resolve().parent.glob(f"*/{FILE}")))
+    figures["runs"] = run_points(_runs_beside(folder))
     return figures
+
+
+def _runs_beside(folder: Path) -> list[Path]:
+    """Folders of the runs that the trade-off is over: a damaged record of another run is no reason to stop."""
+    found = []
+    for path in sorted(folder.resolve().parent.glob(f"*/{FILE}")):
+        try:
+            read_record(path.parent)
+            found.append(path.parent)
+        except AdaBMError as error:
+            say(f"Report: without a run beside this one: {error}")
+    return found
 
 
 def worst_first(layers: list[dict]) -> list[dict]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from adabm_basicsr import __version__
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import column_title, crop_columns
-from adabm_basicsr.report.figures import own_version
+from adabm_basicsr.report.figures import FULL, own_version
 from adabm_basicsr.report.formats import title
 from adabm_basicsr.report.plots import map_colours
 from adabm_basicsr.report.store import LOW, PictureStore
@@ -87,10 +87,13 @@ def _cards(figures: Mapping) -> list[tuple[str, Cell | None, Cell]]:
     own = own_version(figures)
     cards = []
     for metric in ("psnr", "self_psnr", "fab", "bitops", "weight_bytes"):
-        before, after = (("sets", name, "versions", version, metric) for version in ("full_precision", own))
+        before, after = (("sets", name, "versions", version, metric) for version in (FULL, own))
         if facts["versions"][own].get(metric) is not None:
             cards.append((title(metric), cell(figures, before, metric), cell(figures, after, metric)))
-    return [(label, before if before.value is not None else None, after) for label, before, after in cards]
+    quantized = own != FULL
+    return [
+        (label, before if quantized and before.value is not None else None, after) for label, before, after in cards
+    ]
 
 
 def _crop_row(place: Mapping, crop: Mapping[str, np.ndarray], name_set: bool) -> dict:

@@ -82,7 +82,7 @@ def _describe_run(opt: Mapping) -> dict:
         "directory": os.getcwd(),
         "started": datetime.now().isoformat(timespec="seconds"),
         "versions": versions,
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, threads: {torch.get_num_threads()}",
         "seed": opt["manual_seed"],
         "scale": opt.get("scale", 1),
         "options": plain({key: value for key, value in opt.items() if key != "command"}),  # datasets change theirs

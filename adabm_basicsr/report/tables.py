@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -10,6 +10,7 @@ from tabulate import tabulate
 from adabm_basicsr.report.figures import VERSIONS
 from adabm_basicsr.report.formats import MISSING, format_figure, format_seconds, title
 
+COSTS = ("fab", "bitops", "bitops_share", "weight_bytes", "size_share")
 Where = tuple[str | int, ...]  # keys and indices that lead to a figure
 
 
@@ -32,11 +33,6 @@ class Cell:
         """``path`` as a JSON pointer (RFC 6901)."""
         return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in self.path)
 
-    @property
-    def numeric(self) -> bool:
-        """Whether it is a number, or stands for a missing one, to be set flush right."""
-        return isinstance(self.value, (int, float, type(None)))
-
 
 @dataclass
 class Table:
@@ -46,10 +42,15 @@ class Table:
     headers: list[str]
     rows: list[list[Cell]]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers, to be set flush right."""
+        columns = ([row[i].value for row in self.rows] for i in range(len(self.headers)))
+        return [any(isinstance(value, (int, float)) for value in column) for column in columns]
+
     def text(self, style: str = "simple") -> str:
         """The table for a terminal, or ``github`` for Markdown."""
-        numeric = [any(row[i].numeric for row in self.rows) for i in range(len(self.headers))]
-        align = ["right" if flush else "left" for flush in numeric]
+        align = ["right" if flush else "left" for flush in self.numeric]
         rows = [
             [cell.text.replace("|", "\\|") if style == "github" else cell.text for cell in row] for row in self.rows
         ]
@@ -104,14 +105,19 @@ SUMMARY: dict[str, tuple[Where, str | Callable]] = {
 def summary_table(figures: Mapping) -> Table:
     """What was asked, what it came to, and how."""
     rows = [[heading(name), cell(figures, *where)] for name, where in SUMMARY.items()]
-    rows = [row for row in rows if row[1].value is not None]
+    rows = [row for row in rows if row[1].text != MISSING]
     return Table("Summary", ["", "this run"], rows)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name of a metric once: what images are judged by, then what they cost."""
+    return sorted(dict.fromkeys(names), key=lambda name: COSTS.index(name) if name in COSTS else -1)
 
 
 def sets_table(figures: Mapping) -> Table:
     """Metrics before and after quantization, a row for each set and version."""
     found = {name: facts["versions"] for name, facts in figures["sets"].items()}
-    metrics = list(dict.fromkeys(m for versions in found.values() for metrics in versions.values() for m in metrics))
+    metrics = in_order(m for versions in found.values() for metrics in versions.values() for m in metrics)
     rows = []
     for name, versions in found.items():
         for version in [version for version in VERSIONS if version in versions]:
@@ -159,7 +165,7 @@ def layers_table(figures: Mapping) -> Table:
 
 def runs_table(figures: Mapping) -> Table:
     """A row for each run and set: what `run_points` found."""
-    metrics = list(dict.fromkeys(metric for point in figures["runs"] for metric in point["metrics"]))
+    metrics = in_order(metric for point in figures["runs"] for metric in point["metrics"])
     rows = []
     for i in range(len(figures["runs"])):
         facts = [cell(figures, ("runs", i, key), str) for key in ("name", "set", "network", "recipe")]

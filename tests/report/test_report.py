@@ -9,8 +9,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+from conftest import TINY_EDSR, Workspace
 
 from adabm_basicsr.cli import main
+from adabm_basicsr.report.build import report_run
 from adabm_basicsr.report.figures import VERSIONS, gather
 from adabm_basicsr.report.record import read_record
 from adabm_basicsr.report.tables import all_tables
@@ -123,6 +125,35 @@ def test_crops_have_all_columns_and_worst_come_first(at_run):
     assert picture.shape[1] > 1000 and picture.std() > 10
     for version in (*VERSIONS, "low_resolution", "ground_truth"):
         assert f'data-column="{version}"' in (RUN / "report/report.html").read_text()
+
+
+def test_sets_of_any_name_with_and_without_ground_truth_beside_a_damaged_run(at_run, recwarn):
+    name, run = "<i>\"&'$\u6f22$", Path("results/<b>\"&'$\u6f22$")
+    shutil.copytree(RUN, run)
+    shutil.copytree(run / "pictures/Val", run / "pictures" / name)
+    shutil.rmtree(run / "pictures" / name / "ground_truth")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "name": run.name}))
+    Path("results/damaged").mkdir()
+    Path("results/damaged/run.json").write_text("{")
+    figures = report_run(run)
+    page = Figures((run / "report/report.html").read_text())
+    shutil.rmtree(run)
+    shutil.rmtree("results/damaged")
+    assert {crop["set"] for crop in figures["crops"]} == {"Val", name}
+    assert {point["name"] for point in figures["runs"]} == {"tiny_test", run.name}
+    assert ("/runs/0/name", run.name) in page.shown and not recwarn
+
+
+def test_a_run_of_full_precision_tells_the_cost_that_quantization_is_compared_with(at_run):
+    Workspace(at_run).test(name="full", network_g=dict(TINY_EDSR), path__pretrain_network_g="tiny.pth")
+    figures = json.loads(Path("results/full/report/report.json").read_text())
+    shutil.rmtree("results/full")
+    own = figures["sets"]["Val"]["versions"]["full_precision"]
+    images = [image["bitops"] for image in figures["sets"]["Val"]["images"]]
+    assert images == [6264 * pixels * 32 * 32 for pixels in (24 * 32, 28 * 24)]  # MACs per LR pixel, by hand
+    compared = json.loads((RUN / "report/report.json").read_text())["sets"]["Val"]["versions"]["full_precision"]
+    assert own.items() <= compared.items()
 
 
 def test_markdown_holds_the_tables(at_run):
