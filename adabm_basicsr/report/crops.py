@@ -16,7 +16,9 @@ from adabm_basicsr.report.formats import MISSING, format_figure, title
 from adabm_basicsr.report.store import LOW, TRUTH, PictureStore
 
 CROP = 112  # pixels of the output
+GAP = 4  # between them in a picture of all
 SHOWN = 3  # crops of either kind
+SHOWN_SIZE, HEAD = 2.0, 0.5  # inches of a crop and of the line above, in that picture
 AMPLIFIED = 8  # factor on the error that is shown
 ERROR = "error"
 COLUMNS = (LOW, *VERSIONS, TRUTH, ERROR)
@@ -124,18 +126,29 @@ def draw_crops(rows: list[dict[str, np.ndarray]], versions: Mapping[str, Mapping
     """
     from matplotlib.figure import Figure
 
-    columns = crop_columns(rows)
-    figure = Figure(figsize=(2.0 * len(columns), 2.05 * len(rows) + 0.5), layout="constrained")
-    for axes, row in zip(figure.subplots(len(rows), len(columns), squeeze=False), rows):
-        for axis, column in zip(axes, columns):
-            if column in row:
-                axis.imshow(row[column], interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if row is rows[0]:
-                axis.set_title(f"{column_title(column)}\n{_caption(versions.get(column))}", fontsize=10)
+    columns, step = crop_columns(rows), CROP + GAP
+    width, height = SHOWN_SIZE * len(columns), SHOWN_SIZE * len(rows)
+    figure = Figure(figsize=(width, height + HEAD))
+    axes = figure.add_axes((0, 0, 1, height / (height + HEAD)))  # one for all: each costs time
+    axes.imshow(_sheet(rows, columns), interpolation="nearest")
+    axes.axis("off")
+    for i, column in enumerate(columns):
+        text = f"{column_title(column)}\n{_caption(versions.get(column))}".strip()
+        axes.text(i * step + CROP / 2, -GAP, text, ha="center", va="bottom", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def _sheet(rows: list[dict[str, np.ndarray]], columns: list[str]) -> np.ndarray:
+    """All crops on white, ``(H, W, 3)`` uint8."""
+    step = CROP + GAP
+    sheet = np.full((len(rows) * step - GAP, len(columns) * step - GAP, 3), 255, np.uint8)
+    for top, row in zip(range(0, len(sheet), step), rows):
+        for left, column in zip(range(0, sheet.shape[1], step), columns):
+            if column in row:
+                crop = cv2.resize(row[column], (CROP, CROP), interpolation=cv2.INTER_NEAREST)
+                sheet[top : top + CROP, left : left + CROP] = crop
+    return sheet
 
 
 def _caption(metrics: Mapping | None) -> str:
