@@ -298,6 +298,10 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
         ({"datasets__test__filename_tmpl": "{}x2"}, "image val/lq/img_000x2.png cannot be read: No such file"),
         ({"datasets__test__io_backend": {"type": "lmdb"}}, "datasets: test: dataroot_lq: val/lq must end in .lmdb"),
         ({"datasets__test__name": "../x"}, "datasets: test: name: '../x' is not a name for files and folders"),
+        (
+            {"datasets__test_2": {"name": "Val", "type": "SingleImageDataset", "dataroot_lq": "lr"}},
+            "datasets: test_2: name: 'Val' is that of test too; give each its own",
+        ),
     ],
 )
 def test_mistake_in_test_options(run_fails, workspace, changes, message):

@@ -44,7 +44,17 @@ def check_datasets(opt: dict) -> list[Size]:
             sizes += check_images(where, dataset, opt.get("scale") or 1)
         elif dataset["type"] == "CalibrationDataset" and _lists_folder(dataset):
             list_images(dataset["dataroot_lq"], f"{where}: dataroot_lq")
+    _check_names(opt["datasets"])
     return sizes
+
+
+def _check_names(datasets: dict[str, dict]) -> None:
+    """Figures and pictures of validation sets are kept by their names."""
+    found = {}
+    for key, dataset in datasets.items():
+        other = key if key.startswith("train") else found.setdefault(dataset["name"], key)
+        if other != key:
+            raise AdaBMError(f"datasets: {key}: name: {dataset['name']!r} is that of {other} too; give each its own")
 
 
 def _lists_folder(dataset: dict) -> bool:

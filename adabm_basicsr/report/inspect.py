@@ -52,6 +52,8 @@ def inspect(path: Path, custom_imports: Sequence[str] = ()) -> dict:
     Raises:
         AdaBMError: The file is missing or can't be read.
     """
+    if os.path.isdir(path):
+        raise AdaBMError(f"{path} is a folder: name a file")
     if not os.path.isfile(path):
         raise AdaBMError(f"{path} does not exist")
     if path.suffix == ONNX_SUFFIX:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adabm_basicsr.console import say
 from adabm_basicsr.deployment.load import load_network
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.metrics.choice import SELF_PSNR, split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.quantization.calibration import calibrate
@@ -106,6 +107,8 @@ def make_pictures(folder: Path, record: Mapping, custom_imports: Sequence[str]) 
         AdaBMError: The checkpoint, images or an architecture are missing.
     """
     store, checkpoint = PictureStore(folder.resolve()), folder.resolve() / "models" / "net_g_latest.pth"
+    if record["kind"] == "train" and not checkpoint.is_file():
+        raise AdaBMError(f"{folder} holds no models/{checkpoint.name}: finish the run (train --auto_resume) first")
     with directory_of(record):
         if record["kind"] == "test":
             checkpoint = Path(record["options"]["path"]["pretrain_network_g"]).resolve()

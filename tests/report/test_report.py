@@ -213,6 +213,7 @@ MISTAKES = {
     "no folder": (["report", "gone"], "gone holds no run.json"),
     "nothing to compare": (["compare", "val"], "val neither is the folder of a run nor holds any"),
     "no model": (["inspect", "gone.pth"], "gone.pth does not exist"),
+    "folder of models": (["inspect", "experiments/tiny/models"], "tiny/models is a folder: name a file"),
 }
 
 
@@ -245,6 +246,7 @@ def test_lost_images_and_weights_are_named(at_run, capsys):
     shutil.copytree("results/tiny_test", "results/lost")
     record = json.loads(Path("results/lost/run.json").read_text())
     for change, message in (
+        ({"kind": "train"}, "lost holds no models/net_g_latest.pth: finish the run (train --auto_resume) first"),
         ({"directory": "gone"}, "the folder gone that the run was started in is gone"),
         ({"options": _without_images(record["options"])}, "the images of Val in nowhere are gone"),
     ):
