@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-RUNTIMES = ["onnx>=1.16", "onnxruntime>=1.19", "openvino>=2024.4"]  # INT4 and opset 21
+RUNTIMES = ["onnx>=1.16", "onnxruntime>=1.19", "openvino>=2025.1"]  # INT4 and opset 21
 SPANDREL = "spandrel>=0.4.2,<0.5"  # recognises networks by their weights
 
 

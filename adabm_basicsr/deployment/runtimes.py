@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,18 @@ from adabm_basicsr.quantization.sizes import run_padded
 
 DEFAULT_RUNTIME = "openvino"
 Run = Callable[[np.ndarray], np.ndarray]
+
+
+class Compiled(NamedTuple):
+    """A graph in a runtime.
+
+    Attributes:
+        run: Maps ``(B, C, H, W)`` in 0..1 to the graph's output, float32.
+        release: Gives back the memory of the latest run, if the runtime can.
+    """
+
+    run: Run
+    release: Callable[[], None]
 
 
 class OnnxNetwork:
@@ -50,15 +63,19 @@ class OnnxNetwork:
         self._model, self.description = read_onnx(path)
         self.in_channels = self._model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
         self.size_multiple = self.description["size_multiple"]
-        self._runs: dict[int | None, Run] = {}
+        self._graphs: dict[int | None, Compiled] = {}
+        self._latest: int | None = None
 
     def level(self, image: Tensor) -> int:
         """Which of the image levels 0, 1, 2 the complexity of ``image``, ``(1, C, H, W)``, chooses."""
-        return int(self._run_of(None)(image.numpy()))
+        return int(self._graph_of(None).run(image.numpy()))
 
     def compiled(self, level: int) -> Run:
         """The network at one image level: ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32."""
-        return self._run_of(level)
+        if self._latest not in (None, level):
+            self._graphs[self._latest].release()  # together, the three levels would take three times the memory
+        self._latest = level
+        return self._graph_of(level).run
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
@@ -83,17 +100,19 @@ class OnnxNetwork:
         model = take_batches(at_level(self._model, level))
         return model if has_exact_int8() else avoid_overflow(model)
 
-    def _run_of(self, level: int | None) -> Run:
-        if level not in self._runs:
-            self._runs[level] = self._chooser() if level is None else self._compile(self.graph_at(level))
-        return self._runs[level]
+    def _graph_of(self, level: int | None) -> Compiled:
+        if level not in self._graphs:
+            self._graphs[level] = self._chooser() if level is None else self._compile(self.graph_at(level))
+        return self._graphs[level]
 
-    def _chooser(self) -> Run:
+    def _chooser(self) -> Compiled:
         from adabm_basicsr.deployment.onnx_level import MIDDLE, chooser, is_adaptive
 
-        return self._compile(chooser(self._model)) if is_adaptive(self._model) else lambda image: np.array(MIDDLE)
+        if not is_adaptive(self._model):
+            return Compiled(lambda image: np.array(MIDDLE), _nothing)
+        return self._compile(chooser(self._model))
 
-    def _compile(self, model) -> Run:
+    def _compile(self, model) -> Compiled:
         return RUNTIMES[self.runtime](model.SerializeToString(), self.threads)
 
 
@@ -143,7 +162,7 @@ def openvino_core():
     return import_runtime("openvino").Core()
 
 
-def _openvino(model: bytes, threads: int) -> Run:
+def _openvino(model: bytes, threads: int) -> Compiled:
     core = openvino_core()
     # What isn't quantized keeps its precision; CPUs with BF16 units would round it.
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
@@ -151,10 +170,10 @@ def _openvino(model: bytes, threads: int) -> Run:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except RuntimeError as error:
         raise AdaBMError(f"OpenVINO can't compile the graph: {_first_line(error)}") from error
-    return lambda image: compiled(image, share_inputs=True)[0].copy()
+    return Compiled(lambda image: compiled(image, share_inputs=True)[0].copy(), compiled.release_memory)
 
 
-def _onnxruntime(model: bytes, threads: int) -> Run:
+def _onnxruntime(model: bytes, threads: int) -> Compiled:
     onnxruntime = import_runtime("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -168,10 +187,14 @@ def _onnxruntime(model: bytes, threads: int) -> Run:
         )
     except Exception as error:  # its exceptions have no common base
         raise AdaBMError(f"ONNX Runtime can't run the graph: {_first_line(error)}") from error
-    return lambda image: session.run(None, {"image": image})[0]
+    return Compiled(lambda image: session.run(None, {"image": image})[0], _nothing)
 
 
-RUNTIMES: dict[str, Callable[[bytes, int], Run]] = {"openvino": _openvino, "onnxruntime": _onnxruntime}
+def _nothing() -> None:
+    """Release no memory."""
+
+
+RUNTIMES: dict[str, Callable[[bytes, int], Compiled]] = {"openvino": _openvino, "onnxruntime": _onnxruntime}
 
 
 def import_runtime(name: str):
