@@ -91,7 +91,8 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
     """What BasicSR expects in every file, though there is a natural choice."""
     if opt.get("val") is not None:
         opt["val"].setdefault("suffix", None)
-        defaults = {"save_img": False, "val_freq": max(opt["train"]["total_iter"], 1) if is_train else None}
+        # BasicSR validates at the end of a run in any case: once is enough.
+        defaults = {"save_img": False, "val_freq": opt["train"]["total_iter"] + 1 if is_train else None}
         opt["val"].update({key: value for key, value in defaults.items() if opt["val"].get(key) is None})
     if is_train:
         opt["logger"].setdefault("use_tb_logger", False)

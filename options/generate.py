@@ -275,7 +275,7 @@ train:
 
 # validation settings
 val:
-  val_freq: !!float 400
+  val_freq: !!float 1e4  # the end of the run is validated in any case
   save_img: false
 
 $metrics

@@ -24,7 +24,7 @@ TRAIN_MISTAKES = {
     "pattern": ({"network_g__exclude": ["bodi.*"]}, "exclude: pattern 'bodi.*' matches no layer"),
     "unregistered": (
         {"network_g__network__type": "EDRS"},
-        "type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' or 'EDSR'?",
+        "type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDSR'?",
     ),
     "arch option": (
         {"network_g__network__num_blocks": 2},

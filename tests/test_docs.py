@@ -99,14 +99,38 @@ def template(node):
     return re.sub(r"\.{3,}", "...", text)
 
 
-def test_quoted_errors_are_those_of_the_sources():
+def variants(node):
+    """Every text that an expression of the sources can be, as the page quotes it."""
+    if isinstance(node, ast.IfExp):
+        return variants(node.body) + variants(node.orelse)
+    if isinstance(node, ast.BinOp):
+        return [left + right for left in variants(node.left) for right in variants(node.right)]
+    return [template(node) or "..."]
+
+
+@pytest.fixture(scope="module")
+def raised():
+    """First arguments of all errors that the sources raise."""
     sources = [ast.parse(path.read_text()) for path in (ROOT / "adabm_basicsr").rglob("*.py")]
-    raised = [node for tree in sources for node in ast.walk(tree) if getattr(node, "func", None) is not None]
-    raised = [node.args[0] for node in raised if getattr(node.func, "id", "") == "AdaBMError"]
+    calls = [node for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [node.args[0] for node in calls if getattr(node.func, "id", "") == "AdaBMError"]
+
+
+@pytest.fixture(scope="module")
+def quoted():
+    return re.findall(r"^\| `(.*?)` \| \S", read("troubleshooting.md"), re.M)
+
+
+def test_quoted_errors_are_those_of_the_sources(raised, quoted):
     texts = {template(node) for error in raised for node in ast.walk(error)} - {None}
-    quoted = re.findall(r"^\| `(.*?)` \| \S", read("troubleshooting.md"), re.M)
     assert len(quoted) == len(set(quoted)) > 100
     assert [text for text in quoted if not any(whole.startswith(text) for whole in texts)] == []
+
+
+def test_every_error_has_its_row(raised, quoted):
+    """Texts without a word of their own pass another error's on."""
+    texts = [text for error in raised for text in variants(error) if re.search("[a-z]", text)]
+    assert [text for text in texts if not text.startswith(tuple(quoted))] == []
 
 
 def test_api_reference_is_current():

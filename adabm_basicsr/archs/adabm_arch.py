@@ -120,9 +120,10 @@ def build_base(options: dict, where: str = "network_g: network") -> nn.Module:
         raise AdaBMError(f"{where}: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
     if not registered:
+        names = [key for key, _ in ARCH_REGISTRY if key.removesuffix("_basicsr") not in REFUSED]
         raise AdaBMError(
             f"{where}: type: {name!r} is not registered (custom_imports registers your own); "
-            f"{did_you_mean(name, ARCH_REGISTRY.keys())}"
+            f"{did_you_mean(name, names)}"
         )
     arch = ARCH_REGISTRY.get(registered[0])
     given = [key for key in options if key != "type"]

@@ -228,6 +228,12 @@ class AdaBMModel(SRModel):
             self.size_multiple = getattr(net, "size_multiple", None) or find_size_multiple(net, self.lq)
         return self.size_multiple
 
+    def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
+        """BasicSR's last one comes after it has counted an iteration that isn't run."""
+        if self.is_train:
+            current_iter = min(current_iter, self.opt["train"]["total_iter"])
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+
     def dist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """Each process takes its share of the images; BasicSR leaves them all to the first."""
         indices = range(len(dataloader.dataset))

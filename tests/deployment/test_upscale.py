@@ -98,7 +98,7 @@ def test_what_exists_is_left_alone(models, folder, capsys):
     first = (folder / "out/a.png").stat().st_mtime_ns
     upscale(models, "-i", "in/*.png")
     assert (folder / "out/a.png").stat().st_mtime_ns == first
-    assert "existed already: 1" in capsys.readouterr().out
+    assert "existed already: 1 (--overwrite makes them anew)" in capsys.readouterr().out
     upscale(models, "-i", "in/*.png", "--overwrite")
     assert (folder / "out/a.png").stat().st_mtime_ns > first
 
