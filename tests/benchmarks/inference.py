@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -76,9 +77,9 @@ def prepare_ours(kind: str, bits: int, recipe: str, folder: Path) -> None:
 
     network = {"w_bits": bits, "a_bits": bits, "fully_quantized": kind not in PERCEPTUAL, "recipe": recipe}
     opt = option_file(f"{kind}_{bits}", kind, 1, images=CALIBRATION_IMAGES, lq_size=64, iterations={}, **network)
-    opt["path"]["experiments_root"] = str(folder)
     (folder / "options.yml").write_text(yaml.safe_dump(opt))
-    train(["-opt", str(folder / "options.yml")])
+    os.chdir(folder)
+    train(["-opt", "options.yml"])
     checkpoint = next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth"))
     save_onnx(load_network(checkpoint, ["inhouse.archs"]), folder / f"ours_{bits}.onnx")
 
