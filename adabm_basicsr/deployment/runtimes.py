@@ -72,10 +72,11 @@ class OnnxNetwork:
 
     def compiled(self, level: int) -> Run:
         """The network at one image level: ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32."""
+        graph = self._graph_of(level)
         if self._latest not in (None, level):
             self._graphs[self._latest].release()  # together, the three levels would take three times the memory
         self._latest = level
-        return self._graph_of(level).run
+        return graph.run
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
