@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from adabm_basicsr.deployment.freeze import freeze
+from adabm_basicsr.deployment.onnx_fusion import fuse
 from adabm_basicsr.deployment.onnx_graph import use_operators
 from adabm_basicsr.deployment.onnx_level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
 from adabm_basicsr.errors import AdaBMError
@@ -81,7 +82,7 @@ def save_onnx(
     """
     model = to_onnx(net, symmetric)
     if level is not None:
-        model = at_level(model, level)
+        model = fuse(at_level(model, level))
     _check(model)
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)

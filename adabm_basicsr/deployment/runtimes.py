@@ -96,9 +96,10 @@ class OnnxNetwork:
 
     def graph_at(self, level: int):
         """The graph of one image level as the runtime is given it, an ``onnx.ModelProto``."""
+        from adabm_basicsr.deployment.onnx_fusion import fuse
         from adabm_basicsr.deployment.onnx_level import at_level, avoid_overflow, take_batches
 
-        model = take_batches(at_level(self._model, level))
+        model = take_batches(fuse(at_level(self._model, level), clip_first=self.runtime == "openvino"))
         return model if has_exact_int8() else avoid_overflow(model)
 
     def _graph_of(self, level: int | None) -> Compiled:
