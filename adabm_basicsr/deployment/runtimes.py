@@ -82,6 +82,8 @@ class OnnxNetwork:
     def __call__(self, image: Tensor) -> Tensor:
         """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1 and float32, each sample at its own bits."""
         levels = [self.level(sample) for sample in image.split(1)]
+        if len(set(levels)) == 1:
+            return self.at_level(image, levels[0])
         outputs: list[Tensor | None] = [None] * len(levels)
         for level in sorted(set(levels)):
             chosen = [index for index, found in enumerate(levels) if found == level]
@@ -172,7 +174,8 @@ def _openvino(model: bytes, threads: int) -> Compiled:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except RuntimeError as error:
         raise AdaBMError(f"OpenVINO can't compile the graph: {_first_line(error)}") from error
-    return Compiled(lambda image: compiled(image, share_inputs=True)[0].copy(), compiled.release_memory)
+    run = functools.partial(compiled, share_inputs=True, share_outputs=False)
+    return Compiled(lambda image: run(image)[0], compiled.release_memory)
 
 
 def _onnxruntime(model: bytes, threads: int) -> Compiled:

@@ -17,7 +17,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -38,6 +38,7 @@ MIDDLE = 1
 CALIBRATION_IMAGES = 80
 SUBSET = 60  # of whole images that the others calibrate on
 ROUNDS, REPEATS = 3, 3
+ONCE = ("torchao int8, compiled",)  # takes minutes to start
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -151,6 +152,8 @@ def torch_bfloat16(kind: str, folder: Path) -> Run:
 
 
 def compiled_torchao(kind: str, folder: Path) -> Run:
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - registers the file's operators
+
     net = torch.compile(torch.export.load(folder / "torchao.pt2").module(), dynamic=True)
     return lambda x: net(torch.from_numpy(x)).numpy()
 
@@ -199,6 +202,8 @@ def variants(bits: list[int]) -> dict[str, tuple[str | None, Callable[[str, Path
                         f / f"ours_{bit}.onnx", runtime, adaptive
                     ),
                 )
+    if not torch.cpu.get_capabilities().get("avx512_bf16"):  # emulated, in minutes
+        found = {name: variant for name, variant in found.items() if "bfloat16" not in name}
     return found
 
 
@@ -298,39 +303,41 @@ def size_of(path: Path) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def compare(kind: str, args: argparse.Namespace) -> list[dict]:
-    """A row for each variant of a network."""
+def compare(kind: str, args: argparse.Namespace) -> Iterator[list[dict]]:
+    """Rows of a network's variants, for one size of image after another."""
     folder = args.out / kind
     folder.mkdir(parents=True, exist_ok=True)
     times = prepare(kind, args, folder)
-    found, rows = variants(args.bits), []
     for size in args.sizes:
-        figures: dict[str, list[dict]] = {name: [] for name in found}
-        for _ in range(ROUNDS):
+        figures: dict[str, list[dict]] = {name: [] for name in variants(args.bits)}
+        for turn in range(ROUNDS):
             for name, results in figures.items():
-                results.append(in_own_process(kind, name, args, "--size", size))
+                if turn == 0 or name not in ONCE:
+                    results.append(in_own_process(kind, name, args, "--size", size))
         first = min(result.get("seconds", np.inf) for result in figures["PyTorch float32"])
-        for name, results in figures.items():
-            row = {"network": kind, "size": size, "variant": name}
-            if errors := [result["error"] for result in results if "error" in result]:
-                rows.append({**row, "error": errors[0]})
-                continue
-            best = min(results, key=lambda result: result["seconds"])
-            height, width = map(int, size.split("x"))
-            row |= {"ms": 1000 * best["seconds"], "times float32": first / best["seconds"]}
-            row |= {"MP/s": height * width * SCALE**2 / best["seconds"] / 1e6, "peak MB": best["memory"] / 1e6}
-            if file := found[name][0]:
-                row |= {"file MB": size_of(folder / file), "made in s": times.get(file)}
-            rows.append(row)
-    for row in rows:
-        name = row["variant"]
-        if args.accuracy and row["size"] == args.sizes[0] and "error" not in row:
-            for of_set, told in in_own_process(kind, name, args, "--accuracy").items():
-                row |= {f"{of_set} {key}": value for key, value in told.items()}
-        if name.startswith("ours") and "one level" in name and "error" not in row:
-            row["integer MACs"] = integer_share(folder / found[name][0], name.split(", ")[1])
-            row |= in_own_process(kind, name, args, "--agreement") if args.accuracy else {}
-    return rows
+        yield [row_of(kind, name, size, results, first, times, args) for name, results in figures.items()]
+
+
+def row_of(kind: str, name: str, size: str, results: list[dict], first: float, times: dict, args) -> dict:
+    """What is told of one variant at one size; of its accuracy at the first size alone."""
+    row = {"network": kind, "size": size, "variant": name}
+    if errors := [result["error"] for result in results if "error" in result]:
+        return {**row, "error": errors[0]}
+    best = min(results, key=lambda result: result["seconds"])
+    height, width = map(int, size.split("x"))
+    row |= {"ms": 1000 * best["seconds"], "times float32": first / best["seconds"]}
+    row |= {"MP/s": height * width * SCALE**2 / best["seconds"] / 1e6, "peak MB": best["memory"] / 1e6}
+    path = variants(args.bits)[name][0]
+    if path:
+        row |= {"file MB": size_of(args.out / kind / path), "made in s": times.get(path)}
+    one_level = name.startswith("ours") and "one level" in name
+    if one_level:
+        row["integer MACs"] = integer_share(args.out / kind / path, name.split(", ")[1])
+    if args.accuracy and size == args.sizes[0]:
+        for of_set, told in in_own_process(kind, name, args, "--accuracy").items():
+            row |= {f"{of_set} {key}": value for key, value in told.items()}
+        row |= in_own_process(kind, name, args, "--agreement") if one_level else {}
+    return row
 
 
 def main() -> None:
@@ -356,9 +363,12 @@ def main() -> None:
         print(json.dumps(figures))
         return
     args.out = args.out.resolve()
-    rows = [row for kind in args.networks for row in compare(kind, args)]
+    rows: list[dict] = []
+    for kind in args.networks:
+        for of_size in compare(kind, args):
+            rows += of_size
+            (args.out / "inference.json").write_text(json.dumps(rows, indent=2))
     table = tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="github")
-    (args.out / "inference.json").write_text(json.dumps(rows, indent=2))
     (args.out / "inference.md").write_text(table + "\n")
     print(table)
 
