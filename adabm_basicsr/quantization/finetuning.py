@@ -26,6 +26,7 @@ from adabm_basicsr.quantization.teacher import Teacher
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
 BIT_MAPPING = "bit_mapping"
 WARM_UP = 0.1  # share of a run in which learning rates rise
+RATED_LEVELS = 2**4  # that the learning rates of ranges and biases are for
 MAX_PROMISE = 0.3  # share of the loss that a step may promise to take away; steps that promised more diverged
 TINY = 1e-12  # keeps the gradient of a root at zero finite
 
@@ -251,11 +252,16 @@ def _weight_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor
 def _activation_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
     units = {}
     for quantizer in net.activation_quantizers().values():
-        width = quantizer.upper - quantizer.lower
+        width = _fineness(net) * (quantizer.upper - quantizer.lower)
         units |= {quantizer.lower: width, quantizer.upper: width}
         if quantizer.level_ranges is not None:
-            units[quantizer.level_ranges] = torch.ones(1)
+            units[quantizer.level_ranges] = torch.full((1,), _fineness(net))
     return {"activation_range": units}
+
+
+def _fineness(net: QuantizedNetwork) -> float:
+    """Factor on what ranges and biases move by: steps that suit four bits are as large as the levels of eight."""
+    return min(RATED_LEVELS / 2 ** min(net.config.w_bits, net.config.a_bits), 1.0)
 
 
 def _bit_mappings(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
@@ -274,7 +280,7 @@ def _everything(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
             layer = net.network.get_submodule(name)
             corrections[quantizer.correction] = quantizer.steps(layer.weight)
             width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(layer.input_quantizer, "lower", 0.0)
-            biases[quantizer.bias_correction] = width * layer.weight.abs().mean()
+            biases[quantizer.bias_correction] = _fineness(net) * width * layer.weight.abs().mean()
     return {"weight_correction": corrections, "bias": biases, **_activation_ranges(net)}
 
 

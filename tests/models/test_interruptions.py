@@ -79,6 +79,15 @@ def fill_the_disk(path, content):
         file.write(content)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the runs that die: on some processors the last digits depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def options(workspace):
     """Write the option file of a run; its recipe may be chosen."""
