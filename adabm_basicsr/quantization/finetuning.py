@@ -250,12 +250,12 @@ def _weight_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor
 
 
 def _activation_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    units = {}
+    units, fineness = {}, _fineness(net)
     for quantizer in net.activation_quantizers().values():
-        width = _fineness(net) * (quantizer.upper - quantizer.lower)
+        width = fineness * (quantizer.upper - quantizer.lower)
         units |= {quantizer.lower: width, quantizer.upper: width}
         if quantizer.level_ranges is not None:
-            units[quantizer.level_ranges] = torch.full((1,), _fineness(net))
+            units[quantizer.level_ranges] = torch.full((1,), fineness)
     return {"activation_range": units}
 
 
