@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AdaBMError(ValueError):
@@ -18,6 +20,14 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
         return f"did you mean {' or '.join(repr(choice) for choice in near)}?"
     shown = ", ".join(repr(choice) for choice in choices[:limit])
     return f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+
+
+def not_found(what: str, path: str | Path) -> AdaBMError:
+    """The error for a path that doesn't exist: ``what`` it is, and names beside it that are like its own."""
+    folder = Path(path).parent
+    near = difflib.get_close_matches(Path(path).name, os.listdir(folder) if folder.is_dir() else (), n=3)
+    hint = f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
+    return AdaBMError(f"{what} {path} does not exist{hint}".strip())
 
 
 def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean, not_found
 from adabm_basicsr.option_kinds import check_kinds
 from adabm_basicsr.yaml_options import apply_override, load_yaml
 
 if TYPE_CHECKING:
-    from torch import nn
+    from adabm_basicsr.quantization.network import QuantizedNetwork
 
 TOP_LEVEL = (
     "name", "model_type", "scale", "num_gpu", "manual_seed", "datasets", "network_g", "path", "train", "val", "logger",
@@ -23,6 +23,7 @@ TOP_LEVEL = (
 REQUIRED = ("name", "model_type", "num_gpu", "datasets", "network_g", "path")
 VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar", "tile", "tile_overlap")
 LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
+TRIED = 24  # pixels of the image that the network's scale is tried on
 # BasicSR makes a folder of every other value in this section.
 PATH_KEYS = ("pretrain_network_g", "param_key_g", "strict_load_g", "resume_state", "ignore_resume_networks")
 
@@ -54,7 +55,9 @@ def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: boo
     for override in args.force_yml:
         apply_override(opt, override)
     check_options(opt, is_train)
-    _set_up_processes(opt, args.launcher)
+    _join_processes(opt, args.launcher)
+    _check_what_is_named(opt, is_train)
+    _seed(opt)
     opt["auto_resume"], opt["is_train"] = args.auto_resume, is_train
     if args.debug and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
@@ -84,7 +87,6 @@ def check_options(opt: dict, is_train: bool) -> None:
     _check_validation(opt)
     _check_device(opt)
     _check_checkpoint_paths(opt["path"])
-    _check_data(opt)
 
 
 def _set_defaults(opt: dict, is_train: bool) -> None:
@@ -125,21 +127,22 @@ def set_recipe_defaults(opt: dict) -> None:
         train["total_iter"] = recipe.iterations
 
 
-def _check_data(opt: dict) -> None:
+def _check_what_is_named(opt: dict, is_train: bool) -> None:
+    """Images, types, network, checkpoint and metrics; before BasicSR moves earlier results."""
     from adabm_basicsr.data.checks import check_datasets, check_metrics
 
     sizes = check_datasets(opt)
     _check_registered(opt)
     check_metrics((opt.get("val") or {}).get("metrics") or {}, sizes)
+    if opt["model_type"] == "AdaBMModel":
+        _check_network(opt, is_train)
 
 
 def _check_registered(opt: dict) -> None:
-    """Every type that the options name exists, and the network can be built; before BasicSR moves earlier results."""
     import basicsr  # noqa: F401
-    from basicsr.archs import build_network
     from basicsr.utils import registry
 
-    from adabm_basicsr.archs.adabm_arch import build_base, import_modules
+    from adabm_basicsr.archs.adabm_arch import import_modules
 
     import_modules(opt["network_g"].get("custom_imports") or ())
     if opt["network_g"]["type"] != "AdaBMNetwork":
@@ -157,17 +160,35 @@ def _check_registered(opt: dict) -> None:
     for name, kind in kinds.items():
         if kind == "calculate_lpips" and not find_spec("lpips"):
             raise AdaBMError(f"val: metrics: {name}: {kind} needs the package lpips: pip install lpips")
-    if opt["model_type"] == "AdaBMModel":
-        quantized = opt["network_g"]["type"] == "AdaBMNetwork"
-        net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
-        _check_fits(net, opt["path"])
 
 
-def _check_fits(net: nn.Module, paths: dict) -> None:
+def _check_network(opt: dict, is_train: bool) -> None:
+    from basicsr.archs import build_network
+
+    from adabm_basicsr.archs.adabm_arch import build_base
+    from adabm_basicsr.models.setup import set_up_training
     from adabm_basicsr.quantization.checkpoint import load_checkpoint
 
+    quantized, paths = opt["network_g"]["type"] == "AdaBMNetwork", opt["path"]
+    net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
     if paths.get("pretrain_network_g") and not paths.get("resume_state"):
         load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
+    if is_train:
+        set_up_training(opt, net)
+    elif quantized:
+        net.check_calibrated()
+    if quantized and any(dataset["type"] == "PairedImageDataset" for dataset in opt["datasets"].values()):
+        _check_scale(opt["scale"], net)
+
+
+def _check_scale(scale: int, net: QuantizedNetwork) -> None:
+    """BasicSR cuts the ground truth to ``scale`` times the input; a network of another scale doesn't fit it."""
+    import torch
+
+    with net.full_precision():
+        made = net(torch.zeros(1, net.in_channels, TRIED, TRIED)).shape[2] / TRIED
+    if made != scale:
+        raise AdaBMError(f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}")
 
 
 def _check_training(opt: dict) -> None:
@@ -226,13 +247,13 @@ def _check_checkpoint_paths(paths: dict) -> None:
         if value is not None and ("pretrain_network" in key or "resume_state" in key):
             paths[key] = os.path.expanduser(value)
             if not os.path.isfile(paths[key]):
-                raise AdaBMError(f"path: {key}: checkpoint {paths[key]} does not exist")
+                raise not_found(f"path: {key}: checkpoint", paths[key])
             if "pretrain_network" in key:
                 read_checkpoint(paths[key])
 
 
-def _set_up_processes(opt: dict, launcher: str) -> None:
-    from adabm_basicsr.compat import init_dist, share_seed
+def _join_processes(opt: dict, launcher: str) -> None:
+    from adabm_basicsr.compat import init_dist
     from adabm_basicsr.quantization.distributed import rank_and_size
 
     opt["dist"] = launcher != "none"
@@ -240,6 +261,11 @@ def _set_up_processes(opt: dict, launcher: str) -> None:
         params = opt.get("dist_params") or {}
         init_dist(launcher, bool(opt["num_gpu"]), **params if launcher == "slurm" else {})
     opt["rank"], opt["world_size"] = rank_and_size()
+
+
+def _seed(opt: dict) -> None:
+    from adabm_basicsr.compat import share_seed
+
     if opt.get("manual_seed") is None:
         opt["manual_seed"] = random.randint(1, 10000)
     share_seed(opt)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 
 MAX_VALUES = 100_000  # of an option file, what its anchors repeat counted each time
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -35,7 +35,7 @@ def load_yaml(path: str | Path) -> dict:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise AdaBMError(f"option file {path} does not exist")
+        raise not_found("option file", path)
     try:
         opt = yaml.load(path.read_bytes(), _Loader)
     # Besides its own errors PyYAML lets those of int, float, dates and of deep nesting through.

@@ -110,10 +110,12 @@ def variants(node):
 
 @pytest.fixture(scope="module")
 def raised():
-    """First arguments of all errors that the sources raise."""
+    """First arguments of all errors that the sources raise; of those for absent paths, what becomes of it."""
     sources = [ast.parse(path.read_text()) for path in (ROOT / "adabm_basicsr").rglob("*.py")]
     calls = [node for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [node.args[0] for node in calls if getattr(node.func, "id", "") == "AdaBMError"]
+    absent = [node.args[0] for node in calls if getattr(node.func, "id", "") == "not_found"]
+    texts = [ast.Constant(f"{template(what)} ... does not exist".strip()) for what in absent]
+    return texts + [node.args[0] for node in calls if getattr(node.func, "id", "") == "AdaBMError"]
 
 
 @pytest.fixture(scope="module")

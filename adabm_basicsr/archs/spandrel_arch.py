@@ -11,7 +11,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from adabm_basicsr.compat import own_unpickler
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.quantization.calibration import check_finite
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
         raise AdaBMError(f"{WHERE}: path: {path!r} is not the path of a checkpoint")
     file = Path(path).expanduser()
     if not os.path.isfile(file):
-        raise AdaBMError(f"{WHERE}: path: checkpoint {path} does not exist")
+        raise not_found(f"{WHERE}: path: checkpoint", path)
     try:
         with own_unpickler():
             descriptor = spandrel.ModelLoader("cpu").load_from_file(file)

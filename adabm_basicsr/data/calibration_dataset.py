@@ -55,7 +55,7 @@ class CalibrationDataset(Dataset):
 
     def __init__(self, opt: dict) -> None:
         super().__init__()
-        where = f"datasets: {opt.get('name', 'train')}"
+        where = "datasets: train"
         check_keys(where, opt, sorted(OPTIONS))
         self.opt = opt
         self.size = check_positive(f"{where}: lq_size", opt.get("lq_size"))

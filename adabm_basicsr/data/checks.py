@@ -14,9 +14,15 @@ from basicsr.metrics import calculate_metric
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
 from adabm_basicsr.data.sources import LMDB_LIST, check_inside, open_lmdb, read_keys, read_names
-from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.errors import AdaBMError, check_keys, not_found
 
 ROOTS = {"PairedImageDataset": ("dataroot_lq", "dataroot_gt"), "SingleImageDataset": ("dataroot_lq",)}
+KEYS = (
+    "name", "type", "phase", "scale", "dataroot_lq", "dataroot_gt", "meta_info_file", "io_backend", "filename_tmpl",
+    "color", "mean", "std", "max_pixels", "gt_size", "use_hflip", "use_rot", "use_shuffle", "batch_size_per_gpu",
+    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory",
+    "persistent_workers",
+)  # fmt: skip
 
 BACKENDS = ("disk", "lmdb")  # BasicSR's third, memcached, runs code from a folder that the options name
 BACKEND_KEYS = ("type", "readonly", "lock", "readahead")
@@ -39,7 +45,7 @@ def check_datasets(opt: dict) -> list[Size]:
             if dataset.get(key) is not None:
                 dataset[key] = os.path.expanduser(dataset[key])
                 if not os.path.isdir(dataset[key]):
-                    raise AdaBMError(f"{where}: {key}: folder {dataset[key]} does not exist")
+                    raise not_found(f"{where}: {key}: folder", dataset[key])
         if dataset["type"] in ROOTS:
             sizes += check_images(where, dataset, opt.get("scale") or 1)
         elif dataset["type"] == "CalibrationDataset" and _lists_folder(dataset):
@@ -67,6 +73,8 @@ def _check_options(where: str, dataset: dict | None, opt: dict) -> None:
     for key in ("name", "type", *ROOTS.get(dataset.get("type"), ())):
         if dataset.get(key) is None:
             raise AdaBMError(f"{where}: {key} is missing")
+    if dataset["type"] in ROOTS and opt.get("model_type") == "AdaBMModel":
+        check_keys(where, dataset, KEYS)
     if dataset["type"] == "PairedImageDataset" and opt.get("scale") is None:
         raise AdaBMError(f"{where}: scale is missing from the option file")
     if dataset["type"] == "SingleImageDataset" and dataset.get("dataroot_gt") is not None:

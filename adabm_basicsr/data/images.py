@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from adabm_basicsr.data.headers import MAX_PIXELS, TIFF_STARTS, check_header
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -28,7 +28,7 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise AdaBMError(f"{key}: folder {folder} does not exist")
+        raise not_found(f"{key}: folder", folder)
     try:
         files = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 
 LMDB_LIST = "meta_info.txt"
 LMDB_DATA = "data.mdb"
@@ -38,7 +38,7 @@ def read_keys(list_file: str | Path, root: str | Path) -> list[str]:
 
 def _lines(list_file: str | Path) -> list[str]:
     if not os.path.isfile(list_file):
-        raise AdaBMError(f"meta info file {list_file} does not exist")
+        raise not_found("meta info file", list_file)
     try:
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -20,10 +20,11 @@ LEVELS = (0, 1, 2)
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr export``."""
     args = _parse(argv)
+    args.format = args.format or _format_of(args.out)
     suffix = SUFFIXES[args.format]
     out = args.out or args.model.with_suffix(suffix)
     if out.suffix != suffix:
-        raise AdaBMError(f"--out: {out} must end in {suffix}")
+        raise AdaBMError(f"--out: {out} must end in {suffix} with --format {args.format}")
     if out.resolve() == args.model.resolve():
         raise AdaBMError(f"--out: {out} is the model itself")
     if args.format != "onnx" and (args.symmetric or args.level is not None):
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")
 
 
+def _format_of(out: Path | None) -> str:
+    return "onnx" if out is not None and out.suffix == ONNX_SUFFIX else "packed"
+
+
 def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
     if args.format == "packed":
         from adabm_basicsr.deployment.packed import save_packed
@@ -54,7 +59,7 @@ def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="adabm-basicsr export", description=__doc__)
     parser.add_argument("-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file")
-    parser.add_argument("--format", choices=sorted(SUFFIXES), default="packed", help="kind of file (default: packed)")
+    parser.add_argument("--format", choices=sorted(SUFFIXES), help="kind of file (default: as --out ends, or packed)")
     parser.add_argument("-o", "--out", type=Path, help="file to write (default: the model's name, another ending)")
     parser.add_argument("--symmetric", action="store_true", help="onnx: no zero points, for engines such as TensorRT")
     parser.add_argument(

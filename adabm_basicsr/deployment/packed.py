@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adabm_basicsr.deployment.freeze import freeze, set_levels
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -85,7 +85,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         AdaBMError: The file is missing, corrupt or of another version.
     """
     if not os.path.isfile(path):
-        raise AdaBMError(f"packed file {path} does not exist")
+        raise not_found("packed file", path)
     try:
         with safe_open(path, "pt") as file:
             description = json.loads((file.metadata() or {})[DESCRIPTION_KEY])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.sizes import run_padded
 
@@ -131,7 +131,7 @@ def read_onnx(path: str | os.PathLike):
     from adabm_basicsr.deployment.onnx_level import LEVEL
 
     if not os.path.isfile(path):
-        raise AdaBMError(f"ONNX file {path} does not exist")
+        raise not_found("ONNX file", path)
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

@@ -86,14 +86,16 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
     if out.suffix.lower() in EXTENSIONS and not os.path.isdir(out):
         if len(sources) > 1:
             raise AdaBMError(f"--out: {out} is one file, but {len(sources)} images are put in; name a folder")
-        return [(sources[0], out)]
+        planned = [(sources[0], out)]
+    else:
+        planned = [(path, out / (f"{path.stem}.{extension}" if extension else path.name)) for path in sources]
     targets: dict[Path, Path] = {}
-    for source in sources:
-        target = out / (f"{source.stem}.{extension}" if extension else source.name)
+    inputs = {path.resolve() for path in sources}
+    for source, target in planned:
         if target in targets:
             raise AdaBMError(f"--out: {targets[target]} and {source} would both become {target}")
-        if target.resolve() == source.resolve():
-            raise AdaBMError(f"--out: {source} would be overwritten by its own result; name another folder")
+        if target.resolve() in inputs:
+            raise AdaBMError(f"--out: {target} would be overwritten, but is put in itself; name another folder or file")
         targets[target] = source
     return [(source, target) for target, source in targets.items()]
 
@@ -203,7 +205,7 @@ def _to_integers(values: np.ndarray, kind: type) -> np.ndarray:
 
 
 def _speed(pixels: int, start: float) -> str:
-    return f"{pixels / 1e6:.1f} megapixels, {pixels / 1e6 / (time.perf_counter() - start):.2f} per second"
+    return f"{pixels / 1e6:.1f} megapixels, {pixels / 1e6 / (time.perf_counter() - start):.2f} megapixels per second"
 
 
 def _load(args: argparse.Namespace) -> Network:

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from basicsr.data import build_dataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
@@ -20,17 +19,18 @@ from torch.utils.data import DataLoader
 from adabm_basicsr.compat import gpus_per_process
 from adabm_basicsr.console import say
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
-from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
+from adabm_basicsr.models.setup import TrainingSetup, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits, log_image_bits
 from adabm_basicsr.quantization.calibration import calibrate, check_finite, representative
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
 from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
-from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.finetuning import Finetuner
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.sizes import find_size_multiple, run_padded
@@ -42,7 +42,6 @@ from adabm_basicsr.report.record import RunRecord
 from adabm_basicsr.report.store import LOW, PictureStore, to_pixels
 from adabm_basicsr.training_state import SUFFIX, random_state, set_random_state
 
-TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
 PROBED = 4  # patches that losses before and after each phase are measured on, and layers in the end
 
 
@@ -93,29 +92,16 @@ class AdaBMModel(SRModel):
 
     def init_training_settings(self) -> None:
         """Calibrate, unless a quantized checkpoint was loaded, and set up fine-tuning."""
-        net, train_opt = self.get_bare_model(self.net_g), self.opt["train"]
-        check_keys("train", train_opt, TRAIN_OPTIONS)
-        if not isinstance(net, QuantizedNetwork):
-            raise AdaBMError("network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network")
-        if not self.opt["path"].get("pretrain_network_g") and not getattr(net.network, "has_weights", False):
-            raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
-        dataset = build_dataset(self.opt["datasets"]["train"])
-        if not isinstance(dataset, CalibrationDataset):
-            raise AdaBMError("datasets: train: type must be CalibrationDataset")
-        if dataset.channels != net.in_channels:
-            raise AdaBMError(
-                f"datasets: train: channels: {dataset.channels}, but the network takes {net.in_channels} channels"
-            )
+        net, setup = self.get_bare_model(self.net_g), set_up_training(self.opt, self.get_bare_model(self.net_g))
         is_fresh = net.stage == Stage.FRESH
         if is_fresh:
-            size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
-            seconds = self._calibrate(net, dataset.calibration_batches(size))
-        self.patches = [patch.to(self.device) for patch in dataset.calibration_batches(1)]
-        self._set_up_finetuning(net, dataset)
-        self.bits_log = self._open_bits_log(net, dataset)
+            seconds = self._calibrate(net, setup.dataset.calibration_batches(setup.calibration_batch_size))
+        self.patches = [patch.to(self.device) for patch in setup.dataset.calibration_batches(1)]
+        self._set_up_finetuning(net, setup)
+        self.bits_log = self._open_bits_log(net, setup.dataset)
         if is_fresh:
             self.phases.note_calibration(seconds, self.net_g)
-            if train_opt["total_iter"]:
+            if self.opt["train"]["total_iter"]:
                 self.save(epoch=0, current_iter=0)  # an interrupted run isn't calibrated again
 
     def _calibrate(self, net: QuantizedNetwork, batches: list[torch.Tensor]) -> float:
@@ -132,20 +118,13 @@ class AdaBMModel(SRModel):
         writer, name = current_writer(), self.opt["datasets"]["train"]["name"]
         return TrainingBits(writer, net, name, self.patches, dataset) if writer else None
 
-    def _set_up_finetuning(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> None:
-        train_opt = self.opt["train"]
-        batch = self.opt["datasets"]["train"]["batch_size_per_gpu"] * gpus_per_process(self.opt)
-        iterations = dataset.items_per_process(self.opt["world_size"]) // batch
-        if not iterations:
-            raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
-        settings = FinetuneSettings.from_options(train_opt.get("finetune") or {})
-        self.tuner = Finetuner(net, settings, iterations, train_opt["total_iter"])
-        if train_opt["total_iter"] and not self.tuner.phases:
-            raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
+    def _set_up_finetuning(self, net: QuantizedNetwork, setup: TrainingSetup) -> None:
+        total = self.opt["train"]["total_iter"]
+        self.tuner = Finetuner(net, setup.finetune, setup.iterations_per_epoch, total)
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
-        self.course = {"iterations_per_epoch": iterations, "phases": self.tuner.phases}
+        self.course = {"iterations_per_epoch": setup.iterations_per_epoch, "phases": self.tuner.phases}
         self.random_state: dict | None = None
-        self.phases = Phases(self.tuner, train_opt["total_iter"], representative(self.patches, PROBED), self.record)
+        self.phases = Phases(self.tuner, total, representative(self.patches, PROBED), self.record)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Learning rates follow from the iteration alone; `Finetuner` sets them."""

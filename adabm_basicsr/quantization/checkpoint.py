@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 
 PARAM_KEYS = ("params", "params_ema")
@@ -50,7 +50,7 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
         AdaBMError: The file is missing or can't be read.
     """
     if not os.path.isfile(path):
-        raise AdaBMError(f"checkpoint {path} does not exist")
+        raise not_found("checkpoint", path)
     try:
         _check_whole(path)
         return torch.load(path, map_location=device, weights_only=True)

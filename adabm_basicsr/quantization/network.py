@@ -180,8 +180,7 @@ class QuantizedNetwork(nn.Module):
         # Found anew in each pass: a replica (DataParallel) has modules of its own, so threads share nothing.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
-        if int(self.stage) == Stage.FRESH and any(q.enabled for q in quantizers):
-            raise AdaBMError("the quantized network has no ranges yet: calibrate it or load a quantized checkpoint")
+        self.check_calibrated(quantizers)
         _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None, last_bits=None)
         for block in blocks:
             block.kept_outputs = [] if details else None
@@ -197,6 +196,16 @@ class QuantizedNetwork(nn.Module):
             for quantizer in quantizers:
                 if quantizer.last_bits is not None:
                     quantizer.last_bits = quantizer.last_bits.detach()
+
+    def check_calibrated(self, quantizers: Iterable[ActivationQuantizer] | None = None) -> None:
+        """Raise `AdaBMError` if any of the ``quantizers`` (by default all) is switched on without ranges."""
+        if int(self.stage) == Stage.FRESH:
+            quantizers = self.activation_quantizers().values() if quantizers is None else quantizers
+            if any(quantizer.enabled for quantizer in quantizers):
+                raise AdaBMError(
+                    "the quantized network has no ranges yet: calibrate it (train), or load a quantized checkpoint "
+                    "(path: pretrain_network_g)"
+                )
 
     @torch.no_grad()
     def bits_for(self, image: Tensor) -> Tensor:

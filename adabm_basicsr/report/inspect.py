@@ -11,7 +11,7 @@ from pathlib import Path
 from adabm_basicsr.console import add_output_flags, json_alone
 from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY, read_checkpoint, read_description
 from adabm_basicsr.quantization.cost import weight_bits
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -55,7 +55,7 @@ def inspect(path: Path, custom_imports: Sequence[str] = ()) -> dict:
     if os.path.isdir(path):
         raise AdaBMError(f"{path} is a folder: name a file")
     if not os.path.isfile(path):
-        raise AdaBMError(f"{path} does not exist")
+        raise not_found("", path)
     if path.suffix == ONNX_SUFFIX:
         return {"file": str(path), "bytes": path.stat().st_size, **_inspect_onnx(path)}
     if path.suffix == PACKED_SUFFIX or read_description(path) is not None:

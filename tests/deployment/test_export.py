@@ -47,7 +47,7 @@ def test_quiet_and_json(checkpoint, capsys):
 
 def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
     main(["export", "-m", "net.pth", "--format", "onnx", "--symmetric", "--level", "1"])
-    main(["export", "-m", "net.pth", "--format", "onnx", "-o", "other.onnx"])
+    main(["export", "-m", "net.pth", "-o", "other.onnx"])  # its ending says which format
     with pytest.raises(SystemExit):
         main(["export", "-m", "other.onnx"])
     assert "other.onnx is exported already" in capsys.readouterr().err
@@ -55,7 +55,8 @@ def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
 
 BAD = {
     ("-m", "gone.pth"): "checkpoint gone.pth does not exist",
-    ("-m", "net.pth", "-o", "net.onnx"): "must end in .safetensors",
+    ("-m", "net.pth", "-o", "net.onnx", "--format", "packed"): "net.onnx must end in .safetensors with --format packed",
+    ("-m", "net.pth", "-o", "net.bin"): "net.bin must end in .safetensors with --format packed",
     ("-m", "net.safetensors"): "is the model itself",
     ("-m", "net.pth", "--symmetric"): "--symmetric and --level are for --format onnx",
     ("-m", "net.pth", "--level", "2"): "--symmetric and --level are for --format onnx",

@@ -143,7 +143,9 @@ def test_mistakes_are_told(models, folder, capsys):
         ("-i", "in", "--ext", "gif"): "--ext: 'gif' is no image format; valid: bmp",
         ("-i", "in", "--ext", "png"): "would both become out/a.png",
         ("-i", "in", "-o", "one.png"): "one.png is one file, but 2 images are put in",
-        ("-i", "in", "-o", "in"): "would be overwritten by its own result",
+        ("-i", "in", "-o", "in"): "in/a.jpg would be overwritten, but is put in itself",
+        ("-i", "in/a.png", "-o", "in/a.png", "--overwrite"): "in/a.png would be overwritten, but is put in itself",
+        ("-i", "in/a.png", "-o", "in/../in/a.png"): "would be overwritten, but is put in itself",
         ("-i", "in", "--tile", "8"): "tile_overlap: 16 is more than a third of the tile, 8",
         ("-i", "in", "--device", "gpu7"): "--device: gpu7",
     }.items():
