@@ -200,7 +200,7 @@ VALIDATION = Template("""\
     dataroot_lq: datasets/Set5/LRbicx$scale
 $further    io_backend:
       type: disk
-  $second:
+  $second:  # as many sets as you like; leave out those that you don't have
     name: Set14
     type: PairedImageDataset
     dataroot_gt: datasets/Set14/GTmod12
