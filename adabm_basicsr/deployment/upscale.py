@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({**told, "pixels": pixels, "seconds": seconds}))
     elif not args.quiet:
         existed = f"existed already: {skipped}{' (--overwrite makes them anew)' if skipped else ''}"
-        print(f"upscaled: {done} images, {_speed(pixels, start)}; {existed}; failed: {len(failed)}")
+        print(f"images upscaled: {done}, {_speed(pixels, start)}; {existed}; failed: {len(failed)}")
     if failed:
         told = [error if str(source) in error else f"{source}: {error}" for source, error in failed.items()]
         raise AdaBMError(f"{len(failed)} of {len(jobs)} images failed:\n  " + "\n  ".join(told))

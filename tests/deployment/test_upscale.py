@@ -56,7 +56,7 @@ def test_every_format_upscales_as_the_network_does(models, folder, model, capsys
         expected = load_network(models / "net.pth")(lr)[0].permute(1, 2, 0).flip(2).clamp(0, 1).numpy() * 255
     assert written("a.png").shape == (40, 52, 3)
     assert np.abs(written("a.png") - expected).mean() < (0.51 if model != "net.onnx" else 1.0)
-    assert "upscaled: 1 images, 0.0 megapixels" in capsys.readouterr().out
+    assert "images upscaled: 1, 0.0 megapixels" in capsys.readouterr().out
 
 
 def test_kinds_of_images_are_kept(models, folder):
@@ -114,7 +114,7 @@ def test_a_broken_image_doesnt_stop_the_rest(models, folder, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "z.png"]
     told = capsys.readouterr()
     assert "3 of 5 images failed" in told.err and "in/b.png is broken" in told.err and "c.jpg" in told.err
-    assert "upscaled: 2 images" in told.out
+    assert "images upscaled: 2" in told.out
 
 
 def test_quiet_and_json(models, folder, capsys):
