@@ -108,8 +108,7 @@ def test_train_and_test_files_run_together(path, tmp_path, monkeypatch):
     run_pair(path, tmp_path, SMALL[network_type(path)])
 
 
-# Each network once; the 23 blocks of Real-ESRGAN would take many minutes on a CPU.
-IN_FULL = [path for path in TRAIN if re.search(r"x4.*_W4A4$", path.stem) and "RealESRGAN_x" not in path.stem]
+IN_FULL = [path for path in TRAIN if re.search(r"x4.*_W4A4$", path.stem)]  # each network once
 
 
 @pytest.mark.slow
