@@ -29,7 +29,7 @@ from integer_share import integer_share
 from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
 from tabulate import tabulate
 
-from adabm_basicsr import OnnxNetwork, load_network, save_onnx
+from adabm_basicsr import OnnxNetwork, load_checkpoint, load_network, save_onnx
 from adabm_basicsr.data.images import read_image
 from adabm_basicsr.deployment.runtimes import openvino_core
 from adabm_basicsr.quantization.budget import pixel_psnr
@@ -48,9 +48,7 @@ def base_network(kind: str) -> torch.nn.Module:
     from basicsr.archs import build_network
 
     net = build_network({"type": kind, **NETWORKS[kind]})
-    state = torch.load(SHARED / "weights" / WEIGHTS[kind], weights_only=True)
-    state = state.get("params_ema", state.get("params", state))
-    net.load_state_dict({key: value.float() for key, value in state.items()})
+    load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind])
     return net.eval().requires_grad_(False)
 
 
