@@ -75,7 +75,7 @@ def test_deployment_commands_run(text, deployed):
 
 def test_yaml_names_every_key():
     from adabm_basicsr import QuantizationConfig
-    from adabm_basicsr.models.adabm_model import TRAIN_OPTIONS
+    from adabm_basicsr.models.setup import TRAIN_OPTIONS
 
     options = yaml.safe_load(snippets("yaml")[0])
     assert set(options["network_g"]) == {"type", "network", "custom_imports", *QuantizationConfig.__dataclass_fields__}

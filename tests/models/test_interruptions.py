@@ -250,7 +250,7 @@ def test_resuming_with_other_options(workspace, capsys):
 def test_a_network_is_no_training_state(workspace, capsys):
     workspace.train()
     with pytest.raises(SystemExit):
-        workspace.train(name="again", path={"resume_state": str(MODELS / "net_g_6.pth")})
+        workspace.train(name="again", path__resume_state=str(MODELS / "net_g_6.pth"))
     assert "net_g_6.pth is no training state: epoch, iter, optimizers, schedulers missing" in capsys.readouterr().err
     with pytest.raises(AdaBMError, match=r"gone\.state does not exist"):
         read_training_state("gone.state")
