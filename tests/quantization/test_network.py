@@ -40,7 +40,7 @@ def test_quantize_leaves_the_network_alone(tiny):
 
 
 def test_uncalibrated_network_refuses_to_infer(tiny):
-    with pytest.raises(AdaBMError, match="calibrate it or load a quantized checkpoint"):
+    with pytest.raises(AdaBMError, match="the quantized network has no ranges yet"):
         quantize(tiny, IMAGES[:1])(IMAGES)
 
 
