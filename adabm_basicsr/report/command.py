@@ -14,17 +14,20 @@ from adabm_basicsr.report.build import FOLDER, print_figures, report_run
 from adabm_basicsr.report.record import read_record
 from adabm_basicsr.report.versions import make_pictures
 
+LOG = "report.log"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr report``."""
     args = _parse(argv)
     record = read_record(args.folder)
     close_logger()
+    log = args.folder / FOLDER / LOG
     try:
-        (args.folder / FOLDER).mkdir(exist_ok=True)
-        log_to_file(args.folder / FOLDER / "report.log", args.quiet)
+        log.parent.mkdir(exist_ok=True)
+        log_to_file(log, args.quiet)
     except OSError as error:
-        raise AdaBMError(f"cannot write to {args.folder / FOLDER}: {error.strerror}") from error
+        raise AdaBMError(f"cannot write to {log.parent}: {error.strerror}") from error
     try:
         with bars(not args.quiet), json_alone(args.json):
             if record["recipe"] is not None:
@@ -32,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures = report_run(args.folder)
     finally:
         close_logger()
+        if not log.stat().st_size:  # the pictures were there already, or a mistake came first
+            log.unlink()
     if args.json:
         print_figures(figures)
 

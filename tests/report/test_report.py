@@ -234,6 +234,17 @@ def test_a_folder_that_cannot_be_written_to_is_named(at_run, capsys):
     shutil.rmtree("results/full")
 
 
+def test_a_mistake_leaves_no_empty_log(at_run, capsys):
+    shutil.copytree(RUN, "results/foreign", ignore=shutil.ignore_patterns("report", "pictures"))
+    record = Path("results/foreign/run.json")
+    record.write_text(record.read_text().replace(".pth", "_gone.pth"))
+    with pytest.raises(SystemExit):
+        main(["report", "results/foreign"])
+    assert "_gone.pth does not exist" in capsys.readouterr().err
+    assert list(Path("results/foreign/report").iterdir()) == []
+    shutil.rmtree("results/foreign")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"format": 99}'])
 def test_a_damaged_record_is_named(content, tmp_path, capsys):
     (tmp_path / "run.json").write_text(content)
