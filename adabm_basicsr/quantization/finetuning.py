@@ -27,7 +27,7 @@ PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the netwo
 BIT_MAPPING = "bit_mapping"
 WARM_UP = 0.1  # share of a run in which learning rates rise
 RATED_LEVELS = 2**4  # that the learning rates of ranges and biases are for
-MAX_PROMISE = 0.3  # share of the loss that a step may promise to take away; steps that promised more diverged
+MAX_PROMISE = 0.15  # share of the loss that a step may promise to take away; with 0.3 some networks diverged
 TINY = 1e-12  # keeps the gradient of a root at zero finite
 
 
