@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
+from adabm_basicsr.quantization.losses import PIXEL_LOSSES
 from adabm_basicsr.quantization.observers import OBSERVERS
 
 FLOAT_BITS = 32
@@ -66,7 +67,6 @@ class Recipe:
 
 
 PHASES = ("weight_range", "activation_range", "bit_mapping", "distillation")
-PIXEL_LOSSES = ("l1", "rms")
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 PAPER_RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
 RELATIVE_RATES = {
@@ -121,7 +121,7 @@ RECIPES["fast"] = replace(RECIPES["best"], iterations=20)
 # Fields of a recipe that say what a quantized network is; the others say how it is made.
 INFERENCE_FIELDS = ("adaptive", "integer", "allocate", "reconstruct", "image_bits", "image_ranges", "bit_range")
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}  # and what their values lie below
-CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": PIXEL_LOSSES}
+CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": tuple(PIXEL_LOSSES)}
 
 
 @dataclass(frozen=True)

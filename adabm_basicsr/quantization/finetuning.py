@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
-from adabm_basicsr.quantization.distributed import (
-    mean_over_processes,
-    rank_and_size,
-    set_mean_gradients,
-    sum_over_processes,
-)
+from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
+from adabm_basicsr.quantization.losses import PIXEL_LOSSES, feature_loss
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.optimizer import BIT_MAPPING, RelativeAdam, parameter_groups
 from adabm_basicsr.quantization.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.teacher import Teacher
 
 PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
-BIT_MAPPING = "bit_mapping"
 WARM_UP = 0.1  # share of a run in which learning rates rise
-RATED_LEVELS = 2**4  # that the learning rates of ranges and biases are for
-MAX_PROMISE = 0.15  # share of the loss that a step may promise to take away; with 0.3 some networks diverged
-TINY = 1e-12  # keeps the gradient of a root at zero finite
 
 
 @dataclass
@@ -96,7 +88,7 @@ class Finetuner:
         self.feature_weight = preset.feature_weight if settings.feature_weight is None else settings.feature_weight
         self.lr_decay = preset.lr_decay if settings.lr_decay is None else settings.lr_decay
         rates = {**preset.learning_rates, **settings.learning_rates}
-        groups = {phase: _parameter_groups(net, phase, rates) for phase in preset.phases}
+        groups = {phase: parameter_groups(net, phase, rates) for phase in preset.phases}
         groups = {phase: found for phase, found in groups.items() if found}
         self.phases = list(groups)
         self.pixel_loss = PIXEL_LOSSES[preset.pixel_loss]
@@ -199,158 +191,6 @@ class Finetuner:
         trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         for parameter in self.net.parameters():
             parameter.requires_grad_(parameter in trained)
-
-
-def _mean_absolute(difference: Tensor) -> Tensor:
-    return difference.abs().mean()
-
-
-def _root_mean_square(difference: Tensor) -> Tensor:
-    """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()  # in any order the same
-
-
-PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
-
-
-class RelativeAdam(torch.optim.Adam):
-    """Adam whose steps are in units of each parameter's own, so that learning doesn't depend on a network's scale.
-
-    Each group of parameters has ``units``: a tensor per parameter, of its shape or broadcastable to it. They stay what
-    they were at the start, and are saved with the optimizer's state.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, loss: float = math.inf) -> float | None:
-        """One Adam step, each component times its unit.
-
-        Args:
-            closure: As in ``torch.optim.Adam``.
-            loss: What the gradients are of. Steps that by these would lower it by more than `MAX_PROMISE` of it are
-                shortened: how far a network can go in a step depends on how its layers' errors add up.
-        """
-        pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["units"])]
-        before = [parameter.clone() for parameter, _ in pairs]
-        result = super().step(closure)
-        moves = [(parameter - old) * unit.to(old.device) for (parameter, unit), old in zip(pairs, before)]
-        promised = -sum(float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None)
-        shortened = min(MAX_PROMISE * loss / promised, 1.0) if promised > 0 else 1.0
-        for (parameter, _), old, move in zip(pairs, before, moves):
-            parameter.copy_(old + shortened * move)
-        return result
-
-
-def _parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float]) -> list[dict]:
-    named = _TRAINED[phase](net)
-    return [_group(units, rates[name], net.config.preset.scale_free) for name, units in named.items() if units]
-
-
-def _weight_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    return {"weight_range": {quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()}}
-
-
-def _activation_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    units, fineness = {}, _fineness(net)
-    for quantizer in net.activation_quantizers().values():
-        width = fineness * (quantizer.upper - quantizer.lower)
-        units |= {quantizer.lower: width, quantizer.upper: width}
-        if quantizer.level_ranges is not None:
-            units[quantizer.level_ranges] = torch.full((1,), fineness)
-    return {"activation_range": units}
-
-
-def _fineness(net: QuantizedNetwork) -> float:
-    """Factor on what ranges and biases move by: steps that suit four bits are as large as the levels of eight."""
-    return min(RATED_LEVELS / 2 ** min(net.config.w_bits, net.config.a_bits), 1.0)
-
-
-def _bit_mappings(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    factors = [quantizer.layer_factor for quantizer in net.activation_quantizers().values() if quantizer.adaptive]
-    thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
-    # Neither depends on the network's scale: a factor is in bits, a threshold in units of the image's complexity.
-    named = (("layer_factor", factors), ("image_threshold", thresholds))
-    return {name: dict.fromkeys(found, torch.ones(1)) for name, found in named}
-
-
-def _everything(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    """Rounding of weights, in their steps; biases, in what a mean weight makes of the whole range; ranges."""
-    corrections, biases = {}, {}
-    for name, quantizer in net.weight_quantizers().items():
-        if quantizer.correction is not None:
-            layer = net.network.get_submodule(name)
-            corrections[quantizer.correction] = quantizer.steps(layer.weight)
-            width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(layer.input_quantizer, "lower", 0.0)
-            biases[quantizer.bias_correction] = _fineness(net) * width * layer.weight.abs().mean()
-    return {"weight_correction": corrections, "bias": biases, **_activation_ranges(net)}
-
-
-_TRAINED = {
-    "weight_range": _weight_ranges,
-    "activation_range": _activation_ranges,
-    BIT_MAPPING: _bit_mappings,
-    "distillation": _everything,
-}
-
-
-def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> dict:
-    group = {"params": list(units), "lr": rate, "first_lr": rate}
-    return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
-
-
-def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -> Tensor:
-    """Distance of block outputs, each divided by its L2 norm over the whole batch, that of all processes together.
-
-    Args:
-        student: Block outputs of the quantized network, each ``(B, ...)``.
-        teacher: Those of the full-precision network.
-        parts: Number of parts of the batch whose sums are added in double precision, see `run_in_parts`.
-
-    Returns:
-        Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
-        blocks.
-    """
-    if not student:
-        return torch.zeros(())
-    processes = rank_and_size()[1]
-    distances = [_NormalisedDistance.apply(*pair, parts).mean() for pair in zip(student, teacher)]
-    distances = [distance / (processes * len(s)) for distance, s in zip(distances, student)]
-    return torch.stack(distances).mean()
-
-
-class _NormalisedDistance(torch.autograd.Function):
-    """L2 distance of each sample between two tensors, both divided by their norms: a few passes instead of a chain."""
-
-    @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
-        norm = _norm(student, parts)
-        difference = (student / norm).sub_(teacher / _norm(teacher, parts))
-        distance = difference.flatten(1).norm(dim=1)
-        ctx.save_for_backward(student, norm, difference, distance)
-        ctx.parts = parts
-        return distance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        student, norm, difference, distance = ctx.saved_tensors
-        weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
-        of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
-        along = _dot(of_normalised, student, ctx.parts) / norm**2
-        return of_normalised.addcmul_(student, -along).div_(norm), None, None
-
-
-def _norm(values: Tensor, parts: int) -> Tensor:
-    """L2 norm over the batches of all processes, to divide by: 1 for features that are all zero."""
-    squares = torch.stack([part.norm().double() ** 2 for part in values.chunk(parts)])
-    norm = sum_over_processes(squares.sum()).sqrt().to(values)
-    return torch.where(norm > 0, norm, 1)
-
-
-def _dot(first: Tensor, second: Tensor, parts: int) -> Tensor:
-    """Sum of products over the batches of all processes."""
-    pairs = zip(first.chunk(parts), second.chunk(parts))
-    products = torch.stack([torch.dot(f.flatten(), s.flatten()).double() for f, s in pairs])
-    return sum_over_processes(products.sum()).to(first)
 
 
 def finetune(

@@ -1,10 +1,8 @@
-"""Losses and steps of fine-tuning."""
+"""Losses of fine-tuning."""
 
-import pytest
 import torch
-from torch import nn
 
-from adabm_basicsr.quantization.finetuning import MAX_PROMISE, RelativeAdam, feature_loss
+from adabm_basicsr.quantization.losses import feature_loss
 
 
 def test_feature_loss_and_its_gradient_are_those_of_the_formula():
@@ -33,17 +31,10 @@ def test_a_sample_without_features_gives_a_finite_gradient():
     assert torch.isfinite(student.grad).all() and student.grad[1].any()
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.1, 10.0])
-def test_no_step_promises_to_take_more_than_a_share_of_the_loss_away(rate):
-    weight, unit = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]).double()), torch.tensor([1.0, 0.1, 10.0]).double()
-    optimizer = RelativeAdam([{"params": [weight], "units": [unit]}], lr=rate)
-    before, loss = weight.detach().clone(), weight.square().sum()
+def test_features_that_are_all_zero_have_a_loss():
+    student, zeros = torch.rand(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 3, 4, 4)
+    assert feature_loss([zeros], [zeros]).item() == 0
+    assert feature_loss([zeros], [student.detach()]).isfinite()
+    loss = feature_loss([student], [zeros])
     loss.backward()
-    optimizer.step(loss=float(loss.detach()))
-    moved = weight.detach() - before
-    promised = -float((weight.grad * moved).sum())
-    whole = rate * unit * -before.sign()  # Adam's first step
-    assert promised <= MAX_PROMISE * float(loss) * (1 + 1e-5)
-    torch.testing.assert_close(moved / whole, (moved / whole).mean().expand(3))  # shortened, not turned
-    if rate == 0.001:
-        torch.testing.assert_close(moved, whole)
+    assert loss.isfinite() and student.grad.isfinite().all()
