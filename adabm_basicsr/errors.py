@@ -24,10 +24,14 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
 
 def not_found(what: str, path: str | Path) -> AdaBMError:
     """The error for a path that doesn't exist: ``what`` it is, and names beside it that are like its own."""
+    return AdaBMError(f"{what} {path} does not exist{near_paths(path)}".strip())
+
+
+def near_paths(path: str | Path) -> str:
+    """The end of an error message: files and folders beside ``path`` whose names are like its own; may be empty."""
     folder = Path(path).parent
     near = difflib.get_close_matches(Path(path).name, os.listdir(folder) if folder.is_dir() else (), n=3)
-    hint = f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
-    return AdaBMError(f"{what} {path} does not exist{hint}".strip())
+    return f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
 
 
 def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:

@@ -377,6 +377,16 @@ def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
     assert "custom_imports: cannot import 'broken_archs': NameError: name 'undefined' is not defined" in error
 
 
+@pytest.mark.parametrize("typo", ["inhouse.arch", "inhuose.archs"])
+def test_a_module_that_is_missing_has_near_misses(run_fails, workspace, monkeypatch, typo):
+    monkeypatch.chdir(workspace.root)
+    (workspace.root / "inhouse").mkdir()
+    (workspace.root / "inhouse" / "archs.py").write_text("")
+    error = run_fails(network_g__custom_imports=[typo])
+    nearest = "inhouse" if typo.endswith("archs") else os.path.join("inhouse", "archs.py")
+    assert f"cannot import '{typo}': No module named" in error and f"did you mean '{nearest}'?" in error
+
+
 def test_a_broken_checkpoint_leaves_earlier_results_in_place(run_fails, workspace):
     workspace.train()
     workspace.test()

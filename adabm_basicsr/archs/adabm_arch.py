@@ -16,7 +16,7 @@ from torch import nn
 from adabm_basicsr import __version__
 from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.archs.spandrel_arch import Spandrel
-from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean, near_paths
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.config import describe_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -103,8 +103,15 @@ def import_modules(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever its own code raises
-            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            reason = _import_problem(name, error)
             raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {reason}") from error
+
+
+def _import_problem(name: str, error: Exception) -> str:
+    if not isinstance(error, ImportError):
+        return f"{type(error).__name__}: {error}"
+    is_missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+    return f"{error}{near_paths(error.name.replace('.', os.sep)) if is_missing else ''}"
 
 
 def build_base(options: dict, where: str = "network_g: network") -> nn.Module:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
-from adabm_basicsr.data.sources import LMDB_LIST, open_lmdb, read_keys, read_names
+from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 
 OPTIONS = {
@@ -77,7 +77,7 @@ class CalibrationDataset(Dataset):
             raise AdaBMError(
                 f"{where}: lq_size: {self.size}: patches have more pixels than max_pixels {max_pixels} allows"
             )
-        self.images = _read_images(opt, names, self.channels, max_pixels)
+        self.images = _read_images(opt, where, names, self.channels, max_pixels)
         self.paths = [str(name) for name in names]
 
     def __len__(self) -> int:
@@ -141,16 +141,9 @@ def _image_names(opt: dict, where: str) -> list[Path]:
     if opt.get("dataroot_lq") is None:
         raise AdaBMError(f"{where}: dataroot_lq is missing")
     root, list_file = Path(opt["dataroot_lq"]), opt.get("meta_info_file")
-    if _backend(opt) == "lmdb":
+    if backend_type(where, opt.get("io_backend")) == "lmdb":
         return [Path(key) for key in read_keys(list_file or root / LMDB_LIST, root)]
     return [root / name for name in read_names(list_file, root)] if list_file else list_images(root, "dataroot_lq")
-
-
-def _backend(opt: dict) -> str:
-    backend = (opt.get("io_backend") or {}).get("type", "disk")
-    if backend not in ("disk", "lmdb"):
-        raise AdaBMError(f"io_backend: type: unknown value {backend!r}; valid: 'disk', 'lmdb'")
-    return backend
 
 
 def _spread(names: list[Path], count: int) -> list[Path]:
@@ -158,8 +151,8 @@ def _spread(names: list[Path], count: int) -> list[Path]:
     return [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
 
 
-def _read_images(opt: dict, names: list[Path], channels: int, max_pixels: int) -> list[np.ndarray]:
-    if _backend(opt) == "disk":
+def _read_images(opt: dict, where: str, names: list[Path], channels: int, max_pixels: int) -> list[np.ndarray]:
+    if backend_type(where, opt.get("io_backend")) == "disk":
         return [read_image(name, channels, max_pixels) for name in names]
     root = opt["dataroot_lq"]
     with open_lmdb(root) as read:

@@ -13,7 +13,7 @@ from basicsr.metrics import calculate_metric
 
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
-from adabm_basicsr.data.sources import LMDB_LIST, check_inside, open_lmdb, read_keys, read_names
+from adabm_basicsr.data.sources import LMDB_LIST, backend_type, check_inside, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import AdaBMError, check_keys, not_found
 
 ROOTS = {"PairedImageDataset": ("dataroot_lq", "dataroot_gt"), "SingleImageDataset": ("dataroot_lq",)}
@@ -24,7 +24,6 @@ KEYS = (
     "persistent_workers",
 )  # fmt: skip
 
-BACKENDS = ("disk", "lmdb")  # BasicSR's third, memcached, runs code from a folder that the options name
 BACKEND_KEYS = ("type", "readonly", "lock", "readahead")
 TRIED = 480  # pixels, at most, of the images that metrics are tried on
 
@@ -81,10 +80,8 @@ def _check_options(where: str, dataset: dict | None, opt: dict) -> None:
         raise AdaBMError(f"{where}: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has")
     if dataset.get("meta_info_file") is None:
         dataset.pop("meta_info_file", None)  # BasicSR takes None for a file's name
-    backend = {"type": "disk", **{key: value for key, value in (dataset.get("io_backend") or {}).items()}}
-    if backend["type"] not in BACKENDS:
-        valid = ", ".join(map(repr, BACKENDS))
-        raise AdaBMError(f"{where}: io_backend: type: unknown value {backend['type']!r}; valid: {valid}")
+    given = dataset.get("io_backend") or {}
+    backend = {**given, "type": backend_type(where, given)}
     check_keys(f"{where}: io_backend", backend, BACKEND_KEYS if backend["type"] == "lmdb" else BACKEND_KEYS[:1])
     dataset["io_backend"] = backend
 

@@ -16,6 +16,20 @@ from adabm_basicsr.errors import AdaBMError, not_found
 
 LMDB_LIST = "meta_info.txt"
 LMDB_DATA = "data.mdb"
+BACKENDS = ("disk", "lmdb")  # BasicSR's third, memcached, runs code from a folder that the options name
+
+
+def backend_type(where: str, options: dict | None) -> str:
+    """Where images are kept, one of `BACKENDS`, by the ``io_backend`` of a dataset; ``where`` names the dataset.
+
+    Raises:
+        AdaBMError: It is another.
+    """
+    kind = (options or {}).get("type", "disk")
+    if kind not in BACKENDS:
+        valid = ", ".join(map(repr, BACKENDS))
+        raise AdaBMError(f"{where}: io_backend: type: unknown value {kind!r}; valid: {valid}")
+    return kind
 
 
 def read_names(list_file: str | Path, root: str | Path) -> list[str]:
