@@ -27,14 +27,20 @@ COMMANDS = {
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an `AdaBMError`, or a file that the system refuses, into one line on stderr and exit code 2."""
+def one_line_errors(hint: str = "") -> Iterator[None]:
+    """Turn an `AdaBMError`, or a file that the system refuses, into one line on stderr and exit code 2.
+
+    Ctrl-C gives a line too, with a ``hint`` at what goes on from there, and exit code 130.
+    """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is in that line
     try:
         yield
     except (AdaBMError, OSError) as error:
         print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"adabm-basicsr: interrupted{hint}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,10 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
 
 
 def not_found(what: str, path: str | Path) -> AdaBMError:
-    """The error for a path that doesn't exist: ``what`` it is, and names beside it that are like its own."""
+    """The error for a path that isn't ``what`` it should be: of the other kind, or absent, with names like its own."""
+    if os.path.exists(path):
+        kind = "a folder, not a file" if os.path.isdir(path) else "a file, not a folder"
+        return AdaBMError(f"{what} {path} is {kind}".strip())
     return AdaBMError(f"{what} {path} does not exist{near_paths(path)}".strip())
 
 

@@ -31,8 +31,8 @@ def _is_whole(value: object, low: float = float("-inf")) -> bool:
 
 
 def _is_folder_name(value: object) -> bool:
-    """Whether it stays below the folder that it is joined to: earlier results of that name are moved aside."""
-    return _is_text(value) and bool(value) and not PurePath(value).is_absolute() and ".." not in PurePath(value).parts
+    """Whether it names one folder below the one that it is joined to: earlier results of that name are moved aside."""
+    return _is_text(value) and bool(value) and PurePath(value).name == value != ".."
 
 
 def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
@@ -49,7 +49,7 @@ FREQUENCY = Kind("a positive whole number", lambda value: _is_number(value) and 
 NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, _is_number))
 SUFFIX = Kind("part of a file's name", lambda value: _is_text(value) and "/" not in value)
 PREFETCH = Kind("'cpu' or 'cuda'", lambda value: value in ("cpu", "cuda"))
-NAME = Kind("a name for files and folders, below this one", _is_folder_name)
+NAME = Kind("a name for files and folders, without '/'", _is_folder_name)
 
 # By the keys that lead to an option. Those that are checked where they are used are left out.
 KINDS = {

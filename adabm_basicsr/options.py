@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import random
 from importlib.util import find_spec
@@ -73,7 +74,8 @@ def check_options(opt: dict, is_train: bool) -> None:
     """Raise `AdaBMError` for the first mistake that can be seen without building anything."""
     for key in (*REQUIRED, "train", "logger") if is_train else (*REQUIRED, "val"):
         if opt.get(key) is None:
-            raise AdaBMError(f"{key} is missing from the option file")
+            near = difflib.get_close_matches(key, [given for given in opt if given not in TOP_LEVEL], n=1)
+            raise AdaBMError(f"{key} is missing from the option file{f'; {near[0]!r} is no key' if near else ''}")
     if opt["model_type"] == "AdaBMModel":
         check_keys("option file", opt, TOP_LEVEL)
     check_kinds(opt)

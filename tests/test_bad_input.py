@@ -14,6 +14,10 @@ from adabm_basicsr.cli import main
 RESULTS = ("experiments", "results", "tb_logger")
 TRAIN_MISTAKES = {
     "missing section": ({"network_g": ...}, "network_g is missing from the option file"),
+    "misspelt section": (
+        {"model_type": ..., "modeltype": "AdaBMModel"},
+        "model_type is missing from the option file; 'modeltype' is no key",
+    ),
     "unknown section": ({"networks": 1}, "option file: unknown key 'networks'; did you mean 'network_g'?"),
     "unknown key": ({"network_g__w_bit": 4}, "network_g: unknown key 'w_bit'; did you mean 'w_bits' or 'a_bits'?"),
     "unknown recipe": ({"network_g__recipe": "papper"}, "recipe: unknown value 'papper'; did you mean 'paper'?"),
@@ -98,8 +102,17 @@ TRAIN_MISTAKES = {
     "tile": ({"val": {"tile": -1}}, "val: tile: -1 is not a whole number of at least 1"),
     "tile overlap": ({"val": {"tile": 40}}, "val: tile_overlap: 16 is more than a third of the tile, 40"),
     "overlap alone": ({"val": {"tile_overlap": 8}}, "val: tile_overlap is given, but no tile"),
-    "name that leads out": ({"name": "../../x"}, "name: '../../x' is not a name for files and folders, below this one"),
-    "absolute name": ({"name": "/x"}, "name: '/x' is not a name for files and folders, below this one"),
+    "name that leads out": ({"name": "../../x"}, "name: '../../x' is not a name for files and folders, without '/'"),
+    "name in a folder": ({"name": "a/b"}, "name: 'a/b' is not a name for files and folders, without '/'"),
+    "folder for a checkpoint": (
+        {"path__pretrain_network_g": "lr"},
+        "pretrain_network_g: checkpoint lr is a folder, not a file",
+    ),
+    "file for a folder": (
+        {"datasets__train__dataroot_lq": "tiny.pth"},
+        "dataroot_lq: folder tiny.pth is a file, not a folder",
+    ),
+    "absolute name": ({"name": "/x"}, "name: '/x' is not a name for files and folders, without '/'"),
     "folder made by BasicSR": ({"path__anything": "/x"}, "path: unknown key 'anything'"),
     "path no text": ({"path__pretrain_network_g": 3}, "path: pretrain_network_g: 3 is not a text"),
     "folder no text": ({"datasets__train__dataroot_lq": [1]}, "datasets: train: dataroot_lq: [1] is not a text"),
@@ -368,6 +381,24 @@ def test_float_image_beyond_one(run_fails, workspace):
 
     cv2.imwrite(str(workspace.root / "lr" / "img_009.tiff"), np.full((40, 48, 3), 200, np.float32))
     assert "img_009.tiff has float values outside 0..1" in run_fails()
+
+
+def test_a_checkpoint_that_holds_code_gives_no_unsafe_advice(run_fails, workspace):
+    torch.save({"params": RESULTS, "code": Path}, workspace.root / "tiny.pth")
+    error = run_fails()
+    assert "tiny.pth cannot be read" in error and "something else than tensors" in error and "weights_only" not in error
+
+
+def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adabm_basicsr.train.run_pipeline", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "-opt", "any.yml"])
+    assert stopped.value.code == 130
+    expected = "adabm-basicsr: interrupted; --auto_resume goes on from the newest training state\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):

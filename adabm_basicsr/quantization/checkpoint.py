@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 
@@ -56,6 +57,8 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever unpickling stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
+            reason = "it holds something else than tensors and plain values"
         raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
 
 

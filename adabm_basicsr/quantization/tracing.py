@@ -63,16 +63,18 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     """Run ``network`` once on ``example``, ``(1, C, H, W)``; the network is left as it was.
 
     Raises:
-        AdaBMError: The network doesn't take such an image.
+        AdaBMError: The network doesn't take such an image, or gives something else than one.
     """
     tracer = _Tracer(network)
     try:
         with torch.no_grad(), tracer, _FunctionRecorder(tracer):
-            network(example.clone())
+            output = network(example.clone())
     except Exception as error:  # whatever the network's own code raises
         raise AdaBMError(
             f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}: {error}"
         ) from error
+    if not isinstance(output, Tensor):
+        raise AdaBMError(f"{type(network).__name__} gives a {type(output).__name__} instead of one image")
     return tracer.finished()
 
 

@@ -119,3 +119,13 @@ def test_the_network_is_left_as_it_was(tiny):
     find_structure(tiny, EXAMPLE)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny.modules())
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+class Two(Block):
+    def forward(self, x):
+        return x, super().forward(x)
+
+
+def test_a_network_of_two_outputs_is_refused():
+    with pytest.raises(AdaBMError, match="Two gives a tuple instead of one image"):
+        find_structure(Two(), torch.zeros(1, 8, 24, 24))
