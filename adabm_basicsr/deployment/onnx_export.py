@@ -20,6 +20,7 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx_fusion import fuse
 from adabm_basicsr.deployment.onnx_graph import use_operators
 from adabm_basicsr.deployment.onnx_level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
+from adabm_basicsr.deployment.traceable import check_traceable
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
@@ -95,7 +96,10 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: no runtime has such "
             "operators; quantize with recipe best, fast or static"
         )
-    model = _trace(_Deployed(freeze(net).cpu(), symmetric), net.in_channels)
+    deployed = _Deployed(freeze(net).cpu(), symmetric).eval()
+    size = -(-EXAMPLE_SIZE // deployed.multiple) * deployed.multiple + (deployed.multiple > 1)  # so that it is padded
+    check_traceable(deployed, (1, net.in_channels, size, size), type(net.network).__name__)
+    model = _trace(deployed, torch.rand(1, net.in_channels, size, size))
     _store_as_int4(model)
     description = {"format": FORMAT, "size_multiple": net.size_multiple, **(getattr(net, "description", None) or {})}
     helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
@@ -103,15 +107,14 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     return model
 
 
-def _trace(deployed: _Deployed, channels: int) -> onnx.ModelProto:
-    size = -(-EXAMPLE_SIZE // deployed.multiple) * deployed.multiple + (deployed.multiple > 1)  # so that it is padded
+def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer: that shapes are constants where they are
             torch.onnx.export(
-                deployed.eval(),
-                (torch.rand(1, channels, size, size),),
+                deployed,
+                (example,),
                 buffer,
                 dynamo=False,
                 opset_version=TRACED_OPSET,

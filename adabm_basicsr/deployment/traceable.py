@@ -1,0 +1,56 @@
+"""Whether a graph can stand for a network: tracing keeps what Python code made of one image, for all images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adabm_basicsr.errors import AdaBMError
+
+BRIGHTNESSES = (0.05, 0.95)
+
+
+def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
+    """Run ``network`` on a dark and a bright image, and look at what leaves its tensors.
+
+    Args:
+        network: What is going to be traced.
+        shape: ``(1, C, H, W)`` of an image that it takes.
+        name: What to call it.
+
+    Raises:
+        AdaBMError: Its Python code reads values that depend on the image (``if x.mean() > 0.4``), or it draws random
+            numbers.
+    """
+    noise = 0.1 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.05
+    dark, bright = (_watch(network, noise + brightness) for brightness in BRIGHTNESSES)
+    if dark.draws or bright.draws:
+        raise AdaBMError(f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw once")
+    if dark.read != bright.read:
+        raise AdaBMError(
+            f"{name} can't be written as ONNX: its Python code depends on the image's values (if, float or int of a "
+            "tensor), and a graph would keep what one image made of it; use tensor operations such as torch.where"
+        )
+
+
+def _watch(network: nn.Module, image: Tensor) -> _Watch:
+    with torch.no_grad(), _Watch() as watch:
+        network(image)
+    return watch
+
+
+class _Watch(TorchDispatchMode):
+    """Notes values that Python code reads from tensors, and whether random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[float] = []
+        self.draws = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.read.append(out)
+        self.draws |= torch.Tag.nondeterministic_seeded in func.tags
+        return out
