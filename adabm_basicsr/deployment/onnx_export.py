@@ -10,6 +10,7 @@ import io
 import json
 import os
 import warnings
+from pathlib import Path
 
 import onnx
 import torch
@@ -20,6 +21,7 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx_fusion import fuse
 from adabm_basicsr.deployment.onnx_graph import use_operators
 from adabm_basicsr.deployment.onnx_level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
+from adabm_basicsr.deployment.onnx_seal import sealed
 from adabm_basicsr.deployment.traceable import check_traceable
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
@@ -86,7 +88,7 @@ def save_onnx(
         model = fuse(at_level(model, level))
     _check(model)
     with atomic_path(path) as temporary:
-        onnx.save(model, temporary)
+        Path(temporary).write_bytes(sealed(model.SerializeToString()))
 
 
 def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:

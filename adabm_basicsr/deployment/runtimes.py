@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -129,11 +130,13 @@ def read_onnx(path: str | os.PathLike):
     onnx = import_runtime("onnx")
     from adabm_basicsr.deployment.onnx_export import FORMAT
     from adabm_basicsr.deployment.onnx_level import LEVEL
+    from adabm_basicsr.deployment.onnx_seal import is_whole
 
     if not os.path.isfile(path):
         raise not_found("ONNX file", path)
     try:
-        model = onnx.load(path)
+        content = Path(path).read_bytes()
+        model = onnx.load_from_string(content)
         onnx.checker.check_model(model)
         described = {entry.key: entry.value for entry in model.metadata_props}
         description = json.loads(described.get(DESCRIPTION_KEY, "null"))
@@ -145,6 +148,8 @@ def read_onnx(path: str | os.PathLike):
         raise AdaBMError(f"ONNX file {path} has format {description.get('format')!r}; this version reads {FORMAT}")
     if LEVEL not in (output.name for output in model.graph.output):
         raise AdaBMError(f"ONNX file {path} is for one image level alone; export it without --level")
+    if not is_whole(content):
+        raise AdaBMError(f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong")
     return model, description
 
 

@@ -12,26 +12,25 @@ from conftest import TINY_EDSR
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr import AdaBMError, calibrate, load_network, save_checkpoint, save_packed
+from adabm_basicsr import AdaBMError, calibrate, load_network, save_checkpoint, save_onnx, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.quantization.checkpoint import load_tensors, read_checkpoint
 
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-WRITERS = {".pth": save_checkpoint, ".safetensors": save_packed}
+WRITERS = {".pth": save_checkpoint, ".safetensors": save_packed, ".onnx": save_onnx}
 NO_CHECKPOINT = r"cannot be read \(corrupt, or no PyTorch checkpoint\)"
 DAMAGES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Bytes of each kind of file, and what its network makes of `IMAGES`."""
+    """By kind of file, its bytes and what its network makes of `IMAGES`."""
     torch.manual_seed(0)
     net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR), recipe="static"), [IMAGES])
     folder = tmp_path_factory.mktemp("whole")
     for suffix, write in WRITERS.items():
         write(net, folder / f"net{suffix}")
-    with torch.no_grad():
-        return {suffix: (folder / f"net{suffix}").read_bytes() for suffix in WRITERS}, net(IMAGES)
+    return {suffix: ((folder / f"net{suffix}").read_bytes(), outcome(folder / f"net{suffix}")) for suffix in WRITERS}
 
 
 def outcome(path):
@@ -53,8 +52,7 @@ FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), min_size=1
 @given(flips=FLIPS)
 @DAMAGES
 def test_flipped_bits_are_told_or_do_no_harm(whole, tmp_path, suffix, part, flips):
-    contents, image = whole
-    content = bytearray(contents[suffix])
+    content, image = bytearray(whole[suffix][0]), whole[suffix][1]
     for place, bit in flips:
         content[place % (1000 if part == "header" else len(content))] ^= 1 << bit
     (tmp_path / f"net{suffix}").write_bytes(content)
@@ -67,7 +65,7 @@ def test_flipped_bits_are_told_or_do_no_harm(whole, tmp_path, suffix, part, flip
 @example(share=0.0)
 @DAMAGES
 def test_files_that_are_cut_off_are_told(whole, tmp_path, suffix, share):
-    (tmp_path / f"net{suffix}").write_bytes(whole[0][suffix][: int(share * len(whole[0][suffix]))])
+    (tmp_path / f"net{suffix}").write_bytes(whole[suffix][0][: int(share * len(whole[suffix][0]))])
     assert outcome(tmp_path / f"net{suffix}") is None
 
 
@@ -80,7 +78,7 @@ def test_any_bytes_are_told(tmp_path, suffix, content):
 
 
 def test_a_flipped_weight_is_told(whole, tmp_path):
-    content = bytearray(whole[0][".pth"])
+    content = bytearray(whole[".pth"][0])
     content[len(content) // 2] ^= 1  # torch itself would load it
     (tmp_path / "net.pth").write_bytes(content)
     torch.load(tmp_path / "net.pth", weights_only=True)
@@ -89,9 +87,9 @@ def test_a_flipped_weight_is_told(whole, tmp_path):
 
 
 def test_files_of_old_versions_of_torch_load(whole, tmp_path):
-    content = torch.load(io.BytesIO(whole[0][".pth"]), weights_only=True)
+    content = torch.load(io.BytesIO(whole[".pth"][0]), weights_only=True)
     torch.save(content, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(outcome(tmp_path / "net.pth"), whole[1])
+    assert torch.equal(outcome(tmp_path / "net.pth"), whole[".pth"][1])
 
 
 class Evil:
@@ -131,7 +129,7 @@ def test_code_in_a_file_for_spandrel_is_not_run(tmp_path):
 def test_modules_that_a_file_names_are_not_imported(whole, tmp_path, monkeypatch):
     (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'hacked')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
-    content = torch.load(io.BytesIO(whole[0][".pth"]), weights_only=True)
+    content = torch.load(io.BytesIO(whole[".pth"][0]), weights_only=True)
     description = {**json.loads(content["adabm_basicsr"]), "custom_imports": ["evil_module"]}
     description["network"]["type"] = "Unknown"
     torch.save({**content, "adabm_basicsr": json.dumps(description)}, tmp_path / "net.pth")
