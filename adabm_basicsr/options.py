@@ -202,7 +202,7 @@ def _check_training(opt: dict) -> None:
     if opt["model_type"] == "AdaBMModel":
         check_keys("logger", opt["logger"], LOGGER_KEYS)
         _check_wandb(opt["logger"])
-        set_recipe_defaults(opt)
+    set_recipe_defaults(opt)
     for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
         value = opt[section].get(key)
         value = int(value) if isinstance(value, float) and value.is_integer() else value

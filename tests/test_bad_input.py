@@ -61,6 +61,10 @@ TRAIN_MISTAKES = {
         "train: finetune: learning_rates: unknown key 'weights'",
     ),
     "model type": ({"model_type": "AdaBModel"}, "model_type: 'AdaBModel' is not registered; did you mean 'AdaBMModel'"),
+    "model type, length from the recipe": (
+        {"model_type": "AdaBMmodel", "train__total_iter": None},
+        "model_type: 'AdaBMmodel' is not registered; did you mean 'AdaBMModel'",
+    ),
     "network type": (
         {"network_g__type": "AdaBMNet"},
         "network_g: type: 'AdaBMNet' is not registered; did you mean 'AdaBMNetwork'?",

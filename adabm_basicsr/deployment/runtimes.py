@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
-from adabm_basicsr.quantization.sizes import run_padded
+from adabm_basicsr.quantization.sizes import check_images, run_padded
 
 DEFAULT_RUNTIME = "openvino"
 Run = Callable[[np.ndarray], np.ndarray]
@@ -81,7 +81,13 @@ class OnnxNetwork:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1 and float32, each sample at its own bits."""
+        """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1, each sample at its own bits.
+
+        Raises:
+            AdaBMError: The image is of another kind or shape.
+        """
+        check_images(image, self.in_channels)
+        image = image.float().cpu()
         levels = [self.level(sample) for sample in image.split(1)]
         if len(set(levels)) == 1:
             return self.at_level(image, levels[0])

@@ -19,7 +19,7 @@ from adabm_basicsr.quantization.cost import mean_bits
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.preparation import Preparation
 from adabm_basicsr.quantization.progress import progress
-from adabm_basicsr.quantization.sizes import find_size_multiple, pad_to_multiple, run_padded
+from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
@@ -175,8 +175,10 @@ class QuantizedNetwork(nn.Module):
             ``(B, C, sH, sW)``, or `Details`.
 
         Raises:
-            AdaBMError: The network hasn't been calibrated and no quantized checkpoint was loaded.
+            AdaBMError: The image is of another kind or shape, or the network hasn't been calibrated and no quantized
+                checkpoint was loaded.
         """
+        check_images(image, self.in_channels)
         # Found anew in each pass: a replica (DataParallel) has modules of its own, so threads share nothing.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]

@@ -1,6 +1,6 @@
-"""Image sizes that a network takes, and mirrored borders for those that it doesn't.
+"""Images that a network takes, sizes found by trying, and mirrored borders for those that it doesn't.
 
-Networks with windows or strides want sizes that are multiples of something; the multiple is found by trying.
+Networks with windows or strides want sizes that are multiples of something.
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ from adabm_basicsr.errors import AdaBMError
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
 ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
+
+
+def check_images(images: Tensor, channels: int) -> None:
+    """Raise `AdaBMError` unless ``images`` is a floating-point tensor ``(B, channels, H, W)`` with pixels in it."""
+    is_tensor = isinstance(images, Tensor)
+    if is_tensor and images.is_floating_point() and images.numel() and images.shape[1:-2] == (channels,):
+        return
+    given = f"{images.dtype} of shape {tuple(images.shape)}" if is_tensor else type(images).__name__
+    raise AdaBMError(f"images: {given} can't be taken; valid: a float tensor (B, {channels}, H, W) in 0..1, not empty")
 
 
 def find_size_multiple(network: nn.Module, example: Tensor) -> int:

@@ -66,6 +66,14 @@ def test_a_batch_is_its_images_at_their_own_levels(exported):
         torch.testing.assert_close(output, network(image[None])[0])
 
 
+def test_images_of_another_kind_or_shape_are_told(exported):
+    network, image = OnnxNetwork(exported, "onnxruntime"), images()[0]
+    for bad in (image[0], image[:, :1], image.numpy(), (255 * image).to(torch.uint8)):
+        with pytest.raises(AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\)"):
+            network(bad)
+    torch.testing.assert_close(network(image.double()), network(image))
+
+
 def test_narrow_weights_are_stored_in_four_bits(edsr, exported):
     model = onnx.load(exported)
     stored = {t.name: t for t in model.graph.initializer if t.name.endswith("weight_quantizer.integers")}

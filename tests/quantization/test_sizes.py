@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, quantize
-from adabm_basicsr.quantization.sizes import find_size_multiple, pad_to_multiple, run_padded
+from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded
 
 EXAMPLE = torch.zeros(1, 3, 24, 24)
 
@@ -81,3 +81,20 @@ def test_size_multiple_can_be_given():
     assert quantize(Windowed(4), EXAMPLE, size_multiple=12).size_multiple == 12
     with pytest.raises(AdaBMError, match="size_multiple: 0 is not a positive whole number"):
         quantize(Windowed(4), EXAMPLE, size_multiple=0)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(3, 8, 8),
+        torch.rand(1, 1, 8, 8),
+        torch.rand(1, 3, 0, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.rand(1, 3, 8, 8).numpy(),
+    ],
+)
+def test_images_of_another_kind_or_shape_are_told(images):
+    net = calibrate(quantize(Windowed(4), EXAMPLE), [torch.rand(2, 3, 16, 16)])
+    with pytest.raises(AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\) in 0..1"):
+        net(images)
+    check_images(torch.rand(2, 3, 5, 7), 3)
