@@ -20,7 +20,7 @@ from adabm_basicsr.console import add_output_flags
 from adabm_basicsr.data.headers import MAX_PIXELS, add_max_pixels, check_max_pixels
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
 from adabm_basicsr.deployment.export import add_custom_imports
-from adabm_basicsr.deployment.load import load_network
+from adabm_basicsr.deployment.load import ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME, RUNTIMES
 from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP, check_tiles, finished_blocks
 from adabm_basicsr.errors import AdaBMError
@@ -210,7 +210,11 @@ def _speed(pixels: int, start: float) -> str:
 
 def _load(args: argparse.Namespace) -> Network:
     """The network of the file, on the device that was asked for."""
-    network = load_network(args.model, args.custom_imports, args.runtime, args.threads)
+    if args.runtime and args.model.suffix != ONNX_SUFFIX:
+        raise AdaBMError(
+            f"--runtime: {args.runtime} runs {ONNX_SUFFIX} files; {args.model} runs in torch, see --device"
+        )
+    network = load_network(args.model, args.custom_imports, args.runtime or DEFAULT_RUNTIME, args.threads)
     if not isinstance(network, torch.nn.Module):
         return network
     return _OnDevice(network, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -248,8 +252,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runtime",
         choices=sorted(RUNTIMES),
-        default=DEFAULT_RUNTIME,
-        help="what runs .onnx files (default: %(default)s)",
+        help=f"what runs .onnx files (default: {DEFAULT_RUNTIME})",
     )
     parser.add_argument("--threads", type=int, default=0, help="of the runtime (default: its own choice)")
     parser.add_argument("--device", help="what runs other files: cpu, cuda, ... (default: cuda where there is one)")

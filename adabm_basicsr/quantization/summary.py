@@ -57,12 +57,14 @@ class Summary:
     Attributes:
         layers: Quantized layers in execution order.
         coverage: Share of the network that they make up, and what is left in full precision.
-        fab: Mean bits over quantized layers not fixed at 8 bits and over the images.
+        fab: Mean bits over quantized layers not fixed at 8 bits and over the images; each layer counts as one.
+        bits_by_macs: The same, each layer weighted by its MACs.
     """
 
     layers: list[LayerSummary]
     coverage: Coverage
     fab: float
+    bits_by_macs: float
 
     def __str__(self) -> str:
         rows = [
@@ -74,7 +76,8 @@ class Summary:
         ]
         headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "lowest", "highest", "SQNR (dB)", "MACs"]
         lines = [tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 8))]
-        return "\n".join([*lines, f"{self.coverage}; average bits (FAB): {self.fab:.2f}"])
+        bits = f"average bits (FAB): {self.fab:.2f}, weighted by MACs {self.bits_by_macs:.2f}"
+        return "\n".join([*lines, f"{self.coverage}; {bits}"])
 
 
 @torch.no_grad()
@@ -91,8 +94,16 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     finally:
         for hook in hooks:
             hook.remove()
-    rows = [row for name, layer in net.layers().items() for row in _rows(net, name, layer, seen)]
-    return Summary(rows, measure_coverage(net), float(bits.mean()))
+    rows = {name: _rows(net, name, layer, seen) for name, layer in net.layers().items()}
+    adaptive = [row for name, found in rows.items() if not net.plan.layers[name].fixed for row in found]
+    layers, fab = [row for found in rows.values() for row in found], float(bits.mean())
+    return Summary(layers, measure_coverage(net), fab, _weighted_by_macs(adaptive, fab))
+
+
+def _weighted_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
+    counted = [row for row in rows if 0 < row.a_bits < FLOAT_BITS]  # neither in full precision nor never run
+    macs = sum(row.macs_share for row in counted)
+    return sum(row.a_bits * row.macs_share for row in counted) / macs if macs else otherwise
 
 
 class _Seen(NamedTuple):

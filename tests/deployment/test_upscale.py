@@ -148,6 +148,7 @@ def test_mistakes_are_told(models, folder, capsys):
         ("-i", "in/a.png", "-o", "in/../in/a.png"): "would be overwritten, but is put in itself",
         ("-i", "in", "--tile", "8"): "tile_overlap: 16 is more than a third of the tile, 8",
         ("-i", "in", "--device", "gpu7"): "--device: gpu7",
+        ("-i", "in/a.png", "--runtime", "openvino"): "--runtime: openvino runs .onnx files; ",
     }.items():
         with pytest.raises(SystemExit):
             upscale(models, *argv)

@@ -256,6 +256,9 @@ def test_summary_names_every_layer_and_every_reason(tiny):
     assert "upsample.0, conv_last: tail (fully_quantized is off), " in text
     assert "conv_first: head (fully_quantized is off)" in text
     assert 0 < summary.coverage.macs < 1 and 3 <= summary.fab <= 5
+    body = [row for row in summary.layers if not net.plan.layers[row.name].fixed]
+    expected = sum(row.a_bits * row.macs_share for row in body) / sum(row.macs_share for row in body)
+    assert summary.bits_by_macs == pytest.approx(expected) and f"weighted by MACs {expected:.2f}" in text
     assert all(row.sqnr_db > 0 for row in summary.layers)
 
 
