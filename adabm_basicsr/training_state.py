@@ -22,7 +22,12 @@ def read_state(path: str | Path, device: str = "cpu") -> dict:
     Raises:
         AdaBMError: The file is missing, can't be read or is something else.
     """
-    state = load_tensors(path, device)
+    try:
+        state = load_tensors(path, device)
+    except AdaBMError as error:
+        if not Path(path).is_file():
+            raise
+        raise AdaBMError(f"{error}; delete that file and --auto_resume takes the one before") from error
     missing = [key for key in NEEDED if key not in state] if isinstance(state, Mapping) else list(NEEDED)
     if missing:
         raise AdaBMError(f"{path} is no training state: {', '.join(missing)} missing")

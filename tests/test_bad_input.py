@@ -377,7 +377,9 @@ def test_unequal_folders(run_fails, workspace):
 def test_corrupt_training_state(run_fails, workspace):
     workspace.train()
     (workspace.root / "experiments/tiny/training_states/12.state").write_bytes(b"no")
-    assert "12.state cannot be read (corrupt, or no PyTorch checkpoint)" in run_fails("--auto_resume")
+    error = run_fails("--auto_resume")
+    assert "12.state cannot be read (corrupt, or no PyTorch checkpoint)" in error
+    assert "delete that file and --auto_resume takes the one before" in error
 
 
 def test_float_image_beyond_one(run_fails, workspace):
