@@ -40,7 +40,7 @@ class CalibrationDataset(Dataset):
             - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first word of each line.
             - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
             - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
-            - num_images (int): How many images to take, evenly spread over the sorted list. Default: 100.
+            - num_images (int): How many images to take at most, evenly spread over the sorted list. Default: 100.
             - max_pixels (int): Larger images are refused: they may be made to fill the memory. Default: 2 ** 27.
             - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
             - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
