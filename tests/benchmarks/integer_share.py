@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
+import openvino
 
 from adabm_basicsr import OnnxNetwork
 from adabm_basicsr.deployment.runtimes import openvino_core
@@ -21,8 +23,15 @@ PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FullyConnected", *INTEGER_KERNELS}
 def integer_share(path: Path, runtime: str, level: int = 1) -> float:
     """Of an exported file at one image level, in 0..1."""
     network = OnnxNetwork(path, runtime)
-    model, shape = network.graph_at(level), [1, network.in_channels, SIZE, SIZE]
-    layers = (_of_openvino if runtime == "openvino" else _of_onnxruntime)(model.SerializeToString(), shape)
+    model, shape = network.graph_at(level).SerializeToString(), [1, network.in_channels, SIZE, SIZE]
+    if runtime == "openvino":
+        graph = openvino_core().read_model(model)
+        graph.reshape(shape)
+        layers = openvino_layers(openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    else:
+        feed = {"image": np.full(shape, 0.5, np.float32)}
+        told = onnxruntime_layers(model, feed, disabled_optimizers=["WeightBiasQuantization"])
+        layers = [_with_macs(layer) for layer in told]
     return sum(macs for macs, integer in layers if integer) / sum(macs for macs, _ in layers)
 
 
@@ -30,12 +39,10 @@ def _macs(kind: str, first: list[int], second: list[int], output: list[int]) -> 
     return prod(output) * (prod(second[1:]) if kind in CONVOLUTIONS else first[-1])
 
 
-def _of_openvino(model: bytes, shape: list[int]) -> list[tuple[int, bool]]:
-    core = openvino_core()
-    graph = core.read_model(model)
-    graph.reshape(shape)
+def openvino_layers(compiled: openvino.CompiledModel) -> list[tuple[int, bool]]:
+    """MACs of each layer of a model of fixed size, and whether it runs as integers."""
     layers = []
-    for op in core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model().get_ops():
+    for op in compiled.get_runtime_model().get_ops():
         told = {key: str(getattr(value, "value", value)) for key, value in op.get_rt_info().items()}
         kind = told.get("layerType")
         if kind in CONVOLUTIONS | PRODUCTS:
@@ -45,23 +52,20 @@ def _of_openvino(model: bytes, shape: list[int]) -> list[tuple[int, bool]]:
     return layers
 
 
-def _of_onnxruntime(model: bytes, shape: list[int]) -> list[tuple[int, bool]]:
-    import onnxruntime
-
+def onnxruntime_layers(model: bytes | str, feed: dict[str, np.ndarray], **settings) -> list[dict]:
+    """What ONNX Runtime's profile tells of each layer that runs on ``feed``; ``settings`` are those of the session."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.log_severity_level = True, 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
-        session = onnxruntime.InferenceSession(model, options, disabled_optimizers=["WeightBiasQuantization"])
-        session.run(None, {"image": np.full(shape, 0.5, np.float32)})
+        session = onnxruntime.InferenceSession(model, options, **settings)
+        session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    layers = []
-    for told in (event["args"] for event in events if event.get("name", "").endswith("kernel_time")):
-        kind = told["op_name"]
-        if kind in CONVOLUTIONS | PRODUCTS:
-            inputs, outputs = (
-                [next(iter(entry.values())) for entry in told[f"{io}_type_shape"]] for io in ("input", "output")
-            )
-            matrices = [entry for entry in inputs if len(entry) > 1]  # integer kernels take scales and zero points too
-            layers.append((_macs(kind, *matrices[:2], outputs[0]), kind in INTEGER_KERNELS))
-    return layers
+    told = [event["args"] for event in events if event.get("name", "").endswith("kernel_time")]
+    return [layer for layer in told if layer["op_name"] in CONVOLUTIONS | PRODUCTS]
+
+
+def _with_macs(told: dict) -> tuple[int, bool]:
+    inputs, outputs = ([next(iter(entry.values())) for entry in told[f"{io}_type_shape"]] for io in ("input", "output"))
+    matrices = [entry for entry in inputs if len(entry) > 1]  # integer kernels take scales and zero points too
+    return _macs(told["op_name"], *matrices[:2], outputs[0]), told["op_name"] in INTEGER_KERNELS

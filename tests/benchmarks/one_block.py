@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from integer_share import INTEGER_KERNELS, onnxruntime_layers, openvino_layers
 from onnx import TensorProto, helper, numpy_helper
 from tabulate import tabulate
 
@@ -27,8 +28,6 @@ from adabm_basicsr.deployment.runtimes import openvino_core
 CHANNELS, SIZE = 64, 128
 OPSET = 21
 SCALE = 4 / 255
-INTEGER_KERNELS = ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
-FLOAT_KERNELS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -206,29 +205,24 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
 
 def onnx_runtime(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np.ndarray]:
     """Seconds, layers that run as integers, output."""
-    options = onnxruntime.SessionOptions()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     took = seconds(lambda: session.run(None, {"x": x}), repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
-        profiled = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        out = profiled.run(None, {"x": x})[0]
-        events = json.loads(Path(profiled.end_profiling()).read_text())
-    kinds = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("kernel_time")]
-    layers = [kind for kind in kinds if kind in (*INTEGER_KERNELS, *FLOAT_KERNELS)]
-    return took, f"{sum(kind in INTEGER_KERNELS for kind in layers)} of {len(layers)}", out
+    return (
+        took,
+        _counted([layer["op_name"] in INTEGER_KERNELS for layer in onnxruntime_layers(path, {"x": x})]),
+        session.run(None, {"x": x})[0],
+    )
 
 
 def open_vino(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np.ndarray]:
     """Seconds, layers that run as integers, output."""
     compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     took = seconds(lambda: compiled(x), repeats)
-    layers = []
-    for op in compiled.get_runtime_model().get_ops():
-        info = {key: str(value.value if hasattr(value, "value") else value) for key, value in op.get_rt_info().items()}
-        if info.get("layerType") in ("Convolution", "FullyConnected", "MatMul"):
-            layers.append(info.get("runtimePrecision", "") in ("u8", "i8"))
-    return took, f"{sum(layers)} of {len(layers)}", compiled(x)[0]
+    return took, _counted([integer for _, integer in openvino_layers(compiled)]), compiled(x)[0]
+
+
+def _counted(integer: list[bool]) -> str:
+    return f"{sum(integer)} of {len(integer)}"
 
 
 def measure(repeats: int) -> list[dict]:
