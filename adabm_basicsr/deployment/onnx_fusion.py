@@ -21,7 +21,8 @@ from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
 
 SHUFFLE, ENLARGE, QUANTIZE, CLIP, CONVOLVE = "DepthToSpace", "Resize", "QuantizeLinear", "Clip", "Conv"
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu")
-PER_CHANNEL = (QUANTIZE, CLIP, DEQUANTIZE, *ACTIVATIONS, "Add", "Sub", "Mul", "Div")
+CLIPS = ("Max", "Min")  # in this order, where each channel has a range of its own
+PER_CHANNEL = (QUANTIZE, CLIP, *CLIPS, DEQUANTIZE, *ACTIVATIONS, "Add", "Sub", "Mul", "Div")
 LANES = 16  # output channels that kernels compute at once, needed or not
 
 
@@ -157,34 +158,46 @@ def _absorb_scales(edited: EditedGraph) -> None:
     """Let the convolution before a quantization divide by the scales of its channels, so that one scale is left."""
     for quantize in edited.of_type(QUANTIZE):
         scales, zeros = (edited.constant(name) for name in quantize.input[1:3])
-        conv = _convolution_before(edited, quantize)
+        conv, clips = _convolution_before(edited, quantize)
         constants = _constants_of(edited, conv) if conv and scales.size > 1 and not np.ptp(zeros) else []
+        if not constants:
+            continue
+        relative = scales / scales.max()
         for node, at in constants:
             value = edited.constant(node.input[at])
             if value.dtype == np.float32:  # integers stay as they are, their steps change
-                relative = (scales / scales.max()).reshape(-1, *[1] * (value.ndim - 1))
-                node.input[at] = edited.add_constant(value / relative)
-        if constants:
-            one = (scales.max(), zeros[0])
-            quantize.input[1], quantize.input[2] = (edited.add_constant(np.asarray(value)) for value in one)
-            del quantize.attribute[:]
+                node.input[at] = edited.add_constant(value / relative.reshape(-1, *[1] * (value.ndim - 1)))
+        for clip in clips:
+            clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / relative.reshape(-1, 1, 1))
+        quantize.input[1], quantize.input[2] = (edited.add_constant(np.asarray(v)) for v in (scales.max(), zeros[0]))
+        del quantize.attribute[:]
 
 
-def _convolution_before(edited: EditedGraph, quantize: onnx.NodeProto) -> onnx.NodeProto | None:
-    """The convolution whose output nothing but this quantization takes, except for activation functions between."""
-    name = quantize.input[0]
+def _convolution_before(
+    edited: EditedGraph, quantize: onnx.NodeProto
+) -> tuple[onnx.NodeProto | None, list[onnx.NodeProto]]:
+    """The convolution whose output nothing but this quantization takes, and clips of channels between the two.
+
+    Activation functions may stand between too.
+    """
+    name, clips = quantize.input[0], []
     while (maker := edited.maker(name)) is not None and edited.only_taker(name) is not None:
         if maker.op_type == CONVOLVE:
-            return maker
-        if maker.op_type not in ACTIVATIONS:
-            return None
+            return maker, clips
+        if maker.op_type in CLIPS and edited.is_constant(maker.input[1]):
+            clips.append(maker)
+        elif maker.op_type not in ACTIVATIONS:
+            break
         name = maker.input[0]
-    return None
+    return None, []
 
 
 def _clip_first(edited: EditedGraph) -> None:
     for quantize in edited.of_type(QUANTIZE):
         source = edited.maker(quantize.input[0])
+        if source is not None and source.op_type == CLIPS[-1]:
+            _absorb_product(edited, quantize, source)
+            continue
         if source is not None and source.op_type == CLIP:
             ends = _ends_of_symmetric(edited, quantize, source)
         elif edited.constant(quantize.input[1]).size > 1 or edited.only_taker(quantize.input[0]) is None:
@@ -212,18 +225,34 @@ def _ends_of_symmetric(edited: EditedGraph, quantize: onnx.NodeProto, clip: onnx
     """
     ends, product = [edited.constant(name) for name in clip.input[1:]], edited.maker(clip.input[0])
     edited.bypass(clip)
+    factors = _take_factors(edited, quantize, product)
+    return ends if factors is None else [end / factors for end in ends]
+
+
+def _absorb_product(edited: EditedGraph, quantize: onnx.NodeProto, least: onnx.NodeProto) -> None:
+    """The same where each channel has ends of its own: takes out the multiplication before maximum and minimum."""
+    most = edited.maker(least.input[0])
+    if most is None or most.op_type != CLIPS[0] or not edited.only_taker(most.output[0]):
+        return
+    factors = _take_factors(edited, quantize, edited.maker(most.input[0]))
+    for clip in (most, least) if factors is not None else ():
+        clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / factors.reshape(-1, 1, 1))
+
+
+def _take_factors(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.NodeProto | None) -> np.ndarray | None:
+    """Factors of a multiplication of channels, ``(C,)``, which goes over into the scales of ``quantize``; or None."""
     if product is None or product.op_type != "Mul" or not edited.is_constant(product.input[1]):
-        return ends
+        return None
     factors = edited.constant(product.input[1])
     if not _is_of_channels(product, factors) or factors.min() <= 0 or edited.only_taker(product.output[0]) is None:
-        return ends
+        return None
     factors = factors.flatten()
     edited.bypass(product)
     for at in (1, 2):
         value = edited.constant(quantize.input[at])
         quantize.input[at] = edited.add_constant(value / factors if at == 1 else value.repeat(len(factors)))
     quantize.attribute.append(helper.make_attribute("axis", 1))
-    return [end / factors for end in ends]
+    return factors
 
 
 def _insert(edited: EditedGraph, kind: str, before: onnx.NodeProto, constant: np.ndarray) -> None:

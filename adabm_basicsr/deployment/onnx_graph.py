@@ -1,8 +1,10 @@
 """Quantizers as the ONNX operators that runtimes execute as integers; why in these forms: docs/integers.md.
 
 An input becomes ``DequantizeLinear(Clip(QuantizeLinear(x)))``, a weight ``DequantizeLinear(integers)`` with a scale per
-output channel. What differs between image levels is a table with a row for each; the graph computes the level, which
-picks the row. Modules of this file replace the quantizers of a frozen network for its tracing.
+output channel. Where each input channel has a zero point of its own, it is clipped to its own range before, and all
+are then quantized with the largest of them: integers that differ by a constant stand for the same value. What differs
+between image levels is a table with a row for each; the graph computes the level, which picks the row. Modules of this
+file replace the quantizers of a frozen network for its tracing.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.fake_quantize import integer_grid
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -60,21 +62,34 @@ class InputOperators(nn.Module):
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.level: Tensor | None = None  # index of the image's level, scalar; set before each forward pass
-        step, zero, top = _grids(quantizer)
+        step, zeros, top = _grids(quantizer)
         self.register_buffer("step", step)
-        self.register_buffer("zero", zero.to(torch.uint8))
-        self.register_buffer("top", top.to(torch.uint8) if (top < TOP).any() else None)
         self.register_buffer("channel_scale", quantizer.channel_scale)
+        own = zeros.shape[1] > 1
+        self.register_buffer("zero", zeros.amax(1).to(torch.uint8))
+        self.register_buffer("top", top.to(torch.uint8) if not own and (top < TOP).any() else None)
+        self.register_buffer("lowest", self._of_channels(-zeros * step[:, None]) if own else None)
+        self.register_buffer("highest", self._of_channels((top[:, None] - zeros) * step[:, None]) if own else None)
+
+    def _of_channels(self, table: Tensor) -> Tensor:
+        """A value per image level and channel, ``(L, C)``, or level, ``(L, 1)``, as its rows broadcast to inputs."""
+        return table.view(len(table), *(self.channel_scale.shape if table.shape[1] > 1 else ()))
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
         step, zero, top = self.row(self.step), self.row(self.zero), self.row(self.top)
-        if self.channel_scale is None:
+        if self.channel_scale is None or self.channel_scale.dim() < 4:  # runtimes want channels of a scale on axis 1
+            x = self.clipped(self.without_channel_scale(x))
             return _QuantizeInput.apply(x, step, zero, top, step, zero)
-        if self.channel_scale.dim() < 4:  # runtimes want the channels of a scale on axis 1
-            return _QuantizeInput.apply(self.without_channel_scale(x), step, zero, top, step, zero)
         channels = self.channel_scale.flatten()  # a scale per channel costs nothing within the quantization
+        x = self.clipped(x, self.channel_scale)
         return _QuantizeInput.apply(x, step * channels, zero.expand(len(channels)), top, step, zero)
+
+    def clipped(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """``x`` within the range of each of its channels, where these differ; ends are in units of ``unit``."""
+        if self.lowest is None:
+            return x
+        return torch.minimum(torch.maximum(x, self.row(self.lowest) * unit), self.row(self.highest) * unit)
 
     def without_channel_scale(self, x: Tensor) -> Tensor:
         """``x`` in units of its channel scales."""
@@ -95,17 +110,19 @@ class SymmetricInputOperators(InputOperators):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__(quantizer)
-        step, zero, top = _grids(quantizer)
-        self.register_buffer("lowest", -zero * step)
-        self.register_buffer("highest", (top - zero) * step)
-        self.step = step * (torch.maximum(zero, top - zero) / SIGNED_TOP).clamp(min=1)
+        step, zeros, top = _grids(quantizer)
+        self.register_buffer("lowest", self._of_channels(-zeros * step[:, None]))
+        self.register_buffer("highest", self._of_channels((top[:, None] - zeros) * step[:, None]))
+        reach = torch.maximum(zeros, top[:, None] - zeros).amax(1)
+        self.step = step * (reach / SIGNED_TOP).clamp(min=1)
         self.register_buffer("none", torch.zeros((), dtype=torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
-        clipped = self.without_channel_scale(x).clamp(self.row(self.lowest), self.row(self.highest))
+        x, lowest, highest = self.without_channel_scale(x), self.row(self.lowest), self.row(self.highest)
+        x = self.clipped(x) if lowest.dim() else x.clamp(lowest, highest)
         step = self.row(self.step)
-        return _QuantizeInput.apply(clipped, step, self.none, None, step, self.none)
+        return _QuantizeInput.apply(x, step, self.none, None, step, self.none)
 
 
 class WeightOperators(nn.Module):
@@ -126,14 +143,22 @@ class WeightOperators(nn.Module):
 
 @torch.no_grad()
 def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, zero point and highest level in units of the channel scales, ``(L,)``: of each image level, or of all."""
+    """Scale, zero points and highest level in units of the channel scales: of each image level, or of all.
+
+    Returns:
+        ``(L,)``, ``(L, C)`` or ``(L, 1)`` where all channels have the same one, and ``(L,)``.
+    """
     if quantizer.adaptive:
         quantizer.image_factor = quantizer.lower.new_tensor(IMAGE_LEVELS)
     factors = 1.0 if quantizer.level_ranges is None else quantizer.level_ranges
-    top = 2 ** quantizer.bits_used() - 1
-    scale, zero = integer_grid(quantizer.lower * factors, quantizer.upper * factors, top)
+    ends, top = (quantizer.lower * factors, quantizer.upper * factors), 2 ** quantizer.bits_used() - 1
     quantizer.image_factor = None
-    return torch.broadcast_tensors(scale, zero, top)
+    scale, zero, top = torch.broadcast_tensors(*integer_grid(*ends, top), top)
+    if quantizer.channel_shift is None:
+        return scale, zero[:, None], top
+    of_channels = shifted(*(end[:, None] for end in ends), quantizer.channel_shift.flatten())
+    zeros = integer_grid(*of_channels, top[:, None])[1]
+    return scale, zeros if (zeros != zeros[:, :1]).any() else zeros[:, :1], top
 
 
 def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[InputOperators]:

@@ -107,13 +107,18 @@ class ActivationQuantizer(nn.Module):
         self.image_bits = (-1, 1)
         self.level_ranges: nn.Parameter | None = None
         self.register_buffer("channel_scale", None)
+        self.register_buffer("channel_shift", None)
         # Set by the network for each forward pass, so that replicas and repeated calls see their own samples.
         self.image_factor: Tensor | None = None
         self.last_bits: Tensor | None = None
 
     def equalise(self, channel_scale: Tensor) -> None:
-        """Make room for a scale per channel, broadcastable to the input; the range is then in units of it."""
+        """Make room for a scale and a zero point per channel, ones that broadcast to the input.
+
+        The range is then in units of the scale, and lies for each channel where its zero point puts it.
+        """
         self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
+        self.channel_shift = torch.zeros_like(self.channel_scale)
 
     def follow_levels(self) -> None:
         """Make room for a range of each image level."""
@@ -124,10 +129,10 @@ class ActivationQuantizer(nn.Module):
         lower, upper = self._common_ends(x)
         if self.channel_scale is None:
             return lower, upper
-        return lower * self.channel_scale, upper * self.channel_scale
+        return tuple(end * self.channel_scale for end in shifted(lower, upper, self.channel_shift))
 
     def _common_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The range of all channels, in units of their scales; of each sample where these differ."""
+        """The range, in units of the channels' scales and before their shifts; of each sample where these differ."""
         if self.level_ranges is None or self.image_factor is None:
             return self.lower, self.upper
         scale = _per_sample(self.level_ranges[self.image_factor.detach().long() + 1], x)
@@ -137,9 +142,16 @@ class ActivationQuantizer(nn.Module):
         """Distance of the levels that `quantize` brings ``x`` to, of integer quantizers; in units of channel scales."""
         return integer_grid(*self._common_ends(x), 2 ** _per_sample(self.bits_used(), x) - 1)[0]
 
+    def in_common_range(self, x: Tensor) -> Tensor:
+        """``x`` in units of the channels' scales, each channel moved to where its range is the common one."""
+        if self.channel_scale is None:
+            return x
+        common = self._common_ends(x)
+        return x / self.channel_scale - (shifted(*common, self.channel_shift)[0] - common[0].clamp(max=0))
+
     @property
     def clipping_range(self) -> tuple[float, float]:
-        """Ends of the common range, in units of the channel scale; integers widen it to hold zero."""
+        """Ends of the common range, in units of the channel scale, before shifts; integers widen it to hold zero."""
         lower, upper = self.lower.item(), self.upper.item()
         return (min(lower, 0.0), max(upper, 0.0)) if self.integer else (lower, upper)
 
@@ -165,6 +177,19 @@ class ActivationQuantizer(nn.Module):
         """`forward`, whether the quantizer is switched on or not."""
         self.last_bits = bits = self.bits_used()
         return fake_quantize(x, *self.ends(x), _per_sample(bits, x), self.integer)
+
+
+def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of each channel: all are equally wide and hold zero, but each has a zero point of its own.
+
+    Args:
+        lower: Lower end of the common range, which is widened to hold zero.
+        upper: Upper end.
+        shift: How far each channel's range lies above the common one, as a share of its width.
+    """
+    lower, upper = lower.clamp(max=0), upper.clamp(min=0)
+    offset = torch.minimum(torch.maximum((upper - lower) * shift, -upper), -lower)
+    return lower + offset, upper + offset
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from adabm_basicsr.quantization.allocation import assign, base_bits, measure_sen
 from adabm_basicsr.quantization.budget import budgets
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first, map_shared
+from adabm_basicsr.quantization.equalisation import equalise
 from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.observers import OBSERVERS, MovingAverage, search_weight_range
-from adabm_basicsr.quantization.reconstruction import equalise, reconstruct
+from adabm_basicsr.quantization.reconstruction import reconstruct
 
 LAYER_PERCENTILES = (0.3, 0.7)
 SHOWN = 16  # images that layers are reconstructed on

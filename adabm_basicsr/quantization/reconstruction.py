@@ -1,25 +1,26 @@
 """Makes each layer's output, rather than its input and weight, come out right after quantization.
 
-Three steps, in closed form and from calibration data alone: input channels are equalised, so that the quiet ones get
-levels too; the clipping range is searched for the smallest error of the layer's output; and weights are rounded one
-after the other, each rounding error passed on to those that are still to be rounded (GPTQ, arXiv 2210.17323).
+Two steps, from calibration data alone: the clipping range is searched for the smallest error of the layer's output, and
+weights are rounded one after the other, each rounding error passed on to those that are still to be rounded (GPTQ,
+arXiv 2210.17323). What each input channel has for itself is set before; see `equalisation`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
+from adabm_basicsr.quantization.adaptive import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.config import FIXED_BITS
+from adabm_basicsr.quantization.equalisation import shifts_of_columns
 from adabm_basicsr.quantization.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.layers.base import spacing
 from adabm_basicsr.quantization.network import QuantizedNetwork, visit_in_order
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
-EQUALISATION = 0.75  # 0 leaves channels as they are, 1 gives all the same range, at the cost of the weights' precision
-MIN_SCALE = 1e-3  # of the quietest channels against the loudest
 MAX_COLUMNS = 1 << 13  # positions that a layer is reconstructed on
 MAX_SEARCHED_COLUMNS = 1 << 10
 SHRINKS = [1 - 0.06 * step for step in range(13)]
@@ -28,27 +29,7 @@ MARGIN = 1.2
 HEADROOM = 1.1  # of 8-bit ranges above what these images need
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
-
-
-@torch.no_grad()
-def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
-    """Set channel scales and clipping range of a layer from what its input channels range over.
-
-    Args:
-        layer: A layer whose input is quantized.
-        lower: Smallest value of each channel, ``(C_in,)``.
-        upper: Largest value of each channel, ``(C_in,)``.
-    """
-    loudness = torch.maximum(lower.abs(), upper.abs())
-    scale = (loudness / loudness.max().clamp(min=torch.finfo(loudness.dtype).tiny)) ** EQUALISATION
-    scale = scale.clamp(min=MIN_SCALE).bfloat16().to(scale)  # packed files keep two bytes of it
-    of_input, of_weight = layer.channel_views(scale)
-    quantizer = layer.input_quantizer
-    quantizer.channel_scale.copy_(of_input)
-    quantizer.lower.fill_((lower / scale).min())
-    quantizer.upper.fill_((upper / scale).max())
-    if isinstance(layer.weight_quantizer, WeightQuantizer):
-        layer.weight_quantizer.channel_scale.copy_(of_weight)
+Quantize = Callable[[Tensor, Tensor, Tensor], Tensor]  # of columns, on a range from lower to upper end
 
 
 @torch.no_grad()
@@ -78,16 +59,24 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
         return
     rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
     if isinstance(activation, ActivationQuantizer):
-        bits = activation.bits_of_layer().clamp(*activation.bit_range)
-        levels = _levels(activation, columns)
-        _fit_ranges(activation, rows, columns, levels, bits)
-        factors = 1.0 if levels is None else activation.level_ranges[levels + 1]
-        ends = activation.lower * factors, activation.upper * factors
-        columns = fake_quantize(columns, *ends, bits, activation.integer)
+        columns = _fit_input(activation, rows, columns, shifts_of_columns(layer, columns))
     if rounding and isinstance(weight, WeightQuantizer):
         steps = weight.step.view(len(rows), -1, 1)
         rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
+
+
+def _fit_input(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, shifts: Tensor) -> Tensor:
+    """Fit the ranges of a layer's input to the error of its output; returns the quantized ``columns``."""
+
+    def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
+        return fake_quantize(values, *shifted(lower, upper, shifts), bits, quantizer.integer)
+
+    levels = _levels(quantizer, columns)
+    _fit_ranges(quantizer, rows, columns, levels, quantize)
+    factors = 1.0 if levels is None else quantizer.level_ranges[levels + 1]
+    return quantize(columns, quantizer.lower * factors, quantizer.upper * factors)
 
 
 def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
@@ -98,32 +87,34 @@ def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
     return levels.repeat_interleave(columns.shape[-1] // len(levels))
 
 
-def _fit_ranges(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, levels: Tensor | None, bits: Tensor):
+def _fit_ranges(
+    quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, levels: Tensor | None, quantize: Quantize
+) -> None:
     """Shrink the range to where the layer's output errs least, on images of each level for itself."""
     whole = quantizer.lower.clone(), quantizer.upper.clone()
     common = columns if levels is None else columns[..., levels < 1]
-    shrink = _shrink(quantizer, whole, rows, common if common.shape[-1] else columns, bits)
+    shrink = _shrink(quantizer, whole, rows, common if common.shape[-1] else columns, quantize)
     quantizer.lower.mul_(shrink)
     quantizer.upper.mul_(shrink)
     if levels is not None and (levels == 1).any():
-        quantizer.level_ranges[2] = _shrink(quantizer, whole, rows, columns[..., levels == 1], bits) / shrink
+        quantizer.level_ranges[2] = _shrink(quantizer, whole, rows, columns[..., levels == 1], quantize) / shrink
 
 
-def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:
+def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, quantize: Quantize) -> float:
     """Factor on the range; at 8 bits only as far as nothing is clipped.
 
     There clipping gains little on these images, and loses more on others whose rare values lie outside.
     """
-    if bits < FIXED_BITS:
-        return MARGIN * _best_shrink(quantizer, ends, rows, columns, bits)
+    if quantizer.bits_of_layer() < FIXED_BITS:
+        return MARGIN * _best_shrink(ends, rows, columns, quantize)
     used = [float(end / of_range) for end, of_range in zip(torch.aminmax(columns), ends) if of_range != 0]
     return min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
 
 
-def _best_shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, bits: Tensor) -> float:
+def _best_shrink(ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, quantize: Quantize) -> float:
     columns, errors = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)], []
     for shrink in SHRINKS:
-        quantized = fake_quantize(columns, ends[0] * shrink, ends[1] * shrink, bits, quantizer.integer)
+        quantized = quantize(columns, ends[0] * shrink, ends[1] * shrink)
         errors.append((rows @ (quantized - columns)).square().mean())
     return SHRINKS[int(torch.stack(errors).argmin())]
 

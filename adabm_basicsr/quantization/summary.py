@@ -117,7 +117,7 @@ class _Seen(NamedTuple):
 
 def _see(quantizer: ActivationQuantizer, x: Tensor, output: Tensor) -> _Seen:
     signal, error = x.square().mean(), (output - x).square().mean()
-    values = x if quantizer.channel_scale is None else x / quantizer.channel_scale
+    values = quantizer.in_common_range(x)
     lowest, highest = (end.item() for end in torch.aminmax(values))
     counts = torch.histc(values, BINS, lowest, highest).long().tolist()
     return _Seen(lowest, highest, counts, float(10 * torch.log10(signal / error)))

@@ -19,6 +19,7 @@ from adabm_basicsr.deployment.onnx_fusion import fuse, unshuffled_kernel
 from adabm_basicsr.deployment.onnx_level import at_level
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 
+BETWEEN = ("Relu", "LeakyRelu", "PRelu", "Max", "Min")
 SR = {"num_in_ch": 3, "num_out_ch": 3}
 NETWORKS = {
     "EDSR": {**TINY_EDSR, "upscale": 4},
@@ -58,10 +59,11 @@ def test_quantizations_behind_a_convolution_have_one_scale(model):
     fused = fuse(copy(model))
     edited, sizes = EditedGraph(fused), {True: set(), False: set()}
     for quantize in of_type(fused, "QuantizeLinear"):
-        maker = edited.maker(quantize.input[0])
-        while maker is not None and maker.op_type in ("Relu", "LeakyRelu", "PRelu"):
-            maker = edited.maker(maker.input[0])
-        behind = maker is not None and maker.op_type == "Conv" and edited.only_taker(quantize.input[0]) is not None
+        name, taken_once = quantize.input[0], edited.only_taker(quantize.input[0]) is not None
+        while (maker := edited.maker(name)) is not None and maker.op_type in BETWEEN:
+            name = maker.input[0]
+            taken_once = taken_once and edited.only_taker(name) is not None
+        behind = maker is not None and maker.op_type == "Conv" and taken_once
         sizes[behind].add(edited.constant(quantize.input[1]).size)
     assert sizes[True] <= {1}
     assert max(sizes[False]) > 1  # of sums: those keep the scales of their channels
@@ -153,8 +155,18 @@ def test_constants_are_folded_but_for_quantized_weights():
     assert {tensor.name for tensor in fused.graph.initializer} <= taken
 
 
-def test_runtimes_agree_on_symmetric_graphs(tmp_path):
-    net = quantized(TINY_EDSR)
+def test_channels_with_zero_points_of_their_own_are_clipped_before():
+    net = quantized(NETWORKS["SRVGGNetCompact"])
+    own = [q for q in net.activation_quantizers().values() if q.channel_shift is not None and q.channel_shift.any()]
+    model = at_level(to_onnx(net), 1)
+    assert own and len(of_type(model, "Max")) == len(of_type(model, "Min")) == len(own)
+    zeros = [EditedGraph(model).constant(node.input[2]) for node in of_type(model, "QuantizeLinear")]
+    assert all(np.ptp(zero) == 0 for zero in zeros)  # one for all, which integer kernels want
+
+
+@pytest.mark.parametrize("kind", ["EDSR", "SRVGGNetCompact"])
+def test_runtimes_agree_on_symmetric_graphs(kind, tmp_path):
+    net = quantized(NETWORKS[kind])
     save_onnx(net, tmp_path / "net.onnx", symmetric=True)
     image = smooth(1)
     outputs = [OnnxNetwork(tmp_path / "net.onnx", runtime).at_level(image, 1) for runtime in RUNTIMES]
