@@ -32,7 +32,8 @@ def fuse(model: onnx.ModelProto, clip_first: bool = False) -> onnx.ModelProto:
     Args:
         model: The graph.
         clip_first: Clip what isn't fused as floats, before it is quantized, rather than as integers after it. OpenVINO
-            computes that in one go; ONNX Runtime takes two more passes over larger numbers for it.
+            computes that in one go; ONNX Runtime takes two more passes over larger numbers for it. Channels that have
+            ranges of their own are clipped as floats anyway.
     """
     edited = EditedGraph(model)
     for rewrite in (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late, _absorb_scales):
@@ -230,12 +231,15 @@ def _ends_of_symmetric(edited: EditedGraph, quantize: onnx.NodeProto, clip: onnx
 
 
 def _absorb_product(edited: EditedGraph, quantize: onnx.NodeProto, least: onnx.NodeProto) -> None:
-    """The same where each channel has ends of its own: takes out the multiplication before maximum and minimum."""
+    """Take out a multiplication of channels before maximum and minimum, as `_ends_of_symmetric` does before a clip."""
     most = edited.maker(least.input[0])
-    if most is None or most.op_type != CLIPS[0] or not edited.only_taker(most.output[0]):
+    clips = [clip for clip in (most, least) if clip is not None and edited.is_constant(clip.input[-1])]
+    if len(clips) < 2 or most.op_type != CLIPS[0] or edited.only_taker(most.output[0]) is None:
         return
     factors = _take_factors(edited, quantize, edited.maker(most.input[0]))
-    for clip in (most, least) if factors is not None else ():
+    if factors is None:
+        return
+    for clip in clips:
         clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / factors.reshape(-1, 1, 1))
 
 
@@ -243,6 +247,8 @@ def _take_factors(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.N
     """Factors of a multiplication of channels, ``(C,)``, which goes over into the scales of ``quantize``; or None."""
     if product is None or product.op_type != "Mul" or not edited.is_constant(product.input[1]):
         return None
+    if edited.constant(quantize.input[1]).size > 1:
+        return None  # then it is the network's own, and the scales of channels stand in the quantization already
     factors = edited.constant(product.input[1])
     if not _is_of_channels(product, factors) or factors.min() <= 0 or edited.only_taker(product.output[0]) is None:
         return None
@@ -251,6 +257,7 @@ def _take_factors(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.N
     for at in (1, 2):
         value = edited.constant(quantize.input[at])
         quantize.input[at] = edited.add_constant(value / factors if at == 1 else value.repeat(len(factors)))
+    del quantize.attribute[:]
     quantize.attribute.append(helper.make_attribute("axis", 1))
     return factors
 

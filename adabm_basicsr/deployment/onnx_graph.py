@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.fake_quantize import integer_grid
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
@@ -65,7 +66,7 @@ class InputOperators(nn.Module):
         step, zeros, top = _grids(quantizer)
         self.register_buffer("step", step)
         self.register_buffer("channel_scale", quantizer.channel_scale)
-        own = zeros.shape[1] > 1
+        own = zeros.shape[1] > 1  # whether zero points differ between channels
         self.register_buffer("zero", zeros.amax(1).to(torch.uint8))
         self.register_buffer("top", top.to(torch.uint8) if not own and (top < TOP).any() else None)
         self.register_buffer("lowest", self._of_channels(-zeros * step[:, None]) if own else None)
@@ -158,6 +159,11 @@ def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
         return scale, zero[:, None], top
     of_channels = shifted(*(end[:, None] for end in ends), quantizer.channel_shift.flatten())
     zeros = integer_grid(*of_channels, top[:, None])[1]
+    if (zeros.amax(1) - zeros.amin(1) + top > TOP).any():
+        raise AdaBMError(
+            "an input learned to use 8 bits after its channels got zero points of their own, and no 8 bits hold these; "
+            "fine-tune without the phase bit_mapping"
+        )
     return scale, zeros if (zeros != zeros[:, :1]).any() else zeros[:, :1], top
 
 

@@ -66,7 +66,7 @@ class ImageBitMapping(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """Asymmetric per-tensor quantization on a learnable ``[lower, upper]``, at bits of its own.
+    """Asymmetric quantization on a learnable ``[lower, upper]``, at bits of its own.
 
     Args:
         bits: Base bit-width, 2..8.
@@ -82,6 +82,8 @@ class ActivationQuantizer(nn.Module):
         layer_reach: How far the layer factor may go, in bits.
         image_bits: Bits that images of the lowest and of the highest level add to the layer's.
         level_ranges: Learnable factors on the range, for the levels -1, 0 and +1 of the image; see `follow_levels`.
+        channel_scale: What the range of each channel is in units of, see `equalise`; None where all share one range.
+        channel_shift: How far each channel's range lies above the common one, as a share of its width; see `shifted`.
     """
 
     def __init__(
@@ -153,7 +155,8 @@ class ActivationQuantizer(nn.Module):
     def clipping_range(self) -> tuple[float, float]:
         """Ends of the common range, in units of the channel scale, before shifts; integers widen it to hold zero."""
         lower, upper = self.lower.item(), self.upper.item()
-        return (min(lower, 0.0), max(upper, 0.0)) if self.integer else (lower, upper)
+        holds_zero = self.integer or self.channel_shift is not None
+        return (min(lower, 0.0), max(upper, 0.0)) if holds_zero else (lower, upper)
 
     def bits_of_layer(self) -> Tensor:
         """Base bits plus layer factor (Layer2Bit), shape ``(1,)``; the image factor is left out."""
@@ -188,7 +191,7 @@ def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
         shift: How far each channel's range lies above the common one, as a share of its width.
     """
     lower, upper = lower.clamp(max=0), upper.clamp(min=0)
-    offset = torch.minimum(torch.maximum((upper - lower) * shift, -upper), -lower)
+    offset = ((upper - lower) * shift).clamp(-upper, -lower)
     return lower + offset, upper + offset
 
 

@@ -125,9 +125,9 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
             hook.remove()
     if not images:
         raise AdaBMError("calibration needs at least one batch of images, and got none")
+    _set_layer_factors(statistics)  # before ranges: which form these take depends on the bits
     _set_ranges(net, statistics)
     _set_image_mapping(net, images)
-    _set_layer_factors(statistics)
     net.stage.fill_(Stage.CALIBRATED)
     if net.config.preset.allocate:
         _allocate(net, statistics, images)

@@ -36,6 +36,8 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
 
 def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
     bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
-    best = search_range(x, quantizer.lower, quantizer.upper, bits, quantizer.integer, shared=True)
+    best = search_range(
+        quantizer.in_common_range(x), quantizer.lower, quantizer.upper, bits, quantizer.integer, shared=True
+    )
     quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
     quantizer.upper.mul_(0.5).add_(0.5 * best[1:])

@@ -33,7 +33,8 @@ class Recipe:
         iterations: Length of fine-tuning where ``train: total_iter`` doesn't say it.
         feature_weight: Weight of the feature loss in fine-tuning.
         pixel_loss: Distance of images in fine-tuning, of `PIXEL_LOSSES`.
-        reconstruct: Whether input channels are equalised and layers reconstructed one by one in calibration.
+        reconstruct: Whether input channels get scales and zero points of their own, and layers are reconstructed one by
+            one in calibration.
         allocate: Whether bits of layers follow from how much their errors change the image, within the bits asked for
             on average; bits of weights too.
         image_bits: Bits that images of the lowest and of the highest level add to those of the layers.

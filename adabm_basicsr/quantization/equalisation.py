@@ -39,14 +39,19 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
     quantizer.channel_shift.zero_()
     lower, upper = lower / scale, upper / scale
     if own_zero_points:
-        below = -lower / (upper - lower).clamp(min=MIN_WIDTH)  # share of its range that a channel needs below zero
         widest = int((upper - lower).argmax())
-        quantizer.channel_shift.copy_(_in_two_bytes(below[widest] - below).view_as(of_input))
+        quantizer.channel_shift.copy_(_shifts(lower, upper, widest).view_as(of_input))
         lower, upper = lower[widest], upper[widest]
     quantizer.lower.fill_(lower.min())
     quantizer.upper.fill_(upper.max())
     if isinstance(layer.weight_quantizer, WeightQuantizer):
         layer.weight_quantizer.channel_scale.copy_(of_weight)
+
+
+def _shifts(lower: Tensor, upper: Tensor, widest: int) -> Tensor:
+    """Shift of each channel's range against that of the widest channel; 0 of channels that are always zero."""
+    below = -lower / (upper - lower).clamp(min=MIN_WIDTH)  # share of its range that a channel needs below zero
+    return _in_two_bytes(torch.where(upper > lower, below[widest] - below, 0))
 
 
 def _in_two_bytes(values: Tensor) -> Tensor:

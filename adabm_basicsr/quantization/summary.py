@@ -28,7 +28,8 @@ class LayerSummary:
         role: head, body, trunk end or tail.
         w_bits: Bits of its weight; 32 where it has none.
         a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for full precision.
-        lower: Lower end of its clipping range.
+        lower: Lower end of its clipping range; where channels have ranges of their own, the common one that these and
+            the values below are moved to.
         upper: Upper end of its clipping range.
         lowest: Smallest value of its input that was seen.
         highest: Largest value of its input that was seen.
@@ -107,7 +108,7 @@ def _weighted_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
 
 
 class _Seen(NamedTuple):
-    """What came by a quantizer, in units of its range."""
+    """What came by a quantizer, in units of its range, to which each channel is moved."""
 
     lowest: float
     highest: float

@@ -20,7 +20,7 @@ from networks import EXAMPLE_PROJECT, ROOT, SHARED, option_file
 from tabulate import tabulate
 
 GLOBAL_BATCH = 8
-FOUND = ("lower", "upper", "level_ranges", "channel_scale", "allocated", "layer_factor")
+FOUND = ("lower", "upper", "level_ranges", "channel_scale", "channel_shift", "allocated", "layer_factor")
 
 
 def options(kind: str, recipe: str, processes: int, iterations: int) -> dict:

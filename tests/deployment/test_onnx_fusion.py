@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
-from adabm_basicsr import OnnxNetwork, save_onnx
+import adabm_basicsr
+from adabm_basicsr import OnnxNetwork, calibrate, save_onnx
 from adabm_basicsr.deployment.onnx_editing import EditedGraph
 from adabm_basicsr.deployment.onnx_export import to_onnx
 from adabm_basicsr.deployment.onnx_fusion import fuse, unshuffled_kernel
@@ -162,6 +164,39 @@ def test_channels_with_zero_points_of_their_own_are_clipped_before():
     assert own and len(of_type(model, "Max")) == len(of_type(model, "Min")) == len(own)
     zeros = [EditedGraph(model).constant(node.input[2]) for node in of_type(model, "QuantizeLinear")]
     assert all(np.ptp(zero) == 0 for zero in zeros)  # one for all, which integer kernels want
+
+
+class Scaled(nn.Module):
+    """Features are multiplied, channel by channel, between an activation and the next layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.scale = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+
+    def forward(self, x):
+        x = self.head(x)
+        for conv in self.convs:
+            x = x + conv(F.leaky_relu(x, 0.1) * self.scale)
+        return self.tail(x)
+
+
+ASKED = ({}, {"a_bits": 7, "ingredients": {"allocate": False}})  # layers of the second get eight bits by their factors
+
+
+@pytest.mark.parametrize("options", ASKED)
+def test_factors_of_the_network_stay_its_own(options, tmp_path):
+    torch.manual_seed(0)
+    image = smooth(1)
+    net = calibrate(
+        adabm_basicsr.quantize(Scaled(), image, **{"w_bits": 4, "fully_quantized": True, **options}), [smooth(6)]
+    )
+    save_onnx(net, tmp_path / "net.onnx")
+    for runtime in RUNTIMES:
+        network = OnnxNetwork(tmp_path / "net.onnx", runtime)
+        with torch.no_grad():
+            assert agreement(network(image), net(image)) >= 38, runtime
 
 
 @pytest.mark.parametrize("kind", ["EDSR", "SRVGGNetCompact"])

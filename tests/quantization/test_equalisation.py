@@ -80,10 +80,30 @@ def test_a_range_shrinks_towards_zero():
         torch.testing.assert_close(end, was / 2)
 
 
+def gradients(quantizer, x):
+    quantizer(x).sum().backward()
+    return quantizer.lower.grad, quantizer.upper.grad
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradients_are_those_of_one_range_where_channels_are_alike(bits):
+    x = torch.rand(2, CHANNELS, 5, 5) * 1.5  # as behind a ReLU: the lower end is zero, where ranges may not move
+    quantizer, plain = equalised(bits, [0.0] * CHANNELS, [1.0] * CHANNELS).input_quantizer, ActivationQuantizer(bits)
+    plain.integer = True
+    torch.testing.assert_close(gradients(quantizer, x), gradients(plain, x))
+
+
 def test_gradients_reach_the_common_range_through_every_channel():
     quantizer = equalised(4, [0.0, -1.0, -2.0, 0.0], [1.0, 0.0, 2.0, 3.0]).input_quantizer
-    quantizer(torch.randn(2, CHANNELS, 5, 5) * 4).sum().backward()
-    assert quantizer.lower.grad.isfinite().all() and quantizer.upper.grad.item() != 0
+    ends = quantizer.ends(torch.zeros(1, CHANNELS, 1, 1))
+    clipped_above = 1.5 * ends[1].where(ends[1] > 0, ends[0])  # of each channel beyond its larger end
+    lower, upper = gradients(quantizer, clipped_above.detach())
+    assert lower.isfinite().all() and upper.isfinite().all() and upper.item() > 0
+
+
+def test_channels_that_are_always_zero_have_the_common_range():
+    quantizer = equalised(4, [0.0, -1.0, -2.0, 0.0], [1.0, 0.0, 2.0, 0.0]).input_quantizer
+    assert quantizer.channel_shift.flatten()[3] == 0 and quantizer.channel_shift.any()
 
 
 def test_each_weight_gets_the_shift_of_its_channel():
