@@ -22,17 +22,21 @@ PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FullyConnected", *INTEGER_KERNELS}
 
 def integer_share(path: Path, runtime: str, level: int = 1) -> float:
     """Of an exported file at one image level, in 0..1."""
+    layers = executed_layers(path, runtime, level)
+    return sum(macs for macs, integer in layers if integer) / sum(macs for macs, _ in layers)
+
+
+def executed_layers(path: Path, runtime: str, level: int = 1) -> list[tuple[int, bool]]:
+    """MACs of each layer on an image of `SIZE`, and whether it runs as integers."""
     network = OnnxNetwork(path, runtime)
     model, shape = network.graph_at(level).SerializeToString(), [1, network.in_channels, SIZE, SIZE]
     if runtime == "openvino":
         graph = openvino_core().read_model(model)
         graph.reshape(shape)
-        layers = openvino_layers(openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
-    else:
-        feed = {"image": np.full(shape, 0.5, np.float32)}
-        told = onnxruntime_layers(model, feed, disabled_optimizers=["WeightBiasQuantization"])
-        layers = [_with_macs(layer) for layer in told]
-    return sum(macs for macs, integer in layers if integer) / sum(macs for macs, _ in layers)
+        return openvino_layers(openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    feed = {"image": np.full(shape, 0.5, np.float32)}
+    told = onnxruntime_layers(model, feed, disabled_optimizers=["WeightBiasQuantization"])
+    return [_with_macs(layer) for layer in told]
 
 
 def _macs(kind: str, first: list[int], second: list[int], output: list[int]) -> int:
