@@ -80,7 +80,7 @@ class _Statistics:
 
 def _channel_ends(x: Tensor, channel_scale: Tensor) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
-    return x.amin(axes), x.amax(axes)
+    return x.amin(axes).flatten(), x.amax(axes).flatten()  # of a single channel too
 
 
 def _widest(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:

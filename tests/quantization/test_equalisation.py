@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.quantization.adaptive import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.equalisation import equalise, shifts_of_columns
 from adabm_basicsr.quantization.fake_quantize import integer_grid
@@ -111,3 +112,13 @@ def test_each_weight_gets_the_shift_of_its_channel():
     shifts = torch.zeros(CHANNELS, 3, 3) + layer.input_quantizer.channel_shift.view(-1, 1, 1)
     columns = layer.columns(torch.rand(1, CHANNELS, 5, 5), 9)
     torch.testing.assert_close(shifts_of_columns(layer, columns), shifts.view(1, -1, 1))
+
+
+def test_layers_of_a_single_input_channel():
+    torch.manual_seed(0)
+    squeezing = nn.Sequential(nn.Conv2d(4, 1, 3, padding=1), nn.PReLU(), nn.Conv2d(1, 4, 3, padding=1))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), squeezing, nn.Conv2d(4, 3, 3, padding=1))
+    images = torch.rand(4, 3, 16, 16)
+    net = calibrate(quantize(network, images[:1], w_bits=6, a_bits=6, body=["1"]), [images])
+    with torch.no_grad():
+        assert (net(images) - network(images)).square().mean() < 1e-2 * network(images).square().mean()
