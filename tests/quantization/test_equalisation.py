@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,6 +34,7 @@ def equalised(bits, lower, upper, adaptive=False):
     return layer
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), ends, ends)
 def test_ranges_hold_what_each_channel_takes_and_zero(bits, first, second):
     quantizer = equalised(bits, first, second).input_quantizer
@@ -46,6 +47,7 @@ def test_ranges_hold_what_each_channel_takes_and_zero(bits, first, second):
     assert (lower <= 0).all() and (upper >= 0).all()
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), ends, ends, st.floats(0.2, 2))
 def test_integers_of_all_channels_fit_into_eight_bits(bits, first, second, widened):
     quantizer = equalised(bits, first, second).input_quantizer
