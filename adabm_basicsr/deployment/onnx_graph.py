@@ -60,17 +60,24 @@ class InputOperators(nn.Module):
         quantizer: The quantizer, of an integer recipe.
     """
 
+    always_clips = False  # rather than where zero points differ between channels
+
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
         self.level: Tensor | None = None  # index of the image's level, scalar; set before each forward pass
         step, zeros, top = _grids(quantizer)
-        self.register_buffer("step", step)
+        self.register_buffer("step", self.fitting_step(step, zeros, top))
         self.register_buffer("channel_scale", quantizer.channel_scale)
         own = zeros.shape[1] > 1  # whether zero points differ between channels
         self.register_buffer("zero", zeros.amax(1).to(torch.uint8))
         self.register_buffer("top", top.to(torch.uint8) if not own and (top < TOP).any() else None)
-        self.register_buffer("lowest", self._of_channels(-zeros * step[:, None]) if own else None)
-        self.register_buffer("highest", self._of_channels((top[:, None] - zeros) * step[:, None]) if own else None)
+        for name, levels in (("lowest", -zeros), ("highest", top[:, None] - zeros)):
+            clips = own or self.always_clips
+            self.register_buffer(name, self._of_channels(levels * step[:, None]) if clips else None)
+
+    def fitting_step(self, step: Tensor, zeros: Tensor, top: Tensor) -> Tensor:
+        """Step whose integers fit into their type, from what `_grids` gives."""
+        return step
 
     def _of_channels(self, table: Tensor) -> Tensor:
         """A value per image level and channel, ``(L, C)``, or level, ``(L, 1)``, as its rows broadcast to inputs."""
@@ -109,14 +116,16 @@ class SymmetricInputOperators(InputOperators):
     Levels stay where they are wherever they fit into -127..127, which all of up to 7 bits do; others get wider apart.
     """
 
+    always_clips = True
+
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__(quantizer)
-        step, zeros, top = _grids(quantizer)
-        self.register_buffer("lowest", self._of_channels(-zeros * step[:, None]))
-        self.register_buffer("highest", self._of_channels((top[:, None] - zeros) * step[:, None]))
-        reach = torch.maximum(zeros, top[:, None] - zeros).amax(1)
-        self.step = step * (reach / SIGNED_TOP).clamp(min=1)
         self.register_buffer("none", torch.zeros((), dtype=torch.int8))
+
+    def fitting_step(self, step: Tensor, zeros: Tensor, top: Tensor) -> Tensor:
+        """See `InputOperators.fitting_step`."""
+        reach = torch.maximum(zeros, top[:, None] - zeros).amax(1)
+        return step * (reach / SIGNED_TOP).clamp(min=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""

@@ -165,6 +165,10 @@ class ActivationQuantizer(nn.Module):
         hard = self.layer_factor.clamp(-self.layer_reach, self.layer_reach).round()
         return self.bits + straight_through(torch.tanh(self.layer_factor), hard)
 
+    def clamped_bits_of_layer(self) -> Tensor:
+        """`bits_of_layer` within the bits that may be used, shape ``(1,)``."""
+        return self.bits_of_layer().clamp(*self.bit_range)
+
     def bits_used(self) -> Tensor:
         """Bits of each sample of the current forward pass: ``(B,)``, or ``(1,)`` where all samples share them."""
         bits = self.bits_of_layer()

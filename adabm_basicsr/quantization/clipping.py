@@ -35,7 +35,7 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
 
 
 def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
-    bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
+    bits = quantizer.clamped_bits_of_layer()
     best = search_range(
         quantizer.in_common_range(x), quantizer.lower, quantizer.upper, bits, quantizer.integer, shared=True
     )

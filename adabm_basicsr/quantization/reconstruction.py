@@ -70,7 +70,7 @@ def _fit_input(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, sh
     """Fit the ranges of a layer's input to the error of its output; returns the quantized ``columns``."""
 
     def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        bits = quantizer.bits_of_layer().clamp(*quantizer.bit_range)
+        bits = quantizer.clamped_bits_of_layer()
         return fake_quantize(values, *shifted(lower, upper, shifts), bits, quantizer.integer)
 
     levels = _levels(quantizer, columns)
@@ -105,7 +105,7 @@ def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, c
 
     There clipping gains little on these images, and loses more on others whose rare values lie outside.
     """
-    if quantizer.bits_of_layer().clamp(*quantizer.bit_range) < FIXED_BITS:
+    if quantizer.clamped_bits_of_layer() < FIXED_BITS:
         return MARGIN * _best_shrink(ends, rows, columns, quantize)
     used = [float(end / of_range) for end, of_range in zip(torch.aminmax(columns), ends) if of_range != 0]
     return min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
