@@ -61,8 +61,8 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     if isinstance(activation, ActivationQuantizer):
         columns = _fit_input(activation, rows, columns, shifts_of_columns(layer, columns))
     if rounding and isinstance(weight, WeightQuantizer):
-        steps = weight.step.view(len(rows), -1, 1)
-        rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits)
+        steps = weight.step.expand(rows.shape[0] * rows.shape[1]).view(len(rows), -1, 1)
+        rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits, weight.lowest)
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
 
 
@@ -119,14 +119,15 @@ def _best_shrink(ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, qua
     return SHRINKS[int(torch.stack(errors).argmin())]
 
 
-def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int) -> Tensor:
-    """Round weights to multiples of ``steps`` such that ``rows @ columns`` changes least.
+def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int, lowest: float) -> Tensor:
+    """Round weights to levels that lie ``steps`` apart such that ``rows @ columns`` changes least.
 
     Args:
         rows: Weights of each group and output channel, ``(G, O, K)``.
         moments: ``columns @ columns.T`` of the inputs, ``(G, K, K)``.
         steps: Distance of the levels, ``(G, O, 1)``; 0 of an output channel whose weights are all zero.
-        bits: Bit-width; levels are ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` steps.
+        bits: Bit-width; there are ``2 ** bits`` levels.
+        lowest: The lowest level, in steps: a whole number of them, or halfway between two.
 
     Returns:
         The rounded weights, ``(G, O, K)``.
@@ -137,13 +138,13 @@ def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int) -
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
     passed_on = _passed_on(moments)
     steps = steps.clamp(min=torch.finfo(steps.dtype).tiny)
-    limit = 2 ** (bits - 1)
+    highest, offset = lowest + 2**bits - 1, lowest % 1
     rounded = torch.empty_like(rows)
     for start in range(0, rows.shape[2], BLOCK):
         end = min(start + BLOCK, rows.shape[2])
         errors = torch.empty_like(rows[..., start:end])
         for k in range(start, end):
-            level = (rows[..., k : k + 1] / steps).round().clamp(-limit, limit - 1)
+            level = (rows[..., k : k + 1] / steps - offset).round().add(offset).clamp(lowest, highest)
             rounded[..., k : k + 1] = level * steps
             error = (rows[..., k] - rounded[..., k]) / passed_on[:, k, k].unsqueeze(1)
             errors[..., k - start] = error

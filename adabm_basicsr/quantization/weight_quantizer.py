@@ -91,16 +91,16 @@ class WeightQuantizer(nn.Module):
         """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
         scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
         steps = self._step_of(weight).clamp(min=torch.finfo(weight.dtype).tiny)  # 0 where all weights are
-        levels = (scaled / steps - self._lowest).round()
+        levels = (scaled / steps - self.lowest).round()
         return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
 
     def from_levels(self, levels: Tensor) -> Tensor:
         """Weights that lie on ``levels``; quantizing them gives what `levels` was asked of, to the bit."""
-        scaled = (levels.float() + self._lowest) * self._step_of(levels)
+        scaled = (levels.float() + self.lowest) * self._step_of(levels)
         return scaled if self.channel_scale is None else scaled / self.channel_scale
 
     @property
-    def _lowest(self) -> float:
+    def lowest(self) -> float:
         """The lowest level in steps; integers are a whole number of them away from zero."""
         return -(2.0 ** (self.bits - 1)) if self.integer else -(2**self.bits - 1) / 2
 

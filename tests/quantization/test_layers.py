@@ -9,7 +9,6 @@ from torch import nn
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
-from adabm_basicsr.quantization.reconstruction import round_compensated
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 LAYERS = {
@@ -123,22 +122,6 @@ def test_subclass_that_only_sets_options_is_quantized_and_one_that_computes_othe
     net = calibrate(quantize(network, X[:1], w_bits=8, a_bits=8), [X])
     assert list(net.layers()) == ["1"] and isinstance(net.layers()["1"], Conv3x3)
     assert "Doubled" in net.plan.skipped["2"]
-
-
-def test_compensated_rounding_beats_rounding_to_nearest():
-    torch.manual_seed(0)
-    mixing = torch.randn(32, 32)
-    columns = mixing @ torch.randn(1, 32, 500)  # inputs that have something to do with one another
-    rows, steps = torch.randn(1, 16, 32), torch.full((1, 16, 1), 0.4)
-    rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, bits=4)
-    nearest = (rows / steps).round().clamp(-8, 7) * steps
-    torch.testing.assert_close(rounded / steps, (rounded / steps).round(), rtol=0, atol=1e-4)
-    assert (rounded / steps).min() >= -8.01 and (rounded / steps).max() <= 7.01
-
-    def error(weights):
-        return ((weights - rows) @ columns).square().mean()
-
-    assert error(rounded) < 0.5 * error(nearest)
 
 
 class Attention(nn.Module):
