@@ -27,10 +27,10 @@ COMMANDS = {
 
 
 @contextmanager
-def one_line_errors(hint: str = "") -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn an `AdaBMError`, or a file that the system refuses, into one line on stderr and exit code 2.
 
-    Ctrl-C gives a line too, with a ``hint`` at what goes on from there, and exit code 130.
+    Ctrl-C gives a line too, with what its exception says of how to go on, and exit code 130.
     """
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is in that line
     try:
@@ -38,15 +38,17 @@ def one_line_errors(hint: str = "") -> Iterator[None]:
     except (AdaBMError, OSError) as error:
         print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"adabm-basicsr: interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"adabm-basicsr: interrupted{interruption}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="adabm-basicsr", description="Adaptive quantization for BasicSR networks.")
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr", description="Adaptive quantization for BasicSR networks.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, text in COMMANDS.items():

@@ -124,20 +124,18 @@ def load_resume_state(opt: dict) -> dict | None:
     from basicsr.utils import check_resume
 
     from adabm_basicsr.quantization.distributed import from_first
-    from adabm_basicsr.training_state import newest_state, read_state
+    from adabm_basicsr.training_state import find_state, read_state, resumed_labels
 
     paths = opt["path"]
-    labels = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
-    labels = [label for label in labels if f"network_{label}" not in (paths.get("ignore_resume_networks") or ())]
     if opt["auto_resume"]:
-        found = from_first(newest_state(paths["training_states"], paths["models"], labels))
+        found = from_first(find_state(opt))
         paths["resume_state"] = str(found) if found else paths.get("resume_state")
     if not paths.get("resume_state"):
         return None
     path = Path(paths["resume_state"])
     state = read_state(path, f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu")
     check_resume(opt, state["iter"])
-    for label in labels:  # they belong together, though the experiment may lie elsewhere by now
+    for label in resumed_labels(opt):  # they belong together, though the experiment may lie elsewhere by now
         paths[f"pretrain_network_{label}"] = str(path.parents[1] / "models" / f"net_{label}_{state['iter']}.pth")
     _continue_experiment(opt, state)
     return state

@@ -7,19 +7,23 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+FEW = 5  # choices that are listed beside the nearest
+
 
 class AdaBMError(ValueError):
     """A mistake in the user's input. The command line prints it as one line, without a traceback."""
 
 
 def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
-    """The end of an error message: the nearest of ``choices`` to ``value``, or else the choices themselves."""
+    """The end of an error message: the nearest of ``choices`` to ``value``; all if they are few, or none is near."""
     choices = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(repr(choice) for choice in near)}?"
     shown = ", ".join(repr(choice) for choice in choices[:limit])
-    return f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+    valid = f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+    if not near:
+        return valid
+    question = f"did you mean {' or '.join(repr(choice) for choice in near)}?"
+    return f"{question} ({valid})" if len(near) < len(choices) <= FEW else question
 
 
 def not_found(what: str, path: str | Path) -> AdaBMError:

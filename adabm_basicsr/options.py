@@ -31,7 +31,7 @@ PATH_KEYS = ("pretrain_network_g", "param_key_g", "strict_load_g", "resume_state
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The flags of BasicSR's ``train.py`` and ``test.py``."""
-    parser = argparse.ArgumentParser(prog=prog)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
     parser.add_argument("--auto_resume", action="store_true", help="continue from the newest training state")
@@ -179,12 +179,12 @@ def _check_network(opt: dict, is_train: bool) -> None:
         set_up_training(opt, net)
     elif quantized:
         net.check_calibrated()
-    if quantized and any(dataset["type"] == "PairedImageDataset" for dataset in opt["datasets"].values()):
+    if quantized and opt.get("scale") is not None:
         _check_scale(opt["scale"], net)
 
 
 def _check_scale(scale: int, net: QuantizedNetwork) -> None:
-    """BasicSR cuts the ground truth to ``scale`` times the input; a network of another scale doesn't fit it."""
+    """BasicSR cuts the ground truth to ``scale`` times the input, and reports name it."""
     import torch
 
     with net.full_precision():

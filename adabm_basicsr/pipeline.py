@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from adabm_basicsr.compat import keep_freed_memory, weights_only
 from adabm_basicsr.console import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options import make_parser, parse_options
+from adabm_basicsr.training_state import find_state
 
 
 def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log: bool = True) -> None:
@@ -38,7 +41,7 @@ def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log:
 
 
 def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log: bool) -> None:
-    root = Path.cwd()
+    root, start = Path.cwd(), time.time()
     opt = parse_options(args, root, is_train)
     opt["command"] = command
     if not opt["num_gpu"]:
@@ -51,9 +54,19 @@ def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log
                 _run(opt, args, root)
             if own_log and opt["rank"] == 0:
                 _report(opt, args.json)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(opt, start) if is_train else "") from None
     finally:
         if own_log:
             close_logger()
+
+
+def _how_to_go_on(opt: dict, start: float) -> str:
+    """Which state an interrupted run can be continued from; those of an earlier run that it replaces don't count."""
+    state = find_state(opt)
+    if state and (opt["auto_resume"] or state.stat().st_mtime >= start):
+        return f"; --auto_resume goes on from {os.path.relpath(state)}"
+    return " before a training state was saved: run it again"
 
 
 def _run(opt: dict, args: argparse.Namespace, root: Path) -> None:

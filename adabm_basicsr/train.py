@@ -10,7 +10,7 @@ from adabm_basicsr.pipeline import run_pipeline
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ``argv`` as in BasicSR's ``train.py``."""
-    with one_line_errors("; --auto_resume goes on from the newest training state"):
+    with one_line_errors():
         run_pipeline(argv, is_train=True, prog="adabm-basicsr train")
 
 

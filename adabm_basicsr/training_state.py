@@ -49,6 +49,17 @@ def newest_state(folder: str | Path, models: str | Path, labels: list[str]) -> P
     return max(whole, key=lambda path: int(path.stem), default=None)
 
 
+def find_state(opt: Mapping) -> Path | None:
+    """The latest training state of the run of BasicSR's options ``opt``, see `newest_state`."""
+    return newest_state(opt["path"]["training_states"], opt["path"]["models"], resumed_labels(opt))
+
+
+def resumed_labels(opt: Mapping) -> list[str]:
+    """Labels of the networks that a run takes up when it is resumed."""
+    labels = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
+    return [label for label in labels if f"network_{label}" not in (opt["path"].get("ignore_resume_networks") or ())]
+
+
 def random_state() -> dict:
     """States of the random generators of Python, numpy and torch, of this process's GPU too; in plain types."""
     kind, keys, *rest = np.random.get_state()

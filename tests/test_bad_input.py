@@ -10,6 +10,7 @@ import torch
 from conftest import TINY_EDSR
 
 from adabm_basicsr.cli import main
+from adabm_basicsr.report.record import read_record
 
 RESULTS = ("experiments", "results", "tb_logger")
 TRAIN_MISTAKES = {
@@ -20,11 +21,14 @@ TRAIN_MISTAKES = {
     ),
     "unknown section": ({"networks": 1}, "option file: unknown key 'networks'; did you mean 'network_g'?"),
     "unknown key": ({"network_g__w_bit": 4}, "network_g: unknown key 'w_bit'; did you mean 'w_bits' or 'a_bits'?"),
-    "unknown recipe": ({"network_g__recipe": "papper"}, "recipe: unknown value 'papper'; did you mean 'paper'?"),
+    "unknown recipe": (
+        {"network_g__recipe": "papper"},
+        "did you mean 'paper'? (valid: 'paper', 'best', 'static'",
+    ),
     "unknown observer": ({"network_g__observer": "mse"}, "observer: unknown value 'mse'; did you mean 'omse'?"),
     "bits too low": ({"network_g__w_bits": 1}, "w_bits: 1 is out of range; valid: 2 to 8, or 32"),
     "bits too high": ({"network_g__w_bits": 9}, "w_bits: 9 is out of range; valid: 2 to 8, or 32"),
-    "bits no number": ({"network_g__a_bits": "4"}, "a_bits: '4' is out of range"),
+    "bits no number": ({"network_g__a_bits": "4"}, "a_bits: '4' is text; give the number without quotes"),
     "bits too low for paper": ({"network_g__a_bits": 2}, "a_bits: 2 is out of range; valid with recipe paper: 3 to 8"),
     "layer bits": ({"network_g__layers": {"body.*": {"w_bits": 12}}}, "layers: body.*: w_bits: 12 is out of range"),
     "pattern": ({"network_g__exclude": ["bodi.*"]}, "exclude: pattern 'bodi.*' matches no layer"),
@@ -77,6 +81,11 @@ TRAIN_MISTAKES = {
         {"logger__wandb": {"project": "sr"}},
         "logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true",
     ),
+    "quantized network within": (
+        {"network_g__network": {"type": "AdaBMNetwork"}},
+        "network_g: network: type: AdaBMNetwork quantizes another network; name the architecture of that one",
+    ),
+    "scale of another network": ({"scale": 3}, "scale: 3: the network makes images 2 times as large; set scale: 2"),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
@@ -301,6 +310,20 @@ def test_quantized_checkpoint_of_another_recipe(run_fails, workspace):
     assert "doesn't fit quantized EDSR" in error and "layer_factor" in error
 
 
+def test_quantized_checkpoint_of_other_layers(run_fails, workspace):
+    workspace.train(network_g__fully_quantized=True)
+    error = run_fails(command=workspace.test, network_g__fully_quantized=False)
+    assert "it has 8 quantized layers, the options give 4; the same fully_quantized, exclude" in error
+
+
+def test_a_recipe_that_makes_the_same_layers_is_told_and_noted(workspace, capsys):
+    workspace.train(network_g__recipe="fast", train__total_iter=0)
+    workspace.test(network_g__recipe="best")
+    told = "network_g: recipe: best, but experiments/tiny/models/net_g_latest.pth was made with fast"
+    assert told in capsys.readouterr().err
+    assert read_record(Path("results/tiny_test"))["recipe"] == "fast"
+
+
 def test_plain_checkpoint_cannot_be_tested_quantized(run_fails, workspace):
     error = run_fails(command=workspace.test, path__pretrain_network_g="tiny.pth")
     assert "calibrate it (train), or load a quantized checkpoint" in error
@@ -328,6 +351,10 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
         ({"scale": 1}, "scale: 1: the network makes images 2 times as large; set scale: 2"),
         ({"scale": ...}, "datasets: test: scale is missing from the option file"),
         ({"val__suffix": "../x"}, "val: suffix: '../x' is not part of a file's name"),
+        (
+            {"val__metrics__psnr": {"type": "calculate_psnr", "crop_boarder": 2}},
+            "val: metrics: psnr: unknown key 'crop_boarder'; did you mean 'crop_border'",
+        ),
         ({"val__metrics__psnr__crop_border": "2"}, "val: metrics: psnr: with crop_border '2', test_y_channel True"),
         ({"val__metrics__psnr__crop_border": 24}, "it gives nan on an image of 48x48 pixels"),
         ({"datasets__test__filename_tmpl": "{}x2"}, "image val/lq/img_000x2.png cannot be read: No such file"),
@@ -395,16 +422,44 @@ def test_a_checkpoint_that_holds_code_gives_no_unsafe_advice(run_fails, workspac
     assert "tiny.pth cannot be read" in error and "something else than tensors" in error and "weights_only" not in error
 
 
-def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("step", "flags", "told"),
+    [
+        ("_calibrate", (), " before a training state was saved: run it again"),  # the earlier run's doesn't count
+        ("optimize_parameters", (), "; --auto_resume goes on from experiments/tiny/training_states/0.state"),
+        ("_calibrate", ("--auto_resume",), None),  # it isn't calibrated again
+        ("optimize_parameters", ("--auto_resume",), "; --auto_resume goes on from experiments/tiny/training_states/6"),
+    ],
+)
+def test_ctrl_c_tells_what_can_be_continued(step, flags, told, workspace, monkeypatch, capsys):
+    workspace.train(logger__save_checkpoint_freq=6, train__total_iter=6)
+
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adabm_basicsr.train.run_pipeline", interrupted)
+    monkeypatch.setattr(f"adabm_basicsr.models.adabm_model.AdaBMModel.{step}", interrupted)
+    if told is None:
+        workspace.train(*flags)
+        return
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "-opt", "any.yml"])
+        workspace.train(*flags)
     assert stopped.value.code == 130
-    expected = "adabm-basicsr: interrupted; --auto_resume goes on from the newest training state\n"
-    assert capsys.readouterr().err == expected
+    assert f"adabm-basicsr: interrupted{told}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_auto_resume_without_a_state_is_told(workspace, capsys):
+    workspace.train("--auto_resume", train__total_iter=2)
+    assert "--auto_resume: " in capsys.readouterr().err
+    workspace.train("--auto_resume", train__total_iter=4)
+    assert "--auto_resume: " not in capsys.readouterr().err
+
+
+def test_fine_tuning_that_does_harm_is_a_warning(workspace, capsys):
+    workspace.train(train__total_iter=2)
+    assert "Fine-tuning took the loss" not in capsys.readouterr().err
+    rates = {"learning_rates": {"activation_range": 10.0, "weight_range": 10.0}}
+    workspace.train(train__total_iter=2, train__finetune=rates)
+    assert "Fine-tuning took the loss from" in capsys.readouterr().err
 
 
 def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
@@ -420,7 +475,7 @@ def test_a_module_that_is_missing_has_near_misses(run_fails, workspace, monkeypa
     (workspace.root / "inhouse").mkdir()
     (workspace.root / "inhouse" / "archs.py").write_text("")
     error = run_fails(network_g__custom_imports=[typo])
-    nearest = "inhouse" if typo.endswith("archs") else os.path.join("inhouse", "archs.py")
+    nearest = "inhouse" if typo.endswith("archs") else "inhouse.archs"
     assert f"cannot import '{typo}': No module named" in error and f"did you mean '{nearest}'?" in error
 
 

@@ -97,7 +97,7 @@ def test_linked_files_exist():
 
 
 def test_commands_name_existing_option_files():
-    files = re.findall(r"-opt (options/\S+\.yml)", README)
+    files = re.findall(r"(options/(?:train|test)/\S+\.yml)", README)
     assert files and all((ROOT / file).is_file() for file in files)
 
 

@@ -111,7 +111,9 @@ def _import_problem(name: str, error: Exception) -> str:
     if not isinstance(error, ImportError):
         return f"{type(error).__name__}: {error}"
     is_missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
-    return f"{error}{near_paths(error.name.replace('.', os.sep)) if is_missing else ''}"
+    if not is_missing:
+        return str(error)
+    return f"{error}{near_paths(error.name.replace('.', os.sep)).replace('.py', '').replace(os.sep, '.')}"
 
 
 def build_base(options: dict, where: str = "network_g: network") -> nn.Module:
@@ -123,11 +125,14 @@ def build_base(options: dict, where: str = "network_g: network") -> nn.Module:
     if not isinstance(options, dict) or "type" not in options:
         raise AdaBMError(f"{where}: type is missing; give a registered architecture and its options")
     name = str(options["type"])
+    if name == AdaBMNetwork.__name__:
+        raise AdaBMError(f"{where}: type: {name} quantizes another network; name the architecture of that one")
     if reason := REFUSED.get(name.removesuffix("_basicsr")):
         raise AdaBMError(f"{where}: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
     if not registered:
-        names = [key for key, _ in ARCH_REGISTRY if key.removesuffix("_basicsr") not in REFUSED]
+        names = {key.removesuffix("_basicsr") for key, _ in ARCH_REGISTRY}
+        names = sorted(names - {*REFUSED, AdaBMNetwork.__name__})
         raise AdaBMError(
             f"{where}: type: {name!r} is not registered (custom_imports registers your own); "
             f"{did_you_mean(name, names)}"

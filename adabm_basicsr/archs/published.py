@@ -306,7 +306,7 @@ def write_imported(imported: Imported, out: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr import``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr import", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr import", description=__doc__, allow_abbrev=False)
     parser.add_argument("published", type=Path, help="quantized checkpoint of the published code")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.pth", help="checkpoint to write")
     parser.add_argument("--w-bits", type=int, default=4, help="bits of its weights, 2..8 (default: 4)")

@@ -78,9 +78,7 @@ def import_spandrel() -> ModuleType:
     try:
         import spandrel
     except ImportError as error:
-        raise AdaBMError(
-            f"{WHERE}: type: Spandrel needs the package spandrel: pip install 'adabm-basicsr[spandrel]'"
-        ) from error
+        raise AdaBMError(f"{WHERE}: type: Spandrel needs the package spandrel: pip install spandrel") from error
     return spandrel
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import os
 import warnings
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import METRIC_REGISTRY
 
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
@@ -91,6 +94,7 @@ def check_metrics(metrics: dict[str, dict], sizes: list[Size]) -> None:
     height, width = (min([TRIED, *sides]) for sides in (zip(*sizes) if sizes else ((), ())))
     noise = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     for name, options in metrics.items():
+        _check_metric_options(f"val: metrics: {name}", options)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -101,6 +105,14 @@ def check_metrics(metrics: dict[str, dict], sizes: list[Size]) -> None:
         if problem:
             given = ", ".join(f"{key} {value!r}" for key, value in options.items() if key != "type")
             raise AdaBMError(f"val: metrics: {name}: with {given} it {problem} on an image of {width}x{height} pixels")
+
+
+def _check_metric_options(where: str, options: dict) -> None:
+    """Metrics take any further argument and ignore it, as BasicSR's do: what is like one of their own is a mistake."""
+    parameters = inspect.signature(METRIC_REGISTRY.get(options["type"])).parameters
+    own = ["type", "better", *(key for key in parameters if key not in ("img", "img2"))]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    check_keys(where, [key for key in options if not takes_any or difflib.get_close_matches(key, own)], own)
 
 
 def check_images(where: str, dataset: dict, scale: int) -> list[Size]:

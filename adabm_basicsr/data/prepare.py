@@ -108,7 +108,7 @@ def _to_lmdb(folder: Path, images: list[Path], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr prepare``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr prepare", description=__doc__, allow_abbrev=False)
     parser.add_argument("--hr", type=Path, required=True, help="folder of high-resolution images")
     parser.add_argument("--scale", type=int, required=True, choices=range(1, 9), metavar="1..8")
     parser.add_argument("--out", type=Path, required=True, help="new folder, or NAME.lmdb")

@@ -110,7 +110,7 @@ def _collect_pictures() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr demo``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr demo", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--out", type=Path, default=Path("adabm_demo"), help="folder to write to (default: ./adabm_demo)"
     )

@@ -57,7 +57,7 @@ def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr export", description=__doc__, allow_abbrev=False)
     parser.add_argument("-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file")
     parser.add_argument("--format", choices=sorted(SUFFIXES), help="kind of file (default: as --out ends, or packed)")
     parser.add_argument("-o", "--out", type=Path, help="file to write (default: the model's name, another ending)")

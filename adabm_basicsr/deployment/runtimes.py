@@ -218,7 +218,7 @@ def import_runtime(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise AdaBMError(f"{name} is not installed: pip install 'adabm-basicsr[runtimes]'") from error
+        raise AdaBMError(f"{name} is not installed: pip install {name}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -87,6 +87,8 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
         if len(sources) > 1:
             raise AdaBMError(f"--out: {out} is one file, but {len(sources)} images are put in; name a folder")
         planned = [(sources[0], out)]
+    elif out.exists() and not out.is_dir():
+        raise AdaBMError(f"--out: {out} is a file, and none of an image; name a folder")
     else:
         planned = [(path, out / (f"{path.stem}.{extension}" if extension else path.name)) for path in sources]
     targets: dict[Path, Path] = {}
@@ -209,11 +211,13 @@ def _speed(pixels: int, start: float) -> str:
 
 
 def _load(args: argparse.Namespace) -> Network:
-    """The network of the file, on the device that was asked for."""
+    """The network of the file, in the runtime or on the device that was asked for."""
     if args.runtime and args.model.suffix != ONNX_SUFFIX:
         raise AdaBMError(
             f"--runtime: {args.runtime} runs {ONNX_SUFFIX} files; {args.model} runs in torch, see --device"
         )
+    if args.device not in (None, "cpu") and args.model.suffix == ONNX_SUFFIX:
+        raise AdaBMError(f"--device: {args.device} runs files of torch; {args.model} runs in a --runtime, on the CPU")
     network = load_network(args.model, args.custom_imports, args.runtime or DEFAULT_RUNTIME, args.threads)
     if not isinstance(network, torch.nn.Module):
         return network
@@ -236,7 +240,7 @@ class _OnDevice:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr upscale", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr upscale", description=__doc__, allow_abbrev=False)
     parser.add_argument("-m", "--model", type=Path, required=True, help=".onnx, packed file or checkpoint (.pth)")
     parser.add_argument("-i", "--input", nargs="+", required=True, help="images, folders or patterns such as '*.png'")
     parser.add_argument(

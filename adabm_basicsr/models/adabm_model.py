@@ -27,7 +27,7 @@ from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits, log_image_bits
 from adabm_basicsr.quantization.calibration import calibrate, check_finite, representative
-from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description, save_checkpoint, save_tensors
 from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
 from adabm_basicsr.quantization.finetuning import Finetuner
@@ -62,8 +62,10 @@ class AdaBMModel(SRModel):
             raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
         wait_for_all()  # the first process makes the folders that the others may write to
         self.record = RunRecord(opt)
+        self.made_with: str | None = None
         super().__init__(opt)
-        self.record.note(**describe_network(self.get_bare_model(self.net_g), opt["network_g"]))
+        facts = describe_network(self.get_bare_model(self.net_g), opt["network_g"])
+        self.record.note(**{**facts, "recipe": self.made_with or facts["recipe"]})
         self._tell_coverage()
         self.observed: Observations | None = None
         self.image_name = ""
@@ -88,11 +90,21 @@ class AdaBMModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         """Load a plain or quantized checkpoint, told apart by content; see `load_checkpoint`."""
         get_root_logger().info(f"Loading {load_path}")
-        load_checkpoint(self.get_bare_model(net), load_path, param_key)
+        net = load_checkpoint(self.get_bare_model(net), load_path, param_key)
+        if not self.is_train and isinstance(net, QuantizedNetwork):
+            self._note_recipe(load_path, net.config.recipe)
+
+    def _note_recipe(self, path: str, asked: str) -> None:
+        """Networks of some recipes look alike; which one made a checkpoint, it says itself."""
+        self.made_with = ((read_description(path) or {}).get("options") or {}).get("recipe", asked)
+        if self.made_with != asked:
+            get_root_logger().warning(f"network_g: recipe: {asked}, but {path} was made with {self.made_with}")
 
     def init_training_settings(self) -> None:
         """Calibrate, unless a quantized checkpoint was loaded, and set up fine-tuning."""
         net, setup = self.get_bare_model(self.net_g), set_up_training(self.opt, self.get_bare_model(self.net_g))
+        if self.opt["auto_resume"] and not self.opt["path"].get("resume_state"):
+            say(f"--auto_resume: {self.opt['path']['training_states']} holds no training state; the run begins anew")
         is_fresh = net.stage == Stage.FRESH
         if is_fresh:
             seconds = self._calibrate(net, setup.dataset.calibration_batches(setup.calibration_batch_size))

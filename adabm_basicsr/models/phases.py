@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.finetuning import Finetuner
@@ -31,6 +32,7 @@ class Phases:
     def __init__(self, tuner: Finetuner, total: int, patches: Tensor, record: RunRecord) -> None:
         self.tuner, self.total, self.patches, self.record = tuner, total, patches, record
         self.loss: float | None = None
+        self.began_at: float | None = None  # loss before the first step of this process
         self.first: int | None = None  # iteration of the phase at work
         self.started = 0.0  # of the step at work
         self.seconds = 0.0  # that the steps of the phase took, without validation and saving between them
@@ -49,6 +51,8 @@ class Phases:
         """Clip, if that is due on the first batch of ``images``, and begin a phase, if one begins."""
         if self.loss is None:
             self.loss = self.tuner.loss(self.patches, forward)
+        if self.began_at is None:
+            self.began_at = self.loss
         if self.tuner.needs_clipping:
             start = time.perf_counter()
             self.tuner.clip(images)
@@ -68,6 +72,11 @@ class Phases:
             name = f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}"
             self._note(name, self.seconds, forward)
             self.first = None
+        if iteration == self.total and self.loss > self.began_at:
+            get_root_logger().warning(
+                f"Fine-tuning took the loss from {self.began_at:.4g} to {self.loss:.4g}: train longer (train: "
+                "total_iter), or keep what calibration gave (total_iter: 0)"
+            )
 
     def _ends(self, iteration: int) -> bool:
         return iteration == self.total or self.tuner.phase_index(iteration + 1) != self.tuner.phase_index(iteration)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 
-PARAM_KEYS = ("params", "params_ema")
+PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are other trainers'
 BASE_PREFIX = "network."
 QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
 DESCRIPTION_KEY = "adabm_basicsr"
@@ -26,16 +26,20 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
     """Read a state dict, whatever it is wrapped in.
 
     Args:
-        path: File written by ``torch.save``: ``{"params": ...}``, ``{"params_ema": ...}`` or a raw state dict, with or
-            without the prefix ``module.``. Only tensors are loaded, never code.
-        param_key: Which of several state dicts to take; ``params`` by default, else ``params_ema``.
+        path: File written by ``torch.save``: a raw state dict, or one under a key of `PARAM_KEYS`, with or without the
+            prefix ``module.``. Only tensors are loaded, never code.
+        param_key: Which of several state dicts to take; the first of `PARAM_KEYS` by default.
 
     Raises:
         AdaBMError: The file is missing, unreadable or holds no state dict, or a weight isn't finite.
     """
-    state = unwrap(load_tensors(path), param_key)
+    content = load_tensors(path)
+    state = unwrap(content, param_key)
     if not state:
-        raise AdaBMError(f"checkpoint {path} holds no weights")
+        held = ", ".join(map(repr, content)) if isinstance(content, Mapping) and content else type(content).__name__
+        raise AdaBMError(
+            f"checkpoint {path} holds no weights: it holds {held}; weights are looked for under {', '.join(PARAM_KEYS)}"
+        )
     for key, value in state.items():
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # it may say any size
             raise AdaBMError(f"checkpoint {path}: {key} is larger than what the file holds of it")
@@ -58,7 +62,7 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
     except Exception as error:  # whatever unpickling stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
-            reason = "it holds something else than tensors and plain values"
+            reason = "it holds something else than tensors and plain values; save a network's state_dict()"
         raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
 
 
@@ -103,6 +107,7 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) 
     base_name = type(net.network).__name__
     if is_quantized(state):
         if strict:
+            _check_layers(net, state[QUANTIZED_KEY])
             check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
@@ -129,6 +134,14 @@ def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name
 
 def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
+
+
+def _check_layers(net: nn.Module, saved: Tensor) -> None:
+    if len(saved) != len(net.layer_bits):
+        raise AdaBMError(
+            f"the checkpoint was quantized with other options: it has {len(saved)} quantized layers, the options give "
+            f"{len(net.layer_bits)}; the same fully_quantized, exclude, head, tail, body and blocks are needed"
+        )
 
 
 def _check_bits(net: nn.Module, saved: Tensor) -> None:

@@ -211,6 +211,8 @@ class QuantizationConfig:
                 raise AdaBMError(f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}")
 
     def _check_bits(self, key: str, bits: int) -> None:
+        if isinstance(bits, str):
+            raise AdaBMError(f"{key}: {bits!r} is text; give the number without quotes")
         low = self.preset.min_a_bits if key.endswith("a_bits") else 2
         if isinstance(bits, bool) or not isinstance(bits, int) or not (low <= bits <= 8 or bits == FLOAT_BITS):
             why = f" with recipe {self.recipe}" if low > 2 else ""

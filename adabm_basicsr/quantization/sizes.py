@@ -5,6 +5,9 @@ Networks with windows or strides want sizes that are multiples of something.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from adabm_basicsr.errors import AdaBMError
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
+MISTAKES = (AttributeError, ImportError, NameError, TypeError)  # of code, at any size
 ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
 
 
@@ -47,7 +51,7 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
             with torch.no_grad():
                 output = network(image)
         except Exception as error:  # whatever the network's own code raises
-            errors.append(f"{height}x{width}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}")
+            errors.append((f"{height}x{width}", error))
             continue
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * width == output.shape[3] * height:
             return multiple
@@ -56,8 +60,17 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
         return ran[0]
     raise AdaBMError(
         f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any size tried "
-        f"({errors[0]}); if it needs sizes of another kind, give size_multiple"
+        f"({_told(*errors[0])}"
     )
+
+
+def _told(size: str, error: Exception) -> str:
+    """What failed, and where if it is the network's own code rather than the size."""
+    reason = f"{size}: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+    if not isinstance(error, MISTAKES):
+        return f"{reason}); if it needs sizes of another kind, give size_multiple"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{reason}, {Path(place.filename).name}:{place.lineno})"
 
 
 def _trial_size(multiple: int) -> tuple[int, int]:

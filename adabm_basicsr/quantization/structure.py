@@ -91,7 +91,8 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
 def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
     """The outermost modules that match the user's patterns."""
     calls = _first_calls(trace)
-    names = match_all("blocks", patterns, [name for name in calls if name], "module")  # "": the network itself
+    modules = [name for name in calls if name]  # "": the network itself
+    names = match_all("blocks", patterns, modules, "module with layers in it")
     outermost = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
     return sorted((calls[name] for name in outermost), key=lambda call: call.start)
 

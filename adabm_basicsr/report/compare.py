@@ -59,7 +59,7 @@ def write(figures: dict, out: Path) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr compare", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="DIR", help="folders of runs, or folders that hold some"
     )

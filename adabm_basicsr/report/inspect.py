@@ -29,7 +29,7 @@ ONNX_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr inspect``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr inspect", description=__doc__)
+    parser = argparse.ArgumentParser(prog="adabm-basicsr inspect", description=__doc__, allow_abbrev=False)
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file or ONNX file")
     add_custom_imports(parser)
     add_output_flags(parser)
@@ -114,7 +114,7 @@ def _inspect_onnx(path: Path) -> dict:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError as error:
-        raise AdaBMError('reading ONNX files needs the package onnx: pip install "adabm-basicsr[runtimes]"') from error
+        raise AdaBMError("reading ONNX files needs the package onnx: pip install onnx") from error
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

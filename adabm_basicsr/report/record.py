@@ -15,11 +15,12 @@ from pathlib import Path
 
 from adabm_basicsr import __version__
 from adabm_basicsr.console import say
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, near_paths
 from adabm_basicsr.files import atomic_path
 
 FILE = "run.json"
 FORMAT = 1
+MAX_LISTED = 4
 
 
 class RunRecord:
@@ -97,9 +98,10 @@ def read_record(folder: Path) -> dict:
     """
     path = folder / FILE
     if not os.path.isfile(path):
+        runs = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{FILE}"))[:MAX_LISTED])
         raise AdaBMError(
             f"{folder} holds no {FILE}: name a folder of one run, experiments/NAME or results/NAME, that "
-            "adabm-basicsr train or test wrote"
+            f"adabm-basicsr train or test wrote{f', such as {runs}' if runs else near_paths(folder)}"
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

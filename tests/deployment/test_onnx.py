@@ -174,7 +174,7 @@ def test_unknown_or_missing_runtimes_are_told(exported, monkeypatch):
         return original(name)
 
     monkeypatch.setattr(runtimes.importlib, "import_module", without)
-    with pytest.raises(AdaBMError, match=r"onnxruntime is not installed: pip install 'adabm-basicsr\[runtimes\]'"):
+    with pytest.raises(AdaBMError, match=r"onnxruntime is not installed: pip install onnxruntime"):
         OnnxNetwork(exported, "onnxruntime")(smooth(1))
 
 

@@ -135,14 +135,24 @@ def test_processes_share_the_images(models, folder, monkeypatch):
     assert [path.name for path in (folder / "out").iterdir()] == ["b.png"]
 
 
+def test_a_device_is_no_matter_of_runtimes(models, folder, capsys):
+    cv2.imwrite("in/a.png", IMAGE)
+    with pytest.raises(SystemExit):
+        upscale(models, "-i", "in", "--device", "cuda", model="net.onnx")
+    assert "--device: cuda runs files of torch; " in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_mistakes_are_told(models, folder, capsys):
     for name in ("a.png", "a.jpg"):
         cv2.imwrite(f"in/{name}", IMAGE)
+    (folder / "notes.txt").touch()
     for argv, told in {
         ("-i", "gone"): "gone is no file, no folder, and no pattern that matches an image",
         ("-i", "in", "--ext", "gif"): "--ext: 'gif' is no image format; valid: bmp",
         ("-i", "in", "--ext", "png"): "would both become out/a.png",
         ("-i", "in", "-o", "one.png"): "one.png is one file, but 2 images are put in",
+        ("-i", "in", "-o", "notes.txt"): "--out: notes.txt is a file, and none of an image; name a folder",
         ("-i", "in", "-o", "in"): "in/a.jpg would be overwritten, but is put in itself",
         ("-i", "in/a.png", "-o", "in/a.png", "--overwrite"): "in/a.png would be overwritten, but is put in itself",
         ("-i", "in/a.png", "-o", "in/../in/a.png"): "would be overwritten, but is put in itself",

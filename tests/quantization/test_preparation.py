@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from adabm_basicsr import AdaBMError, calibrate, load_checkpoint, quantize
+from adabm_basicsr.quantization.checkpoint import read_checkpoint
 from adabm_basicsr.quantization.preparation import Preparation, register_preparation
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,17 @@ def test_plain_checkpoints_keep_the_layout_of_the_unprepared_network(recipe, tmp
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(AdaBMError, match="holds no weights"):
         load_checkpoint(net, tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize("key", ["params", "params_ema", "state_dict", "model"])
+def test_weights_are_found_under_the_keys_of_other_trainers(key, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3))
+    torch.save({key: network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
+    assert read_checkpoint(tmp_path / "net.pth").keys() == network.state_dict().keys()
+    torch.save({"generator": network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
+    with pytest.raises(AdaBMError, match="holds 'generator', 'epoch'; weights are looked for under"):
+        read_checkpoint(tmp_path / "net.pth")
+    assert read_checkpoint(tmp_path / "net.pth", "generator").keys() == network.state_dict().keys()
 
 
 def test_own_modules_can_be_registered():

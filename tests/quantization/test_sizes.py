@@ -52,6 +52,15 @@ def test_network_that_takes_no_size_is_told():
         find_size_multiple(nn.Conv2d(5, 3, 3), EXAMPLE)
 
 
+def test_a_mistake_of_code_is_told_with_its_place():
+    class Mistaken(nn.Module):
+        def forward(self, x):
+            return x.nope
+
+    with pytest.raises(AdaBMError, match=r"has no attribute 'nope', test_sizes.py:\d+\)$"):
+        find_size_multiple(Mistaken(), EXAMPLE)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 32))
 def test_padding_mirrors_and_crops_back(height, width, multiple):

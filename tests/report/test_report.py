@@ -211,6 +211,8 @@ def test_the_time_of_a_phase_and_its_losses_are_noted(at_run):
 MISTAKES = {
     "no run": (["report", "val"], "val holds no run.json: name a folder of one run"),
     "no folder": (["report", "gone"], "gone holds no run.json"),
+    "folder of runs": (["report", "experiments"], "test wrote, such as experiments/tiny"),
+    "near folder": (["report", "experiments/tinny"], "did you mean 'experiments/tiny'?"),
     "nothing to compare": (["compare", "val"], "val neither is the folder of a run nor holds any"),
     "no model": (["inspect", "gone.pth"], "gone.pth does not exist"),
     "folder of models": (["inspect", "experiments/tiny/models"], "tiny/models is a folder: name a file"),
