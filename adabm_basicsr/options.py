@@ -135,6 +135,8 @@ def _check_what_is_named(opt: dict, is_train: bool) -> None:
 
     sizes = check_datasets(opt)
     _check_registered(opt)
+    if is_train and opt["network_g"]["type"] == "AdaBMNetwork":
+        _check_model(opt["model_type"])
     check_metrics((opt.get("val") or {}).get("metrics") or {}, sizes)
     if opt["model_type"] == "AdaBMModel":
         _check_network(opt, is_train)
@@ -162,6 +164,16 @@ def _check_registered(opt: dict) -> None:
     for name, kind in kinds.items():
         if kind == "calculate_lpips" and not find_spec("lpips"):
             raise AdaBMError(f"val: metrics: {name}: {kind} needs the package lpips: pip install lpips")
+
+
+def _check_model(model_type: str) -> None:
+    """BasicSR's own models test a quantized network, but don't know how to make one."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from adabm_basicsr.models.adabm_model import AdaBMModel
+
+    if not issubclass(MODEL_REGISTRY.get(model_type), AdaBMModel):
+        raise AdaBMError(f"model_type: {model_type!r} doesn't quantize; AdaBMModel trains AdaBMNetwork")
 
 
 def _check_network(opt: dict, is_train: bool) -> None:

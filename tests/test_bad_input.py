@@ -86,6 +86,11 @@ TRAIN_MISTAKES = {
         "network_g: network: type: AdaBMNetwork quantizes another network; name the architecture of that one",
     ),
     "scale of another network": ({"scale": 3}, "scale: 3: the network makes images 2 times as large; set scale: 2"),
+    "weights of another key": (
+        {"path__param_key_g": "param"},
+        "param_key_g: 'param' is no key of checkpoint tiny.pth; did you mean 'params'?",
+    ),
+    "model that doesn't quantize": ({"model_type": "SRModel"}, "model_type: 'SRModel' doesn't quantize; AdaBMModel"),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
@@ -355,6 +360,7 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
             {"val__metrics__psnr": {"type": "calculate_psnr", "crop_boarder": 2}},
             "val: metrics: psnr: unknown key 'crop_boarder'; did you mean 'crop_border'",
         ),
+        ({"val__metrics__psnr__test_y_channel": "yess"}, "psnr: test_y_channel: 'yess' is not true or false"),
         ({"val__metrics__psnr__crop_border": "2"}, "val: metrics: psnr: with crop_border '2', test_y_channel True"),
         ({"val__metrics__psnr__crop_border": 24}, "it gives nan on an image of 48x48 pixels"),
         ({"datasets__test__filename_tmpl": "{}x2"}, "image val/lq/img_000x2.png cannot be read: No such file"),

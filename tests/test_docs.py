@@ -181,6 +181,9 @@ def test_own_network_step_by_step(own_project):
     for command in re.findall(r"^adabm-basicsr (.*)$", page, re.M):
         main(shlex.split(command))
     assert len(list(Path("upscaled").iterdir())) == 2
+    Path("shown.yml").write_text(snippets("yaml", page)[0])
+    shorten_run(Path("shown.yml"))
+    main(["train", "-opt", "shown.yml"])
 
 
 def test_own_network_snippets(own_project, run_snippet):

@@ -113,6 +113,10 @@ def _check_metric_options(where: str, options: dict) -> None:
     own = ["type", "better", *(key for key in parameters if key not in ("img", "img2"))]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     check_keys(where, [key for key in options if not takes_any or difflib.get_close_matches(key, own)], own)
+    for key, value in options.items():
+        name, usual = f"{where}: {key}", parameters[key].default if key in parameters else None
+        if isinstance(usual, bool) and not isinstance(value, bool):
+            raise AdaBMError(f"{name}: {value!r} is not true or false")
 
 
 def check_images(where: str, dataset: dict, scale: int) -> list[Size]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -63,11 +64,23 @@ def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None, max_pixels
     folder = out.with_suffix(".lmdb.images") if out.suffix == ".lmdb" else out
     images = ((path, read_image(path, max_pixels=max_pixels)) for path in paths)
     progress = tqdm(images, "Bicubic", len(paths), unit="image", disable=None)
-    written = [_prepare_one(path, image, scale, folder, mod) for path, image in progress]
-    if folder != out:
-        _to_lmdb(folder, written, out)
-        shutil.rmtree(folder)
+    with _all_or_nothing(folder, mod):
+        written = [_prepare_one(path, image, scale, folder, mod) for path, image in progress]
+        if folder != out:
+            _to_lmdb(folder, written, out)
+            shutil.rmtree(folder)
     return written
+
+
+@contextmanager
+def _all_or_nothing(*folders: Path | None) -> Iterator[None]:
+    """Remove the new folders if it fails: half of the images would pass for all of them."""
+    try:
+        yield
+    except BaseException:
+        for folder in filter(None, folders):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _check_names(paths: list[Path], keys: bool) -> None:

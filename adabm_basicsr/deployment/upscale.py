@@ -23,7 +23,7 @@ from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME, RUNTIMES
 from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP, check_tiles, finished_blocks
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, check_positive
 from adabm_basicsr.files import atomic_path
 
 DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with larger ones
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     check_tiles("upscale", args.tile, args.tile_overlap)
     check_max_pixels("--max-pixels", args.max_pixels)
+    check_positive("--batch", args.batch)
+    if args.threads < 0:
+        raise AdaBMError(f"--threads: {args.threads} is not a number of threads, or 0 for the runtime's own choice")
     jobs = _share(plan_outputs(args.input, args.out, args.ext))
     network = _load(args)
     done, skipped, failed, pixels, start = 0, 0, {}, 0, time.perf_counter()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError, not_found
+from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 from adabm_basicsr.files import atomic_path
 
 PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are other trainers'
@@ -31,9 +31,10 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         param_key: Which of several state dicts to take; the first of `PARAM_KEYS` by default.
 
     Raises:
-        AdaBMError: The file is missing, unreadable or holds no state dict, or a weight isn't finite.
+        AdaBMError: The file is missing, unreadable or holds no such state dict, or a weight isn't finite.
     """
     content = load_tensors(path)
+    _check_param_key(path, content, param_key)
     state = unwrap(content, param_key)
     if not state:
         held = ", ".join(map(repr, content)) if isinstance(content, Mapping) and content else type(content).__name__
@@ -46,6 +47,15 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
+
+
+def _check_param_key(path: str | os.PathLike, content: object, param_key: str | None) -> None:
+    """A misspelt key would give other weights; BasicSR's own default and checkpoints of ours need no key."""
+    if param_key in (None, PARAM_KEYS[0]) or (isinstance(content, Mapping) and DESCRIPTION_KEY in content):
+        return
+    held = [key for key, value in content.items() if isinstance(value, Mapping)] if isinstance(content, Mapping) else []
+    if param_key not in held:
+        raise AdaBMError(f"param_key_g: {param_key!r} is no key of checkpoint {path}; {did_you_mean(param_key, held)}")
 
 
 def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
@@ -63,6 +73,8 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
             reason = "it holds something else than tensors and plain values; save a network's state_dict()"
+        elif isinstance(error, (KeyError, IndexError, EOFError, OSError)):  # of codes that are no pickle's
+            reason = "it is something else, or damaged"
         raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
 
 

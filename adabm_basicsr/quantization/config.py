@@ -185,7 +185,7 @@ class QuantizationConfig:
         for key in PATTERN_KEYS:
             patterns = getattr(self, key)
             if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
-                raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns")
+                raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns such as ['body.0']")
         if self.size_multiple is not None:
             check_positive("size_multiple", self.size_multiple)
         self._check_bits("w_bits", self.w_bits)

@@ -113,7 +113,7 @@ def crop_columns(rows: list[dict[str, np.ndarray]]) -> list[str]:
 
 def column_title(column: str) -> str:
     """What a column of crops is called."""
-    return f"error x {AMPLIFIED}" if column == ERROR else title(column)
+    return f"error against\nfull precision x {AMPLIFIED}" if column == ERROR else title(column)
 
 
 def draw_crops(rows: list[dict[str, np.ndarray]], versions: Mapping[str, Mapping], path: Path) -> None:

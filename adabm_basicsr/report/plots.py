@@ -76,7 +76,7 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         shares = [100 * found.get(str(b), 0) / total for b in bits]
         places = np.array(bits) + (i - (len(counts) - 1) / 2) * width
         axes.bar(places, shares, width=width * 0.95, color=colour, label=name)
-    axes.set(xlabel="bits used by a layer on an image", ylabel="share (%)", xticks=bits)
+    axes.set(xlabel="bits used by a layer that counts in FAB, on an image", ylabel="share (%)", xticks=bits)
     axes.legend(**LEGEND)
     return figure
 

@@ -56,7 +56,8 @@ def test_what_cannot_be_prepared_is_named(tmp_path, spoil, message):
     hr = write_images(tmp_path / "hr", [(32, 32)])
     spoil(hr)
     with pytest.raises(AdaBMError, match=message):
-        prepare(hr, 4, tmp_path / "lr")
+        prepare(hr, 4, tmp_path / "lr", mod=tmp_path / "mod")
+    assert not (tmp_path / "lr").exists() and not (tmp_path / "mod").exists()
 
 
 @pytest.mark.parametrize("name", ["a.b.png", "é.png"])

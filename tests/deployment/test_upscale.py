@@ -157,6 +157,8 @@ def test_mistakes_are_told(models, folder, capsys):
         ("-i", "in/a.png", "-o", "in/a.png", "--overwrite"): "in/a.png would be overwritten, but is put in itself",
         ("-i", "in/a.png", "-o", "in/../in/a.png"): "would be overwritten, but is put in itself",
         ("-i", "in", "--tile", "8"): "tile_overlap: 16 is more than a third of the tile, 8",
+        ("-i", "in", "--batch", "0"): "--batch: 0 is not a positive whole number",
+        ("-i", "in", "--threads", "-3"): "--threads: -3 is not a number of threads",
         ("-i", "in", "--device", "gpu7"): "--device: gpu7",
         ("-i", "in/a.png", "--runtime", "openvino"): "--runtime: openvino runs .onnx files; ",
     }.items():
