@@ -26,6 +26,11 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
     return f"{question} ({valid})" if len(near) < len(choices) <= FEW else question
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error of other code says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
 def not_found(what: str, path: str | Path) -> AdaBMError:
     """The error for a path that isn't ``what`` it should be: of the other kind, or absent, with names like its own."""
     if os.path.exists(path):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
+from adabm_basicsr.errors import AdaBMError, did_you_mean, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.sizes import check_images, run_padded
 
@@ -147,7 +147,7 @@ def read_onnx(path: str | os.PathLike):
         described = {entry.key: entry.value for entry in model.metadata_props}
         description = json.loads(described.get(DESCRIPTION_KEY, "null"))
     except Exception as error:  # protobuf's own, the checker's, json's: which one depends on the damage
-        raise AdaBMError(f"ONNX file {path} cannot be read (truncated or corrupt): {_first_line(error)}") from error
+        raise AdaBMError(f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}") from error
     if not isinstance(description, dict):
         raise AdaBMError(f"{path} was not written by adabm-basicsr: its description is missing")
     if description.get("format") != FORMAT:
@@ -184,7 +184,7 @@ def _openvino(model: bytes, threads: int) -> Compiled:
     try:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except RuntimeError as error:
-        raise AdaBMError(f"OpenVINO can't compile the graph: {_first_line(error)}") from error
+        raise AdaBMError(f"OpenVINO can't compile the graph: {first_line(error)}") from error
     run = functools.partial(compiled, share_inputs=True, share_outputs=False)
     return Compiled(lambda image: run(image)[0], compiled.release_memory)
 
@@ -202,7 +202,7 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=kept_out
         )
     except Exception as error:  # its exceptions have no common base
-        raise AdaBMError(f"ONNX Runtime can't run the graph: {_first_line(error)}") from error
+        raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
     return Compiled(lambda image: session.run(None, {"image": image})[0], _nothing)
 
 
@@ -219,7 +219,3 @@ def import_runtime(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         raise AdaBMError(f"{name} is not installed: pip install {name}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), repr(error))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, first_line
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
@@ -58,19 +58,20 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
         ran.append(multiple)
     if ran:
         return ran[0]
+    size, error = errors[0]
+    is_mistake = isinstance(error, MISTAKES)
+    place = f", {_place(error)}" if is_mistake else ""
+    advice = "" if is_mistake else "; if it needs sizes of another kind, give size_multiple"
     raise AdaBMError(
         f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any size tried "
-        f"({_told(*errors[0])}"
+        f"({size}: {first_line(error)}{place}){advice}"
     )
 
 
-def _told(size: str, error: Exception) -> str:
-    """What failed, and where if it is the network's own code rather than the size."""
-    reason = f"{size}: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
-    if not isinstance(error, MISTAKES):
-        return f"{reason}); if it needs sizes of another kind, give size_multiple"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{reason}, {Path(place.filename).name}:{place.lineno})"
+def _place(error: Exception) -> str:
+    """File and line of the code that raised ``error``."""
+    raised_at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(raised_at.filename).name}:{raised_at.lineno}"
 
 
 def _trial_size(multiple: int) -> tuple[int, int]:

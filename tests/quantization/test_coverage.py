@@ -136,7 +136,9 @@ def test_patterns_that_match_nothing_name_near_misses(key):
 
 
 def test_block_patterns_name_modules():
-    with pytest.raises(AdaBMError, match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"):
+    with pytest.raises(
+        AdaBMError, match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"
+    ):
         quantize(Network(), EXAMPLE, blocks=["block.0"])
 
 
