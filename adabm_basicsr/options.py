@@ -293,5 +293,6 @@ def _set_paths(opt: dict, root: Path, is_train: bool) -> None:
     if is_train:
         paths["models"], paths["training_states"] = str(base / "models"), str(base / "training_states")
         if "debug" in opt["name"]:
-            opt.get("val", {})["val_freq"] = 8
+            if opt.get("val"):
+                opt["val"]["val_freq"] = 8
             opt["logger"]["print_freq"], opt["logger"]["save_checkpoint_freq"] = 1, 8

@@ -203,7 +203,14 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
         )
     except Exception as error:  # its exceptions have no common base
         raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
-    return Compiled(lambda image: session.run(None, {"image": image})[0], _nothing)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        try:
+            return session.run(None, {"image": image})[0]
+        except Exception as error:
+            raise AdaBMError(f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}") from error
+
+    return Compiled(run, _nothing)
 
 
 def _nothing() -> None:

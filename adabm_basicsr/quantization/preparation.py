@@ -48,10 +48,11 @@ class Preparation:
         self.normalised = [name for name, module in named if _has_weight_norm(module)]
         self.folded: list[tuple[str, str]] = []
         if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
-            trial = self.apply(copy.deepcopy(network))
+            probe = _as_if_trained(copy.deepcopy(network))
+            trial = self.apply(copy.deepcopy(probe))
             self.folded = [pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)]
             # The layer's output may have been used elsewhere too; then folding isn't the same.
-            if not _same_output(self._fold(trial), network, example):
+            if not _same_output(self._fold(trial), probe, example):
                 self.folded = []
 
     def __bool__(self) -> bool:
@@ -71,6 +72,17 @@ class Preparation:
             _fold(network.get_submodule(layer), network.get_submodule(norm))
             _replace(network, norm, nn.Identity())
         return network
+
+
+@torch.no_grad()
+def _as_if_trained(network: nn.Module) -> nn.Module:
+    """Give batch normalisation other statistics: fresh ones change nothing, and a checkpoint may come later."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in [module for module in network.modules() if isinstance(module, BATCH_NORMS)]:
+        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+            if tensor is not None:
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return network
 
 
 def _same_output(network: nn.Module, unprepared: nn.Module, example: Tensor) -> bool:

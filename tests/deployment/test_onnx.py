@@ -11,7 +11,7 @@ import pytest
 import torch
 from agreement import agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
 from adabm_basicsr.deployment import runtimes
@@ -196,3 +196,15 @@ os.kill(os.getpid(), signal.SIGUSR1)
 def test_signals_reach_a_process_whose_network_another_thread_freed(exported):
     run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", FREED_ELSEWHERE, exported], capture_output=True)
     assert (run.returncode, run.stdout) == (0, b"handled\n"), run.stderr
+
+
+def test_an_image_that_a_graph_cannot_take_is_told_in_one_line():
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "output")]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [12])
+    nodes = [helper.make_node("Reshape", ["image", "shape"], ["output"])]
+    graph = helper.make_graph(nodes, "fixed", tensors[:1], tensors[1:], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    compiled = runtimes._onnxruntime(model.SerializeToString(), 1)
+    assert compiled.run(np.zeros((1, 3, 2, 2), np.float32)).shape == (12,)
+    with pytest.raises(AdaBMError, match=r"ONNX Runtime can't run the graph on \(1, 3, 2, 3\): .*"):
+        compiled.run(np.zeros((1, 3, 2, 3), np.float32))

@@ -128,6 +128,11 @@ def test_debug_flag_and_overrides(workspace):
     assert "iter:       3" in log and "manual_seed: 5" in log
 
 
+def test_debug_without_validation(workspace):
+    workspace.train("--debug", val=None)
+    assert "End of training" in read_log("experiments/debug_tiny")
+
+
 def test_several_rounds_of_patches(workspace):
     workspace.train(datasets__train__dataset_enlarge_ratio=2)
     log = read_log("experiments/tiny")

@@ -43,7 +43,8 @@ def test_batch_norm_after_something_else_stays():
     assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [("4", "5"), ("6", "7")]
 
 
-def test_batch_norm_of_an_output_that_is_used_twice_stays():
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "fresh"])
+def test_batch_norm_of_an_output_that_is_used_twice_stays(trained):
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -53,7 +54,8 @@ def test_batch_norm_of_an_output_that_is_used_twice_stays():
             x = self.conv(x)
             return self.last(self.norm(x) + x)
 
-    assert not Preparation(trained_statistics(Branching()), IMAGES[:1], fold=True)
+    network = Branching().eval()
+    assert not Preparation(trained_statistics(network) if trained else network, IMAGES[:1], fold=True)
 
 
 def test_weight_norm_is_baked_in():
