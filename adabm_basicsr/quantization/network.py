@@ -187,7 +187,8 @@ class QuantizedNetwork(nn.Module):
         for block in blocks:
             block.kept_outputs = [] if details else None
         try:
-            output = run_padded(self.network, image, self.size_multiple)
+            # A copy, as networks may change their input in place: the teacher and the next epoch need it as it was.
+            output = run_padded(self.network, image.clone(), self.size_multiple)
             if not details:
                 return output
             bits = mean_bits(self.network).to(image.device).expand(len(image))

@@ -39,6 +39,26 @@ def test_quantize_leaves_the_network_alone(tiny):
         assert (net(IMAGES) - before).abs().max() > 0
 
 
+@pytest.mark.parametrize("recipe", ["static", "paper", "best"])
+def test_a_network_that_changes_its_input_in_place_sees_the_same_images_again(tiny, recipe):
+    class Centring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(tiny)
+
+        def forward(self, x):
+            x -= 0.4
+            return self.inner(x) + 0.4
+
+    images = IMAGES.clone()
+    net = calibrate(quantize(Centring(), IMAGES[:1].clone(), w_bits=8, a_bits=8, recipe=recipe), [images])
+    if recipe != "static":
+        finetune(net, [images] * 3)
+    assert torch.equal(images, IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), tiny(IMAGES - 0.4) + 0.4, atol=0.05, rtol=0)
+
+
 def test_uncalibrated_network_refuses_to_infer(tiny):
     with pytest.raises(AdaBMError, match="the quantized network has no ranges yet"):
         quantize(tiny, IMAGES[:1])(IMAGES)
