@@ -58,6 +58,19 @@ def test_batch_norm_of_an_output_that_is_used_twice_stays(trained):
     assert not Preparation(trained_statistics(network) if trained else network, IMAGES[:1], fold=True)
 
 
+def test_batch_norm_is_folded_in_a_network_that_changes_its_input_in_place():
+    class Centring(nn.Sequential):
+        def forward(self, x):
+            x -= 0.4
+            return super().forward(x)
+
+    assert Preparation(Centring(*normalised()).eval(), IMAGES[:1], fold=True).folded == [
+        ("0", "1"),
+        ("3", "4"),
+        ("5", "6"),
+    ]
+
+
 def test_weight_norm_is_baked_in():
     network = nn.Sequential(
         weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)
