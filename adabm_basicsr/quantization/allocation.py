@@ -81,7 +81,9 @@ def _observed(net: QuantizedNetwork, image: Tensor) -> tuple[Tensor, list[tuple[
     def observe(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> Tensor:
         with torch.no_grad():
             error = quantizer.quantize(output) - output
-        own = output.view_as(output)  # apart from what else the network does with the tensor, in a skip connection say
+        # Apart from what else the network does with the tensor, in a skip connection say. It may not be made of the
+        # image: a table of positions isn't.
+        own = output.view_as(output).requires_grad_()
         seen.append((quantizer, own, error))
         return own
 

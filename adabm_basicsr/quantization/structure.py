@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import QuantizationConfig, match_all
 from adabm_basicsr.quantization.layers import is_quantizable
+from adabm_basicsr.quantization.samples import find_unbatched
 from adabm_basicsr.quantization.tracing import Call, Trace, trace_network
 
 # Blocks that hold less than this share of the MACs before the upsampling, at their own resolution or below, are not the
@@ -46,6 +47,7 @@ class Structure:
         products: Products of two activations, which are names of ``roles`` but not of modules.
         calls: How many times each layer and product ran.
         unsupported: Layers with weights that no quantized type replaces, with the name of their type.
+        unbatched: Names of ``roles`` whose input isn't the samples of a batch one after another; see `find_unbatched`.
     """
 
     roles: dict[str, Role]
@@ -55,10 +57,11 @@ class Structure:
     products: list[str]
     calls: dict[str, int]
     unsupported: dict[str, str] = field(default_factory=dict)
+    unbatched: set[str] = field(default_factory=set)
 
 
 def find_structure(network: nn.Module, example: Tensor, config: QuantizationConfig | None = None) -> Structure:
-    """Run ``network`` once on ``example`` and find its head, body, tail and blocks.
+    """Run ``network`` on ``example`` and find its head, body, tail and blocks.
 
     Args:
         network: Any network that maps ``(B, C, H, W)`` to an image; left as it was.
@@ -82,10 +85,16 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
     for index, call in enumerate(trace.layers):
         roles.setdefault(call.name, _role(index, call.name, blocks, tail, len(trace.layers)))
     _override(roles, config)
-    names = [block.name for block in blocks] or _body_layers(network, roles)
-    macs = {name: trace.macs[name] for name in roles}
-    calls = Counter(call.name for call in trace.layers)
-    return Structure(roles, macs, dict(trace.other_macs), names, trace.products, calls, _unsupported(network))
+    return Structure(
+        roles=roles,
+        macs={name: trace.macs[name] for name in roles},
+        other_macs=dict(trace.other_macs),
+        blocks=[block.name for block in blocks] or _body_layers(network, roles),
+        products=trace.products,
+        calls=Counter(call.name for call in trace.layers),
+        unsupported=_unsupported(network),
+        unbatched=find_unbatched(network, example, trace),
+    )
 
 
 def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:

@@ -65,7 +65,8 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
             own_bits[name] = {**own_bits.get(name, {}), **bits}
     plan = Plan({}, {name: f"no quantized type for {kind}" for name, kind in structure.unsupported.items()})
     for name, role in structure.roles.items():
-        layer_plan = _layer_plan(role, config, own_bits.get(name, {}), name not in non_adaptive)
+        may_adapt = name not in non_adaptive and name not in structure.unbatched
+        layer_plan = _layer_plan(role, config, own_bits.get(name, {}), may_adapt)
         reason = _reason_to_skip(name, layer_plan, structure, config, excluded, name in own_bits)
         if reason:
             plan.skipped[name] = reason

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quan
 from adabm_basicsr.quantization.macs import MacCounter
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+KEPT = 8  # values of each sample that tell it from others
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Trace:
         macs: Multiply-accumulates of each layer and product.
         other_macs: Those of operations in no quantizable layer, by ``module: operation``.
         normalised: Pairs of a layer and the batch normalisation that takes its output, each of which ran once.
+        inputs: Of each layer and product, a few values of what it took, from each index along the first axis.
     """
 
     layers: list[Call] = field(default_factory=list)
@@ -57,10 +60,11 @@ class Trace:
     macs: Counter[str] = field(default_factory=Counter)
     other_macs: Counter[str] = field(default_factory=Counter)
     normalised: list[tuple[str, str]] = field(default_factory=list)
+    inputs: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
 def trace_network(network: nn.Module, example: Tensor) -> Trace:
-    """Run ``network`` once on ``example``, ``(1, C, H, W)``; the network is left as it was.
+    """Run ``network`` once on ``example``, ``(B, C, H, W)``; the network is left as it was.
 
     Raises:
         AdaBMError: The network doesn't take such an image, or gives something else than one.
@@ -107,6 +111,7 @@ class _Tracer(MacCounter):
         call = Call(self.names[module], start, len(self.trace.layers), pixels(output.shape), keeps_shape)
         if is_quantizable(module):
             self.trace.layers.append(call)
+            self.note_inputs(call.name, args[:1])
             self._last = (call.name, output)
         else:
             self.trace.modules.append(call)
@@ -119,6 +124,11 @@ class _Tracer(MacCounter):
             self.trace.macs[name] += macs
         else:
             self.trace.other_macs[f"{name}: {operation}".lstrip(": ")] += macs
+
+    def note_inputs(self, name: str, inputs: Sequence[Tensor]) -> None:
+        """Note what a layer or product took."""
+        rows = [x.reshape(len(x), -1) for x in inputs]
+        self.trace.inputs[name] += [row[:, :: max(row.shape[1] // KEPT, 1)].clone() for row in rows]
 
     def start_product(self) -> None:
         """Note a product in the module that runs."""
@@ -156,6 +166,7 @@ class _FunctionRecorder(ProductMode):
         if is_quantizable(self.tracer.running[-1]):  # a layer's own way to compute what it computes
             return function(left, right)
         self.tracer.start_product()
+        self.tracer.note_inputs(self.tracer.product, (left, right))
         try:
             return function(left, right)
         finally:
