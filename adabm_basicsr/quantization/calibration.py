@@ -25,6 +25,10 @@ LAYER_PERCENTILES = (0.3, 0.7)
 SHOWN = 16  # images that layers are reconstructed on
 PROBED = 8  # images that sensitivities are measured on
 PIXELS_AT_ONCE = 1 << 14  # of a batch of LR images
+STARTS = {
+    "lower": 0, "upper": 1, "layer_factor": 0, "level_ranges": 1, "channel_scale": 1, "channel_shift": 0,
+    "correction": 0, "bias_correction": 0,
+}  # fmt: skip
 
 
 class _Seen(NamedTuple):
@@ -125,6 +129,7 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
             hook.remove()
     if not images:
         raise AdaBMError("calibration needs at least one batch of images, and got none")
+    _reset(net)
     _set_layer_factors(statistics)  # before ranges: which form these take depends on the bits
     _set_ranges(net, statistics)
     _set_image_mapping(net, images)
@@ -135,6 +140,18 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         reconstruct(net, representative(images))
     copy_from_first(net)
     return net
+
+
+def _reset(net: QuantizedNetwork) -> None:
+    """Forget what an earlier calibration, and fine-tuning after it, found."""
+    weights = net.weight_quantizers().values()
+    for quantizer in [*net.activation_quantizers().values(), *weights]:
+        for name, start in STARTS.items():
+            if getattr(quantizer, name, None) is not None:
+                getattr(quantizer, name).fill_(start)
+    for quantizer in weights:
+        if quantizer.allocated is not None:
+            quantizer.allocate()
 
 
 def _observe(net: QuantizedNetwork, statistics: list[_Statistics], part: Tensor) -> list[_Seen]:
