@@ -21,6 +21,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     if int(net.stage) < Stage.CALIBRATED:
         raise AdaBMError("the network has not been quantized yet: calibrate it or load a quantized checkpoint")
     frozen = copy.deepcopy(net).requires_grad_(False)
+    untie(frozen)
     for name, quantizer in frozen.weight_quantizers().items():
         layer = frozen.network.get_submodule(name)
         set_levels(layer, quantizer.levels(layer.weight))
@@ -33,12 +34,17 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     return frozen
 
 
+def untie(net: QuantizedNetwork) -> None:
+    """Give each quantized layer parameters of its own: one that it shares with others stays as it is for these."""
+    for name in net.weight_quantizers():
+        layer = net.network.get_submodule(name)
+        for key, parameter in layer.named_parameters(recurse=False):
+            setattr(layer, key, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
 @torch.no_grad()
 def set_levels(layer: nn.Module, levels: torch.Tensor) -> None:
-    """Give a quantized layer the weight that lies on ``levels``, see `WeightQuantizer.levels`.
-
-    The weight is then the layer's own, even where it was shared with another layer.
-    """
+    """Give a quantized layer the weight that lies on ``levels``, see `WeightQuantizer.levels`."""
     quantizer = layer.weight_quantizer
     if quantizer.correction is not None:
         quantizer.correction.zero_()

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adabm_basicsr.deployment.freeze import freeze, set_levels
+from adabm_basicsr.deployment.freeze import freeze, set_levels, untie
 from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
@@ -126,6 +126,7 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: str) -> 
     Raises:
         AdaBMError: The tensors are not those of this network.
     """
+    untie(net)
     kept, tensors, kinds = _kept(net), dict(tensors), iter(kinds if isinstance(kinds, str) else "")
     small = {kind: tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype)) for kind, dtype in KINDS.items()}
     for key, own in kept.items():

@@ -1,5 +1,6 @@
 """Packed files: bits, size, the same network again, and files that aren't what they should be."""
 
+import copy
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import TINY_EDSR
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, finetune, quantize, save_checkpoint
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
@@ -17,9 +19,11 @@ from adabm_basicsr.deployment.packed import (
     DESCRIPTION_KEY,
     checksum,
     load_packed,
+    pack,
     pack_bits,
     read_packed,
     save_packed,
+    unpack,
     unpack_bits,
 )
 
@@ -80,6 +84,28 @@ def test_weights_alone_quantized(tmp_path):
     save_packed(net, tmp_path / "net.safetensors")
     with torch.no_grad():
         assert torch.equal(load_packed(tmp_path / "net.safetensors")(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize("excluded", ["first", "second"])
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_parameters_that_a_quantized_layer_shares_with_another(tiny, excluded, recipe):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = copy.deepcopy(tiny)
+            self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+            self.second.weight, self.second.bias = self.first.weight, self.first.bias
+
+        def forward(self, x):
+            return self.second(self.first(self.network(x)))
+
+    net, again = (
+        quantize(Tied(), IMAGES[:1], recipe=recipe, fully_quantized=True, exclude=(excluded,)) for _ in range(2)
+    )
+    calibrate(net, [IMAGES])
+    unpack(again, *pack(net))
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), net(IMAGES))
 
 
 def test_a_packed_network_packs_to_the_same_file(packed, content):

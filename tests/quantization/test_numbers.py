@@ -201,3 +201,19 @@ def test_an_image_of_8k():
         corner = net(image[..., -64:, -64:])
     assert output.shape == image.shape
     torch.testing.assert_close(output[..., -40:, -40:], corner[..., -40:, -40:])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cast", [True, False], ids=["autocast", "cast"])
+def test_low_precision_computes_the_same_up_to_its_own_rounding(kind, cast):
+    net = network(w_bits=8, a_bits=8)
+    calibrate(net, [IMAGES])
+    with torch.no_grad():
+        expected = net(IMAGES)
+        if cast:
+            with torch.autocast("cpu", kind):
+                output = net(IMAGES)
+        else:
+            output = net.to(kind)(IMAGES.to(kind))
+    assert cast or output.dtype is kind
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=8 * torch.finfo(kind).eps)

@@ -62,19 +62,22 @@ class QuantizedLayer(nn.Module):
     def _compute_integers(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args, **kwargs) -> Tensor:
         """`compute` on whole numbers, as integer kernels do: float32 adds them up exactly, in whatever order.
 
-        Sums that were rounded would now and then bring a later value to another level than the kernels do.
+        Sums that were rounded would now and then bring a later value to another level than the kernels do, and float16
+        (of autocast, say) can't hold them at all.
         """
+        kind = x.dtype
         step = self.input_quantizer.step(x)
         of_weight = self.weight_quantizer.steps(weight).clamp(min=MIN_WIDTH)  # channels without weights have none
         of_channels = self.input_quantizer.channel_scale
         x = (x / (step if of_channels is None else step * of_channels)).round_()
-        out = self.compute(x, (weight / of_weight).round_(), None, *args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.compute(x.float(), (weight / of_weight).round_().float(), None, *args, **kwargs)
         view = [1] * out.dim()
         view[self.output_axis] = -1
         of_output = self.weight_quantizer.step
         of_output = of_output.repeat(self.output_channels // len(of_output))  # groups share them
         out.mul_(step * of_output.view(view))
-        return out if bias is None else out.add_(bias.view(view))
+        return (out if bias is None else out.add_(bias.view(view))).to(kind)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way.
