@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -33,6 +34,25 @@ class Stage(IntEnum):
     FRESH = 0
     CALIBRATED = 1
     CLIPPED = 2
+
+
+class _Lock:
+    """Lets one thread at a time into a network, whose layers hold what belongs to a single pass; copies have their own.
+
+    The thread that is in it may enter again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
 
 
 class Details(NamedTuple):
@@ -77,6 +97,7 @@ class QuantizedNetwork(nn.Module):
         if example.dtype is not torch.float32:
             raise AdaBMError(f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())")
         self.config = config
+        self._lock = _Lock()
         self.in_channels = example.shape[1]
         network.eval().requires_grad_(False)
         self.size_multiple = config.size_multiple or find_size_multiple(network, example)
@@ -158,11 +179,12 @@ class QuantizedNetwork(nn.Module):
     def full_precision(self) -> Iterator[None]:
         """Within this context the network computes what it did before quantization: the teacher."""
         quantizers = [module for module in self.network.modules() if isinstance(module, QUANTIZERS)]
-        _set(quantizers, enabled=False)
-        try:
-            yield
-        finally:
-            _set(quantizers, enabled=True)
+        with self._lock:
+            _set(quantizers, enabled=False)
+            try:
+                yield
+            finally:
+                _set(quantizers, enabled=True)
 
     def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
         """Super-resolve ``image``, each sample at its own bits.
@@ -179,6 +201,10 @@ class QuantizedNetwork(nn.Module):
                 checkpoint was loaded.
         """
         check_images(image, self.in_channels)
+        with self._lock:
+            return self._forward(image, details)
+
+    def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
         # Found anew in each pass: a replica (DataParallel) has modules of its own, so threads share nothing.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
@@ -221,11 +247,17 @@ class QuantizedNetwork(nn.Module):
             ``(B,)``: what `Details` calls ``bits``, as long as every layer runs.
         """
         quantizers = list(self.activation_quantizers().values())
-        _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None)
-        for quantizer in quantizers:
-            quantizer.last_bits = quantizer.bits_used()
-        _set(quantizers, image_factor=None)
-        return mean_bits(self.network).to(image.device).expand(len(image))
+        with self._lock:
+            _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None)
+            for quantizer in quantizers:
+                quantizer.last_bits = quantizer.bits_used()
+            _set(quantizers, image_factor=None)
+            return mean_bits(self.network).to(image.device).expand(len(image))
+
+    def _replicate_for_data_parallel(self) -> QuantizedNetwork:
+        replica = super()._replicate_for_data_parallel()
+        replica._lock = _Lock()  # replicas run side by side
+        return replica
 
 
 def visit_in_order(

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -365,3 +366,26 @@ def test_bits_are_known_without_running(tiny):
     images = torch.rand(3, 3, 16, 16) * torch.tensor([0.0, 0.3, 1.0]).view(3, 1, 1, 1)
     torch.testing.assert_close(net.bits_for(images), net(images, details=True).bits)
     assert net.bits_for(images).unique().numel() > 1
+
+
+def test_threads_take_turns_in_a_network(tiny):
+    net = calibrated(tiny, w_bits=4, a_bits=4)
+    images = [IMAGES[:1] * 0.01, IMAGES[1:2]]
+    with torch.no_grad():
+        expected = [net(image) for image in images]
+    assert net.bits_for(images[0]) < net.bits_for(images[1])
+
+    def run(index):
+        with torch.no_grad():
+            return all(torch.equal(net(images[index]), expected[index]) for _ in range(100))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(run, range(2)))
+
+
+def test_copies_and_replicas_have_a_lock_of_their_own(tiny):
+    net = calibrated(tiny, w_bits=4, a_bits=4)
+    for again in (copy.deepcopy(net), net._replicate_for_data_parallel()):
+        assert again._lock is not net._lock
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(net)(IMAGES), net(IMAGES))
