@@ -19,6 +19,7 @@ PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are
 BASE_PREFIX = "network."
 QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
 DESCRIPTION_KEY = "adabm_basicsr"
+PARALLEL_PREFIX = "module."  # what DataParallel and its like put before all keys
 MAX_LISTED = 4
 
 
@@ -98,7 +99,13 @@ def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    return {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with the prefix that `unwrap` took off where it is a network's own: it has a child ``module``."""
+    own = {key.removeprefix(PARALLEL_PREFIX): key for key in expected}
+    return {own.get(key, key): value for key, value in state.items()}
 
 
 def is_quantized(state: Mapping[str, Tensor]) -> bool:
@@ -123,6 +130,7 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) 
             check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
+    state = _named_as(net.base_state(), state)
     if strict:
         check_same(net.base_state(), state, base_name)
     base = {BASE_PREFIX + key: value for key, value in net.prepared_state(state, strict).items()}
@@ -175,7 +183,7 @@ def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
-    state = {key.removeprefix("module."): value.cpu() for key, value in net.state_dict().items()}
+    state = {key.removeprefix(PARALLEL_PREFIX): value.cpu() for key, value in net.state_dict().items()}
     description = getattr(net, "description", None)
     described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
     save_tensors({PARAM_KEYS[0]: state, **described}, path)
@@ -217,6 +225,7 @@ def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | No
     state = read_checkpoint(path, param_key)
     try:
         if not hasattr(net, "plan"):
+            state = _named_as(net.state_dict(), state)
             check_same(net.state_dict(), state, type(net).__name__)
         net.load_state_dict(state)
     except AdaBMError as error:

@@ -108,7 +108,7 @@ class QuantizedNetwork(nn.Module):
         self.network = self.preparation.apply(network).eval()
         self.structure = find_structure(network, example, config)
         self.plan = plan_layers(self.structure, config)
-        replace_layers(network, self.plan, self.structure.products, config)
+        replace_layers(network, self.plan, self.structure, config)
         network.eval()  # the new quantizers too
         self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
         bits = [[plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed] for plan in self.plan.layers.values()]
@@ -275,13 +275,13 @@ def visit_in_order(
     pending = set(modules)
     bar = progress(description, len(pending))
 
-    def first_call(module: nn.Module, args: tuple) -> None:
+    def first_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if module in pending:
             pending.discard(module)
-            visit(module, args[0])
+            visit(module, args[0] if args else kwargs["input"])
             bar.update(1)
 
-    hooks = [module.register_forward_pre_hook(first_call) for module in pending]
+    hooks = [module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending]
     try:
         net(images)
     finally:

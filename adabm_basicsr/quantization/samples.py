@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.tracing import Trace, trace_network
 
 TOLERANCE = 1e-3  # of the largest value; what batches of another size may change in float32
@@ -21,13 +20,13 @@ def find_unbatched(network: nn.Module, example: Tensor, trace: Trace) -> set[str
 
     Returns:
         Those whose input for a second image beside the example doesn't begin with the example's own, or isn't twice
-        as long; none of a network that only takes one image at a time.
+        as long.
+
+    Raises:
+        AdaBMError: The network only takes one image at a time.
     """
     other = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    try:
-        together = trace_network(network, torch.cat([example, other])).inputs
-    except AdaBMError:
-        return set()
+    together = trace_network(network, torch.cat([example, other])).inputs
     return {name for name, alone in trace.inputs.items() if not _follow_samples(alone, together[name])}
 
 

@@ -48,6 +48,7 @@ class Structure:
         calls: How many times each layer and product ran.
         unsupported: Layers with weights that no quantized type replaces, with the name of their type.
         unbatched: Names of ``roles`` whose input isn't the samples of a batch one after another; see `find_unbatched`.
+        overwritten: Names of layers whose input the network changes in place afterwards.
     """
 
     roles: dict[str, Role]
@@ -58,6 +59,7 @@ class Structure:
     calls: dict[str, int]
     unsupported: dict[str, str] = field(default_factory=dict)
     unbatched: set[str] = field(default_factory=set)
+    overwritten: set[str] = field(default_factory=set)
 
 
 def find_structure(network: nn.Module, example: Tensor, config: QuantizationConfig | None = None) -> Structure:
@@ -94,6 +96,7 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
         calls=Counter(call.name for call in trace.layers),
         unsupported=_unsupported(network),
         unbatched=find_unbatched(network, example, trace),
+        overwritten=trace.overwritten,
     )
 
 

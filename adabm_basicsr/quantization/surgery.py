@@ -105,7 +105,7 @@ def _default_bits(bits: int, outer: bool) -> int:
     return FIXED_BITS if outer and bits != FLOAT_BITS else bits
 
 
-def replace_layers(network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig) -> None:
+def replace_layers(network: nn.Module, plan: Plan, structure: Structure, config: QuantizationConfig) -> None:
     """Swap the planned layers of ``network`` in place for quantized ones that share their parameters.
 
     A layer that stands at several places of the network (shared between branches) becomes one quantized layer.
@@ -113,23 +113,25 @@ def replace_layers(network: nn.Module, plan: Plan, products: Sequence[str], conf
     Args:
         network: The network.
         plan: What to quantize.
-        products: Names of all products of the network, in the order in which each module computes them.
+        structure: What was found in the network.
         config: The options that the plan was made from.
     """
     quantized: dict[nn.Module, nn.Module] = {}
     for name, layer_plan in plan.layers.items():
-        if name not in products:
+        if name not in structure.products:
             layer = network.get_submodule(name)
             quantized[layer] = _quantize_layer(layer, layer_plan, config)
+            quantized[layer].copies_input = name in structure.overwritten
     for parent in list(network.modules()):
         for key, child in parent._modules.items():  # named_children() would list a shared child only once
             if child in quantized:
                 setattr(parent, key, quantized[child])
     if config.attention_products:
-        _replace_products(network, plan, products, config)
+        _replace_products(network, plan, structure.products, config)
 
 
 def _replace_products(network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig) -> None:
+    """Quantize the products of all modules; ``products`` are named in the order in which each computes them."""
     owners: dict[str, list[QuantizedProduct]] = {}
     for name in dict.fromkeys(products):  # a module that ran twice computed each of its products twice
         quantizers = [_input_quantizer(plan.layers.get(name), config) for _ in range(2)]

@@ -50,6 +50,7 @@ class Trace:
         macs: Multiply-accumulates of each layer and product.
         other_macs: Those of operations in no quantizable layer, by ``module: operation``.
         normalised: Pairs of a layer and the batch normalisation that takes its output, each of which ran once.
+        overwritten: Layers whose input the network changes in place afterwards.
         inputs: Of each layer and product, a few values of what it took, from each index along the first axis.
     """
 
@@ -60,6 +61,7 @@ class Trace:
     macs: Counter[str] = field(default_factory=Counter)
     other_macs: Counter[str] = field(default_factory=Counter)
     normalised: list[tuple[str, str]] = field(default_factory=list)
+    overwritten: set[str] = field(default_factory=set)
     inputs: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -93,6 +95,7 @@ class _Tracer(MacCounter):
         self._starts: list[int] = []
         self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its output
         self._seen_products: list[int] = []
+        self._taken: list[tuple[str, Tensor, int]] = []  # inputs of layers, and how often each had been written to
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
         super()._enter(module, args)
@@ -112,6 +115,7 @@ class _Tracer(MacCounter):
         if is_quantizable(module):
             self.trace.layers.append(call)
             self.note_inputs(call.name, args[:1])
+            self._taken += [(call.name, x, x._version) for x in args[:1]]
             self._last = (call.name, output)
         else:
             self.trace.modules.append(call)
@@ -140,6 +144,7 @@ class _Tracer(MacCounter):
 
     def finished(self) -> Trace:
         """The trace, without what turned out not to hold."""
+        self.trace.overwritten = {name for name, x, version in self._taken if x._version != version}
         runs = Counter(call.name for call in self.trace.layers)
         norms = Counter(norm for _, norm in self.trace.normalised)
         self.trace.normalised = [

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adabm_basicsr import calibrate, quantize
+from adabm_basicsr import calibrate, finetune, quantize
 from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
@@ -204,3 +204,43 @@ def test_an_image_without_a_batch():
     layer, quantizer = nn.Conv2d(8, 5, 3), WeightQuantizer(4, channels=5, integer=True)
     conv = quantized_type(layer).from_float(layer.requires_grad_(False), nn.Identity(), quantizer)
     torch.testing.assert_close(*gradients_of_range(conv, X[0]), rtol=1e-4, atol=1e-4)
+
+
+class ByKeyword(nn.Module):
+    """Names its layers' input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x):
+        out = self.second(input=self.first(input=x).permute(0, 2, 3, 1))
+        return x + out.permute(0, 3, 1, 2)
+
+
+class InPlace(nn.Module):
+    """Writes over the input of its layers once these have run."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, :4] = self.first(x[:, :4])
+        out = self.second(x)
+        x.relu_()
+        return out + x
+
+
+@pytest.mark.parametrize("recipe", ["best", "paper"])
+@pytest.mark.parametrize("kind", [ByKeyword, InPlace])
+def test_ways_to_call_a_layer(kind, recipe):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(kind(), kind()), nn.Conv2d(8, 12, 3), nn.PixelShuffle(2))
+    images = torch.rand(4, 3, 16, 16)
+    net = quantize(network, images[:1], recipe=recipe, w_bits=8, a_bits=8)
+    assert len(net.plan.layers) == 4
+    finetune(calibrate(net, [images]), [images] * 3, iterations_per_epoch=1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), network(images), rtol=0, atol=0.02)

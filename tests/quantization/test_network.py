@@ -368,6 +368,28 @@ def test_bits_are_known_without_running(tiny):
     assert net.bits_for(images).unique().numel() > 1
 
 
+def test_network_with_a_child_called_module(tiny, tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.last = copy.deepcopy(tiny), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.module(x))
+
+    source, plain, parallel = Wrapped(), Wrapped(), nn.DataParallel(Wrapped())
+    parallel.module.load_state_dict(source.state_dict())
+    net = quantize(Wrapped(), IMAGES[:1])
+    for index, state in enumerate((source.state_dict(), parallel.state_dict())):
+        torch.save({"params": state}, tmp_path / f"{index}.pth")
+        for loaded in (
+            load_checkpoint(net, tmp_path / f"{index}.pth"),
+            load_checkpoint(plain, tmp_path / f"{index}.pth"),
+        ):
+            with torch.no_grad(), net.full_precision():
+                assert torch.equal(loaded(IMAGES), source(IMAGES))
+
+
 def test_threads_take_turns_in_a_network(tiny):
     net = calibrated(tiny, w_bits=4, a_bits=4)
     images = [IMAGES[:1] * 0.01, IMAGES[1:2]]

@@ -24,6 +24,7 @@ class QuantizedLayer(nn.Module):
         weight: The full-precision weight, the base layer's own parameter.
         weight_axis: Axis of the output channels in ``weight``.
         output_axis: Axis of the channels in the output.
+        copies_input: Whether the network changes the layer's input in place afterwards, which gradients need as it was.
         linear: Whether `compute` without bias is linear in ``weight``, which makes learning its range cheaper.
         input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float (32 bits).
@@ -33,12 +34,15 @@ class QuantizedLayer(nn.Module):
     weight_axis = 0
     output_axis = -3
     linear = False
+    copies_input = False
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        """What the base layer computes from ``x`` and further arguments, on quantized input and weight."""
-        x, weight, quantizer = self.input_quantizer(x), self.weight_quantizer(self.weight), self.weight_quantizer
+    def forward(self, input: Tensor, *args, **kwargs) -> Tensor:
+        """What the base layer computes from ``input`` and further arguments, on quantized input and weight."""
+        if self.copies_input and torch.is_grad_enabled():
+            input = input.clone()
+        x, weight, quantizer = self.input_quantizer(input), self.weight_quantizer(self.weight), self.weight_quantizer
         quantizes = isinstance(quantizer, WeightQuantizer)
         bias = quantizer.bias(self.bias) if quantizes else self.bias
         if quantizes and not torch.is_grad_enabled() and self._is_integer():
