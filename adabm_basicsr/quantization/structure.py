@@ -18,11 +18,12 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import QuantizationConfig, match_all
 from adabm_basicsr.quantization.layers import is_quantizable
 from adabm_basicsr.quantization.samples import find_unbatched
-from adabm_basicsr.quantization.tracing import Call, Trace, trace_network
+from adabm_basicsr.quantization.tracing import Call, Trace, pixels, trace_network
 
-# Blocks that hold less than this share of the MACs before the upsampling, at their own resolution or below, are not the
-# body; every layer between head and tail is then.
+# Blocks that hold less than this share of the MACs before the upsampling, at the resolution of the image or their own
+# or below, are not the body (those at the bottom of a U-Net, say); every layer between head and tail is then.
 MIN_BODY_SHARE = 0.2
+MIN_TRUNK_SHARE = 0.5  # the same, of the MACs between head and tail: siblings that are one arm of a U-Net, say
 MIN_NESTED_SHARE = 0.5  # of the MACs of a single module, which the blocks in it must hold to be the body instead
 
 
@@ -81,11 +82,11 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
     trace = trace_network(network, example)
     if not trace.layers:
         raise AdaBMError(f"{type(network).__name__} has no convolution or linear layer that can be quantized")
-    blocks = _named_blocks(trace, config.blocks) if config.blocks else _find_blocks(network, trace)
-    tail = _tail_start(trace, blocks)
-    roles: dict[str, Role] = {}
-    for index, call in enumerate(trace.layers):
-        roles.setdefault(call.name, _role(index, call.name, blocks, tail, len(trace.layers)))
+    named = bool(config.blocks)
+    blocks = _named_blocks(trace, config.blocks) if named else _find_blocks(network, trace, pixels(example.shape))
+    roles = _find_roles(trace, blocks)
+    if blocks and not named and _share_of_trunk(roles, trace) < MIN_TRUNK_SHARE:
+        blocks, roles = [], _find_roles(trace, [])
     _override(roles, config)
     return Structure(
         roles=roles,
@@ -109,7 +110,7 @@ def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
     return sorted((calls[name] for name in outermost), key=lambda call: call.start)
 
 
-def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
+def _find_blocks(network: nn.Module, trace: Trace, image_pixels: int) -> list[Call]:
     """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
     calls = _first_calls(trace)
     families = [family for name, parent in network.named_modules() for family in _families(name, parent, calls)]
@@ -122,10 +123,14 @@ def _find_blocks(network: nn.Module, trace: Trace) -> list[Call]:
     upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
     # The last of alike layers may feed a pixel shuffle.
     best = [call for call in best if call.end <= upsampling] or best
-    before = {layer.name for layer in trace.layers[:upsampling] if layer.pixels <= size}
-    comparable = sum(trace.macs[name] for name in before)
-    is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * comparable
+    is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * _macs_up_to(max(size, image_pixels), trace)
     return sorted(best, key=lambda call: call.start) if is_body else []
+
+
+def _macs_up_to(size: int, trace: Trace) -> int:
+    """Of the layers before the upsampling beyond ``size`` pixels that have at most so many."""
+    upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
+    return sum(trace.macs[name] for name in {call.name for call in trace.layers[:upsampling] if call.pixels <= size})
 
 
 def _first_calls(trace: Trace) -> dict[str, Call]:
@@ -150,6 +155,20 @@ def _families(parent_name: str, parent: nn.Module, calls: dict[str, Call]) -> li
     return [
         family for kind, family in families.items() if len(family) > 1 or (in_container and kind is not nn.Sequential)
     ]
+
+
+def _find_roles(trace: Trace, blocks: list[Call]) -> dict[str, Role]:
+    tail = _tail_start(trace, blocks)
+    roles: dict[str, Role] = {}
+    for index, call in enumerate(trace.layers):
+        roles.setdefault(call.name, _role(index, call.name, blocks, tail, len(trace.layers)))
+    return roles
+
+
+def _share_of_trunk(roles: dict[str, Role], trace: Trace) -> float:
+    """Share that the body has of the MACs between head and tail, 0..1."""
+    body, end = (sum(trace.macs[n] for n in roles if roles[n] is role) for role in (Role.BODY, Role.TRUNK_END))
+    return body / max(body + end, 1)
 
 
 def _tail_start(trace: Trace, blocks: list[Call]) -> int:

@@ -111,7 +111,9 @@ class _Tracer(MacCounter):
         if not isinstance(output, Tensor):
             return
         keeps_shape = bool(args) and isinstance(args[0], Tensor) and args[0].shape == output.shape
-        call = Call(self.names[module], start, len(self.trace.layers), pixels(output.shape), keeps_shape)
+        # A linear layer's input may be cut into windows, in any number of dimensions.
+        size = output.shape[:-1].numel() if isinstance(module, nn.Linear) else pixels(output.shape)
+        call = Call(self.names[module], start, len(self.trace.layers), size, keeps_shape)
         if is_quantizable(module):
             self.trace.layers.append(call)
             self.note_inputs(call.name, args[:1])

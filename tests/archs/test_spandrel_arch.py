@@ -1,15 +1,18 @@
 """Networks that the package spandrel recognises by their weights."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from basicsr.archs import build_network
 
-from adabm_basicsr import AdaBMError
-from adabm_basicsr.archs.adabm_arch import build_base, example_input
+from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save_checkpoint
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base, example_input
+from adabm_basicsr.quantization.structure import Role
 
 COMPACT = {"type": "SRVGGNetCompact", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 3, "upscale": 2}
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
@@ -177,6 +180,49 @@ def test_other_kinds_of_networks(spandrel, tmp_path, monkeypatch, purpose):
     assert message.endswith("only super-resolution and restoration networks can be quantized")
 
 
+WINDOWS = {"depths": (2, 2), "num_heads": (2, 2), "window_size": 8, "embed_dim": 24, "upscale": 2}
+DIRECT = {**WINDOWS, "img_size": 32, "upsampler": "pixelshuffledirect"}
+# Networks that tables of positions, inputs changed in place, subsets of tokens or U-shapes make unlike BasicSR's own.
+PECULIAR = {
+    "ATD": {**DIRECT, "category_size": 32, "num_tokens": 16},
+    "DAT": {
+        "embed_dim": 32, "split_size": [4, 8], "depth": [2, 2], "num_heads": [2, 2], "expansion_factor": 2,
+        "upscale": 2, "upsampler": "pixelshuffledirect",
+    },
+    "HAT": {**WINDOWS, "img_size": 32, "upsampler": "pixelshuffle", "squeeze_factor": 6, "num_feat": 16},
+    "NAFNet": {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+    "OmniSR": {"num_feat": 16, "up_scale": 2},
+    "PLKSR": {"dim": 16, "n_blocks": 3, "upscaling_factor": 2},
+    "SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 2},
+    "Swin2SR": {**DIRECT, "mlp_ratio": 2},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PECULIAR)
+def test_round_trip(spandrel, tmp_path, name):
+    torch.manual_seed(0)
+    module = importlib.import_module(f"spandrel.architectures.{name}")
+    torch.save({"params": getattr(module, name)(**PECULIAR[name]).state_dict()}, tmp_path / "net.pth")
+
+    def network():
+        return AdaBMNetwork(network={"type": "Spandrel", "path": str(tmp_path / "net.pth")}, w_bits=8, a_bits=8)
+
+    net = network()
+    batch = F.interpolate(torch.rand(4, 3, 6, 6), size=(32, 40), mode="bicubic").clamp(0, 1)
+    finetune(calibrate(net, [batch]), [batch] * 2, iterations_per_epoch=1)
+    save_checkpoint(net, tmp_path / "quantized.pth")
+    again = load_checkpoint(network(), tmp_path / "quantized.pth")
+    with torch.no_grad():
+        output = net(batch)
+        with net.full_precision():
+            teacher = net(batch)
+        assert torch.equal(again(batch), output)
+    assert (output - teacher).square().mean() <= 1e-3 * teacher.var()
+    macs, roles = net.structure.macs, net.structure.roles
+    assert sum(macs[layer] for layer, role in roles.items() if role is Role.BODY) >= 0.4 * sum(macs.values())
+
+
 SHARED_NETWORKS = {
     "realesr-animevideov3_x4.pth": {**COMPACT, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
     "RealESRGAN_x4plus_anime_6B_fp16.pth": {**RRDB, "num_feat": 64, "num_block": 6, "scale": 4},
@@ -186,8 +232,6 @@ SHARED_NETWORKS = {
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SHARED_NETWORKS)
 def test_published_weights(spandrel, shared, name):
-    from adabm_basicsr import load_checkpoint
-
     path = shared / "weights" / name
     expected = load_checkpoint(basicsr_network(SHARED_NETWORKS[name]), path)
     net = load(path)

@@ -129,3 +129,43 @@ class Two(Block):
 def test_a_network_of_two_outputs_is_refused():
     with pytest.raises(AdaBMError, match="Two gives a tuple instead of one image"):
         find_structure(Two(), torch.zeros(1, 8, 24, 24))
+
+
+class UNet(nn.Module):
+    """Two arms of blocks and a bottom, each at resolutions of its own, and a layer at either end."""
+
+    def __init__(self, middle=1):
+        super().__init__()
+        self.first, self.last = conv(3, 8), conv(8, 3)
+        self.encoders, self.decoders = (nn.ModuleList([Block(), Block()]) for _ in range(2))
+        self.middle = nn.Sequential(*[Block() for _ in range(middle)])
+
+    def forward(self, x):
+        x = kept = self.encoders[0](self.first(x))
+        x = self.middle(self.encoders[1](F.avg_pool2d(x, 2)))
+        x = self.decoders[0](F.interpolate(self.decoders[1](x), scale_factor=2) + kept)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("middle", [1, 3])
+def test_neither_an_arm_nor_the_bottom_of_a_u_net_is_the_body(middle):
+    found = roles(UNet(middle))
+    assert found.pop("first") == "head" and found.pop("last") == "tail"
+    assert set(found.values()) == {"body"} and len(found) == 2 * (4 + middle)
+
+
+def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
+    class Windowed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.after, self.last = conv(3, 8), conv(8, 8), conv(8, 12)
+            self.widen, self.narrow = nn.Linear(8, 64), nn.Linear(64, 8)
+
+        def forward(self, x):
+            x = self.first(x)
+            windows = x.permute(0, 2, 3, 1)  # in this layout, height times width are no trailing axes
+            x = x + self.narrow(F.relu(self.widen(windows))).permute(0, 3, 1, 2)
+            return F.pixel_shuffle(self.last(self.after(x)), 2)
+
+    expected = {"first": "head", "widen": "body", "narrow": "body", "after": "body", "last": "tail"}
+    assert roles(Windowed()) == expected
