@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import check_keys
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.preparation import copy_of
 
 
 def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork:
@@ -25,7 +24,7 @@ def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork
     Raises:
         AdaBMError: An option is unknown or out of range, or nothing can be quantized.
     """
-    return QuantizedNetwork(copy.deepcopy(network), make_config(options), example)
+    return QuantizedNetwork(copy_of(network), make_config(options), example)
 
 
 def make_config(options: dict) -> QuantizationConfig:

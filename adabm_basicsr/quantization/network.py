@@ -18,7 +18,7 @@ from adabm_basicsr.quantization.checkpoint import fit_state
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.cost import mean_bits
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
-from adabm_basicsr.quantization.preparation import Preparation
+from adabm_basicsr.quantization.preparation import Preparation, copy_of
 from adabm_basicsr.quantization.progress import progress
 from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded
 from adabm_basicsr.quantization.structure import find_structure
@@ -104,7 +104,7 @@ class QuantizedNetwork(nn.Module):
         example = pad_to_multiple(example, self.size_multiple)
         self.preparation = Preparation(network, example, fold=config.preset.integer)
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
-        self._unprepared = (copy.deepcopy(network),) if self.preparation else ()
+        self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
         self.structure = find_structure(network, example, config)
         self.plan = plan_layers(self.structure, config)

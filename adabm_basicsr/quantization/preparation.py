@@ -1,7 +1,7 @@
 """Rewrites a network before it is quantized, where its convolutions are hidden or split, without changing its output.
 
-Weight normalisation is baked in and batch normalisation folded for any network; other rewritings stand in a table by
-module type, which `register_preparation` extends.
+Weight and spectral normalisation are baked in and batch normalisation is folded for any network; other rewritings stand
+in a table by module type, which `register_preparation` extends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_weight_norm
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 from adabm_basicsr.quantization.tracing import BATCH_NORMS, trace_network
 
@@ -33,6 +34,12 @@ def register_preparation(kind: type[nn.Module]) -> Callable:
     return register
 
 
+def copy_of(network: nn.Module) -> nn.Module:
+    """A deep copy, of what parameters were made into as well: old normalisations keep a weight with its graph."""
+    tensors = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf})
+
+
 class Preparation:
     """What has to be done to a network before quantization: decided once, done to it and to later copies of it.
 
@@ -45,11 +52,11 @@ class Preparation:
     def __init__(self, network: nn.Module, example: Tensor, fold: bool) -> None:
         named = list(network.named_modules())
         self.rewritten = [name for name, module in named if name and type(module) in _REWRITINGS]
-        self.normalised = [name for name, module in named if _has_weight_norm(module)]
+        self.normalised = [name for name, module in named if _normalises_weight(module)]
         self.folded: list[tuple[str, str]] = []
         if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
-            probe = _as_if_trained(copy.deepcopy(network))
-            trial = self.apply(copy.deepcopy(probe))
+            probe = _as_if_trained(copy_of(network))
+            trial = self.apply(copy_of(probe))
             self.folded = [pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)]
             # The layer's output may have been used elsewhere too; then folding isn't the same.
             if not _same_output(self._fold(trial), probe, example):
@@ -64,7 +71,7 @@ class Preparation:
             module = network.get_submodule(name)
             _replace(network, name, _REWRITINGS[type(module)](module).eval().requires_grad_(False))
         for name in self.normalised:
-            _bake_weight_norm(network.get_submodule(name))
+            _bake(network.get_submodule(name))
         return self._fold(network)
 
     def _fold(self, network: nn.Module) -> nn.Module:
@@ -118,18 +125,25 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     layer.weight, layer.bias = weight.requires_grad_(False), bias.requires_grad_(False)
 
 
-def _has_weight_norm(module: nn.Module) -> bool:
+def _normalises_weight(module: nn.Module) -> bool:
     parametrized = parametrize.is_parametrized(module) and list(module.parametrizations) == ["weight"]
-    return parametrized or _old_weight_norm(module)
+    return parametrized or _old_removal(module) is not None
 
 
-def _old_weight_norm(module: nn.Module) -> bool:
-    return "weight_g" in module._parameters and "weight_v" in module._parameters
+def _old_removal(module: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
+    """What removes a normalisation of the kind before parametrizations, if ``module`` has one."""
+    if "weight_g" in module._parameters and "weight_v" in module._parameters:
+        return remove_weight_norm
+    return remove_spectral_norm if "weight_orig" in module._parameters and "weight_u" in module._buffers else None
 
 
-def _bake_weight_norm(module: nn.Module) -> None:
-    if _old_weight_norm(module):
-        remove_weight_norm(module)
+def _bake(module: nn.Module) -> None:
+    if remove := _old_removal(module):
+        remove(module).weight.requires_grad_(False)
+        hooks = module._load_state_dict_pre_hooks  # one is left behind, and would want the old weight of a checkpoint
+        for key, held in list(hooks.items()):
+            if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
+                del hooks[key]
         return
     # remove_parametrizations would take the weight from copies of the module too, which share its class.
     weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils import parametrizations
 
-from adabm_basicsr import AdaBMError, calibrate, load_checkpoint, quantize
+from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, quantize
+from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.quantization.checkpoint import read_checkpoint
+from adabm_basicsr.quantization.cost import size_bytes
 from adabm_basicsr.quantization.preparation import Preparation, register_preparation
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -71,15 +73,32 @@ def test_batch_norm_is_folded_in_a_network_that_changes_its_input_in_place():
     ]
 
 
-def test_weight_norm_is_baked_in():
-    network = nn.Sequential(
-        weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)
-    )
-    net = calibrate(quantize(network, IMAGES[:1], fully_quantized=True, w_bits=8, a_bits=8, recipe="best"), [IMAGES])
+NORMALISATIONS = [
+    nn.utils.weight_norm,
+    nn.utils.spectral_norm,
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("normalise", NORMALISATIONS, ids=lambda n: f"{n.__module__}.{n.__name__}")
+def test_normalisation_of_weights_is_baked_in(normalise, tmp_path):
+    def network():
+        layers = [normalise(nn.Conv2d(3, 8, 3)), nn.ReLU(), normalise(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)]
+        return nn.Sequential(*layers).eval()
+
+    trained, options = network(), {"fully_quantized": True, "w_bits": 8, "a_bits": 8}
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    net = load_checkpoint(quantize(network(), IMAGES[:1], **options), tmp_path / "plain.pth")
+    finetune(calibrate(net, [IMAGES]), [IMAGES] * 3)
+    assert not any(parameter.requires_grad for parameter in net.base_parameters())
     with torch.no_grad():
         with net.full_precision():
-            torch.testing.assert_close(net(IMAGES), network(IMAGES))
-        torch.testing.assert_close(net(IMAGES), network(IMAGES), atol=0.05, rtol=0)
+            torch.testing.assert_close(net(IMAGES), trained(IMAGES))
+        torch.testing.assert_close(net(IMAGES), trained(IMAGES), atol=0.1, rtol=0)
+        assert torch.equal(freeze(net)(IMAGES), net(IMAGES))
+    assert size_bytes(net) < 0.5 * net.full_precision_bytes()
 
 
 @pytest.mark.parametrize("recipe", ["paper", "best"])
