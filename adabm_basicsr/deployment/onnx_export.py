@@ -62,8 +62,13 @@ class _Deployed(nn.Module):
 
 
 def _mirrored(size: int, multiple: int) -> Tensor:
-    """Where each row or column of the padded image comes from. A pad operator hides the channels from OpenVINO."""
-    return (size - 1) - (size - 1 - torch.arange(size + -size % multiple)).abs()
+    """Where each row or column of the padded image comes from, to and fro for as long as it takes.
+
+    A pad operator hides the channels from OpenVINO.
+    """
+    period = torch.as_tensor(2 * size - 2).clamp(min=1)  # an image of one pixel is repeated
+    position = torch.arange(size + -size % multiple) % period
+    return (size - 1) - (size - 1 - position).abs()
 
 
 def save_onnx(

@@ -32,9 +32,13 @@ class RelativeAdam(torch.optim.Adam):
                 shortened: how far a network can go in a step depends on how its layers' errors add up.
         """
         pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["units"])]
+        with torch.enable_grad():
+            result = closure() if closure else None
         before = [parameter.clone() for parameter, _ in pairs]
-        result = super().step(closure)
-        moves = [(parameter - old) * unit.to(old.device) for (parameter, unit), old in zip(pairs, before)]
+        for parameter, _ in pairs:
+            parameter.zero_()  # Adam's steps are of order one, and would be rounded away beside large values
+        super().step()
+        moves = [parameter * unit.to(parameter.device) for parameter, unit in pairs]
         promised = -sum(float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None)
         shortened = min(MAX_PROMISE * loss / promised, 1.0) if promised > 0 else 1.0
         for (parameter, _), old, move in zip(pairs, before, moves):

@@ -66,6 +66,17 @@ def test_a_batch_is_its_images_at_their_own_levels(exported):
         torch.testing.assert_close(output, network(image[None])[0])
 
 
+def test_images_below_the_multiple_are_mirrored_to_and_fro(tmp_path):
+    net = quantized(TINY_EDSR, size_multiple=8)
+    save_onnx(net, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")  # as other engines run it, with nothing around it
+    for height, width in [(1, 2), (3, 4), (5, 9), (2, 17)]:
+        image = images()[1][..., :height, :width]
+        output = torch.from_numpy(session.run(["output"], {"image": image.numpy()})[0])
+        with torch.no_grad():
+            assert output.shape == net(image).shape and agreement(output, net(image)) >= 30
+
+
 def test_images_of_another_kind_or_shape_are_told(exported):
     network, image = OnnxNetwork(exported, "onnxruntime"), images()[0]
     for bad in (image[0], image[:, :1], image.numpy(), (255 * image).to(torch.uint8)):

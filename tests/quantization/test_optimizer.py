@@ -26,6 +26,16 @@ def test_no_step_promises_to_take_more_than_a_share_of_the_loss_away(rate):
         torch.testing.assert_close(moved, whole)
 
 
+@pytest.mark.parametrize("value", [1.0, 1e4, 1e6])
+def test_steps_are_as_exact_for_large_parameters(value):
+    parameter = nn.Parameter(torch.tensor([value]))
+    optimizer = RelativeAdam([{"params": [parameter], "units": [torch.tensor([value])]}], lr=1e-4)
+    for _ in range(50):
+        parameter.grad = torch.tensor([-1 / value])
+        optimizer.step()
+    assert parameter.item() / value == pytest.approx(1.005, abs=2e-4)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_each_phase_has_parameters_and_units_that_fit_them(phase):
     net = AdaBMNetwork(network=dict(TINY_EDSR), recipe="best" if phase == "distillation" else "paper")
