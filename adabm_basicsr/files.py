@@ -11,6 +11,8 @@ from pathlib import Path
 from adabm_basicsr.errors import AdaBMError
 
 TEMPORARY_PREFIX = ".unfinished-"
+UMASK = os.umask(0o077)  # it can't be read otherwise
+os.umask(UMASK)
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # some disks tell only now that they are full
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as error:
         raise AdaBMError(f"cannot write {path}: {error}") from error

@@ -37,6 +37,17 @@ def net():
     return calibrate(AdaBMNetwork(dict(TINY_EDSR), recipe="static"), [images])
 
 
+def test_permissions_are_those_of_other_files(tmp_path):
+    for path in (tmp_path / "plain", tmp_path / "shared"):
+        path.touch()
+    (tmp_path / "shared").chmod(0o664)
+    with atomic_path(tmp_path / "new") as temporary, atomic_path(tmp_path / "shared") as again:
+        temporary.write_text("x")
+        again.write_text("x")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"plain": modes["plain"], "new": modes["plain"], "shared": 0o664}
+
+
 def check_refused(write, read, path):
     """Write ``path``, then fail to write it again; it is what it was."""
     write(path)

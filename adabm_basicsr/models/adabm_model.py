@@ -20,7 +20,6 @@ from adabm_basicsr.compat import gpus_per_process
 from adabm_basicsr.console import say
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.files import atomic_path
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
@@ -38,7 +37,7 @@ from adabm_basicsr.quantization.summary import summarize
 from adabm_basicsr.report.figures import own_version
 from adabm_basicsr.report.formats import format_figure
 from adabm_basicsr.report.network_facts import describe_network, describe_result
-from adabm_basicsr.report.record import RunRecord
+from adabm_basicsr.report.record import RunRecord, write_json
 from adabm_basicsr.report.store import LOW, PictureStore, to_pixels
 from adabm_basicsr.training_state import SUFFIX, random_state, set_random_state
 
@@ -284,8 +283,7 @@ class AdaBMModel(SRModel):
         """Keep the latest figures of every validation set in ``metrics.json`` beside the log."""
         path = Path(self.opt["path"]["log"]) / "metrics.json"
         kept = json.loads(path.read_text()) if path.is_file() else {}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({**kept, dataset: metrics}, indent=2))
+        write_json(path, {**kept, dataset: metrics})
 
     @master_only
     def save_network(self, net: nn.Module, net_label: str, current_iter: int, param_key: str = "params") -> None:
@@ -326,5 +324,6 @@ class AdaBMModel(SRModel):
             super().resume_training(resume_state)
         except (AssertionError, ValueError) as error:
             raise AdaBMError(f"cannot resume: the training state doesn't fit the options: {error}") from error
+        self.record.resumed_from = resume_state["iter"]
         states = resume_state.get("random", [])
         self.random_state = states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None

@@ -45,7 +45,7 @@ class Phases:
     def note_calibration(self, seconds: float, forward: nn.Module) -> None:
         """Note the calibration that came first; before it there is no quantized network to measure a loss of."""
         self.loss = self.tuner.loss(self.patches, forward)
-        self.record.note_phase("Calibration", seconds, after=self.loss)
+        self.record.note_phase("Calibration", 0, seconds, after=self.loss)
 
     def before_step(self, iteration: int, images: Tensor, forward: nn.Module) -> None:
         """Clip, if that is due on the first batch of ``images``, and begin a phase, if one begins."""
@@ -56,7 +56,7 @@ class Phases:
         if self.tuner.needs_clipping:
             start = time.perf_counter()
             self.tuner.clip(images)
-            self._note("Clipping search", time.perf_counter() - start, forward)
+            self._note("Clipping search", iteration, time.perf_counter() - start, forward)
         if self.first is None:
             last = next(later for later in range(iteration, self.total + 1) if self._ends(later))
             self.bar = progress(f"Fine-tuning {self.name(iteration)}", last - iteration + 1)
@@ -70,7 +70,7 @@ class Phases:
         if self._ends(iteration):
             self.bar.close()
             name = f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}"
-            self._note(name, self.seconds, forward)
+            self._note(name, iteration, self.seconds, forward)
             self.first = None
         if iteration == self.total and self.loss > self.began_at:
             get_root_logger().warning(
@@ -81,6 +81,6 @@ class Phases:
     def _ends(self, iteration: int) -> bool:
         return iteration == self.total or self.tuner.phase_index(iteration + 1) != self.tuner.phase_index(iteration)
 
-    def _note(self, name: str, seconds: float, forward: nn.Module) -> None:
+    def _note(self, name: str, iteration: int, seconds: float, forward: nn.Module) -> None:
         before, self.loss = self.loss, self.tuner.loss(self.patches, forward)
-        self.record.note_phase(name, seconds, before, self.loss)
+        self.record.note_phase(name, iteration, seconds, before, self.loss)

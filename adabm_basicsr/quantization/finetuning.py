@@ -25,14 +25,14 @@ WARM_UP = 0.1  # share of a run in which learning rates rise
 
 @dataclass
 class FinetuneSettings:
-    """Constants of fine-tuning; the defaults are the paper's.
+    """Constants of fine-tuning; the defaults are the recipe's own, of ``paper`` the paper's.
 
     Attributes:
         learning_rates: Those that differ from the recipe's own, by ``weight_range``, ``activation_range``,
-            ``layer_factor`` and ``image_threshold``.
+            ``layer_factor``, ``image_threshold``, ``weight_correction`` and ``bias``; 0 keeps them as calibrated.
         lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own by default.
         feature_weight: Weight of the feature loss; the recipe's own by default.
-        bit_weight: Weight of the bit loss.
+        bit_weight: Weight of the bit loss, of recipes that train bit mappings.
     """
 
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class FinetuneSettings:
         """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given are the recipe's.
 
         Raises:
-            AdaBMError: A key is unknown or a value is no positive number.
+            AdaBMError: A key is unknown, or a value is no number or below 0.
         """
         settings = cls()
         check_keys("train: finetune", options, [f.name for f in fields(cls)])
@@ -206,7 +206,7 @@ def finetune(
         net: The calibrated network; changed in place.
         batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1. Several processes
             (torch.distributed) each take their own part of every batch, all of one size.
-        settings: Learning rates and loss weights; the paper's by default.
+        settings: Learning rates and loss weights; the recipe's own by default.
         iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
         total_iterations: Number of batches, if these aren't a sequence.
 

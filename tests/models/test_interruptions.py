@@ -1,6 +1,7 @@
 """Runs that are killed, or whose disk is full: what is there loads, and what is resumed ends as if undisturbed."""
 
 import functools
+import json
 import random
 import resource
 import shutil
@@ -185,6 +186,9 @@ def test_resumed_with_the_seed_that_was_drawn(workspace):
     keep_only("cut", 6)
     workspace.train("--auto_resume", name="cut", manual_seed=None)
     assert same("cut", "whole")
+    phases = json.loads(Path("experiments/cut/run.json").read_text())["phases"]
+    iterations = [phase["name"].partition("iterations ")[2] for phase in phases if "Fine-tuning" in phase["name"]]
+    assert iterations == ["1 to 4", "7 to 8", "9 to 12"]  # what was done after the sixth is told as it was done again
 
 
 @pytest.mark.parametrize("saved_at", [3, 4])  # within an epoch, and at its end, where loaders draw anew
