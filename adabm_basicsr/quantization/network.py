@@ -20,7 +20,7 @@ from adabm_basicsr.quantization.cost import mean_bits
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.preparation import Preparation, copy_of
 from adabm_basicsr.quantization.progress import progress
-from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded
+from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded, trial_size
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
@@ -106,7 +106,9 @@ class QuantizedNetwork(nn.Module):
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
         self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
-        self.structure = find_structure(network, example, config)
+        tried = None if config.size_multiple else trial_size(self.size_multiple)  # the network takes this size
+        small = example.new_full((1, self.in_channels, *tried), 0.5) if tried else None
+        self.structure = find_structure(network, example, config, small)
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, self.structure, config)
         network.eval()  # the new quantizers too

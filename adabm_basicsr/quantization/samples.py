@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.tracing import Trace, trace_network
+from adabm_basicsr.quantization.tracing import trace_network
 
 TOLERANCE = 1e-3  # of the largest value; what batches of another size may change in float32
 
 
-def find_unbatched(network: nn.Module, example: Tensor, trace: Trace) -> set[str]:
+def find_unbatched(network: nn.Module, example: Tensor) -> set[str]:
     """Names of layers and products whose input doesn't hold the images of a batch one after another.
 
     Args:
         network: The network; left as it was.
-        example: An input of it, ``(1, C, H, W)``.
-        trace: What its run on ``example`` showed.
+        example: An input of it, ``(1, C, H, W)``, as small as it takes.
 
     Returns:
         Those whose input for a second image beside the example doesn't begin with the example's own, or isn't twice
@@ -26,8 +25,8 @@ def find_unbatched(network: nn.Module, example: Tensor, trace: Trace) -> set[str
         AdaBMError: The network only takes one image at a time.
     """
     other = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    together = trace_network(network, torch.cat([example, other])).inputs
-    return {name for name, alone in trace.inputs.items() if not _follow_samples(alone, together[name])}
+    alone, together = (trace_network(network, images).inputs for images in (example, torch.cat([example, other])))
+    return {name for name, inputs in alone.items() if not _follow_samples(inputs, together[name])}
 
 
 def _follow_samples(alone: list[Tensor], together: list[Tensor]) -> bool:

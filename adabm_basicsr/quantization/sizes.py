@@ -45,7 +45,7 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     """
     errors, ran = [], []
     for multiple in MULTIPLES:
-        height, width = _trial_size(multiple)
+        height, width = trial_size(multiple)
         image = example.new_full((1, example.shape[1], height, width), 0.5)
         try:
             with torch.no_grad():
@@ -74,7 +74,7 @@ def _place(error: Exception) -> str:
     return f"{Path(raised_at.filename).name}:{raised_at.lineno}"
 
 
-def _trial_size(multiple: int) -> tuple[int, int]:
+def trial_size(multiple: int) -> tuple[int, int]:
     """Two sizes that are multiples of ``multiple`` and of as little else as possible."""
     first, second = [prime for prime in ODD_PRIMES if multiple * prime >= MIN_TRIED][:2]
     return multiple * first, multiple * second

@@ -63,13 +63,16 @@ class Structure:
     overwritten: set[str] = field(default_factory=set)
 
 
-def find_structure(network: nn.Module, example: Tensor, config: QuantizationConfig | None = None) -> Structure:
+def find_structure(
+    network: nn.Module, example: Tensor, config: QuantizationConfig | None = None, small: Tensor | None = None
+) -> Structure:
     """Run ``network`` on ``example`` and find its head, body, tail and blocks.
 
     Args:
         network: Any network that maps ``(B, C, H, W)`` to an image; left as it was.
         example: Input of the network, ``(1, C, H, W)``.
         config: Its patterns ``blocks``, ``head``, ``body`` and ``tail`` override what is found.
+        small: A smaller input, for what doesn't need a large one.
 
     Returns:
         The `Structure`.
@@ -96,7 +99,7 @@ def find_structure(network: nn.Module, example: Tensor, config: QuantizationConf
         products=trace.products,
         calls=Counter(call.name for call in trace.layers),
         unsupported=_unsupported(network),
-        unbatched=find_unbatched(network, example, trace),
+        unbatched=find_unbatched(network, example if small is None else small),
         overwritten=trace.overwritten,
     )
 

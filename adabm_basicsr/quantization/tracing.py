@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quantizable
@@ -95,7 +96,7 @@ class _Tracer(MacCounter):
         self._starts: list[int] = []
         self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its output
         self._seen_products: list[int] = []
-        self._taken: list[tuple[str, Tensor, int]] = []  # inputs of layers, and how often each had been written to
+        self._readers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # layers that took a tensor or a part of it
 
     def _enter(self, module: nn.Module, args: tuple) -> None:
         super()._enter(module, args)
@@ -117,10 +118,19 @@ class _Tracer(MacCounter):
         if is_quantizable(module):
             self.trace.layers.append(call)
             self.note_inputs(call.name, args[:1])
-            self._taken += [(call.name, x, x._version) for x in args[:1]]
+            for x in args[:1]:
+                self._readers.setdefault(_whole(x), set()).add(call.name)
             self._last = (call.name, output)
         else:
             self.trace.modules.append(call)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.is_mutable:
+            given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **(kwargs or {})}
+            written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+            for tensor in filter(torch.is_tensor, map(given.get, written)):
+                self.trace.overwritten |= self._readers.get(_whole(tensor), set())
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def count(self, module: nn.Module | None, operation: str, macs: int) -> None:
         name = self.names.get(module, "")
@@ -146,7 +156,6 @@ class _Tracer(MacCounter):
 
     def finished(self) -> Trace:
         """The trace, without what turned out not to hold."""
-        self.trace.overwritten = {name for name, x, version in self._taken if x._version != version}
         runs = Counter(call.name for call in self.trace.layers)
         norms = Counter(norm for _, norm in self.trace.normalised)
         self.trace.normalised = [
@@ -178,6 +187,11 @@ class _FunctionRecorder(ProductMode):
             return function(left, right)
         finally:
             self.tracer.product = None
+
+
+def _whole(x: Tensor) -> Tensor:
+    """The tensor that ``x`` is a view of, or itself."""
+    return x if x._base is None else x._base
 
 
 def pixels(shape: torch.Size) -> int:
