@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +11,6 @@ from pathlib import Path
 from adabm_basicsr.errors import AdaBMError
 
 TEMPORARY_PREFIX = ".unfinished-"
-UMASK = os.umask(0o077)  # it can't be read otherwise
-os.umask(UMASK)
 
 
 @contextmanager
@@ -26,13 +24,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{path.suffix}")
+        temporary.touch(exist_ok=False)
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode)
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())  # some disks tell only now that they are full
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as error:
         raise AdaBMError(f"cannot write {path}: {error}") from error

@@ -27,6 +27,7 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.sizes import mirrored
 
 FORMAT = 1
 TRACED_OPSET, OPSET = 20, 21  # INT4 came with 21, which changed none of the operators that are used here
@@ -54,21 +55,11 @@ class _Deployed(nn.Module):
         if self.multiple == 1:
             return self.network(image)
         height, width = image.shape[2:]
-        rows, columns = (_mirrored(size, self.multiple) for size in (height, width))
+        rows, columns = (mirrored(size, self.multiple) for size in (height, width))
         padded = image.index_select(2, rows).index_select(3, columns)
         output = self.network(padded)
         scale = int(output.shape[2]) // int(padded.shape[2])
         return output[..., : height * scale, : width * scale]
-
-
-def _mirrored(size: int, multiple: int) -> Tensor:
-    """Where each row or column of the padded image comes from, to and fro for as long as it takes.
-
-    A pad operator hides the channels from OpenVINO.
-    """
-    period = torch.as_tensor(2 * size - 2).clamp(min=1)  # an image of one pixel is repeated
-    position = torch.arange(size + -size % multiple) % period
-    return (size - 1) - (size - 1 - position).abs()
 
 
 def save_onnx(

@@ -53,6 +53,8 @@ class _Statistics:
 
     def __call__(self, quantizer: ActivationQuantizer, args: tuple) -> None:
         x = args[0]
+        if not x.numel():  # a selection of which nothing was taken
+            return
         self._seen.values.append(self.observer.keep(x))
         if quantizer.channel_scale is not None:
             channels = _widest(self._seen.channels, _channel_ends(x, quantizer.channel_scale))
@@ -110,6 +112,11 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     Raises:
         AdaBMError: There is no batch, or one holds values that are not finite.
     """
+    with net.lock:
+        return _calibrate(net, batches)
+
+
+def _calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
     observer, scale_free = net.config.observer or net.config.preset.observer, net.config.preset.scale_free
     statistics = [_Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()]
     images: list[Tensor] = []

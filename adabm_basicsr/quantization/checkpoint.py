@@ -99,13 +99,15 @@ def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    return {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    parallel = all(key.startswith(PARALLEL_PREFIX) for key in state)
+    return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()} if parallel else state
 
 
 def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` with the prefix that `unwrap` took off where it is a network's own: it has a child ``module``."""
-    own = {key.removeprefix(PARALLEL_PREFIX): key for key in expected}
-    return {own.get(key, key): value for key, value in state.items()}
+    missing = all(key.startswith(PARALLEL_PREFIX) and key not in state for key in expected)
+    return {PARALLEL_PREFIX + key: value for key, value in state.items()} if missing else state
 
 
 def is_quantized(state: Mapping[str, Tensor]) -> bool:
@@ -183,7 +185,8 @@ def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
-    state = {key.removeprefix(PARALLEL_PREFIX): value.cpu() for key, value in net.state_dict().items()}
+    net = net.module if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else net
+    state = {key: value.cpu() for key, value in net.state_dict().items()}
     description = getattr(net, "description", None)
     described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
     save_tensors({PARAM_KEYS[0]: state, **described}, path)

@@ -35,12 +35,10 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -
         Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
         blocks.
     """
-    if not student:
-        return torch.zeros(())
     processes = rank_and_size()[1]
-    distances = [_NormalisedDistance.apply(*pair, parts).mean() for pair in zip(student, teacher)]
-    distances = [distance / (processes * len(s)) for distance, s in zip(distances, student)]
-    return torch.stack(distances).mean()
+    pairs = [pair for pair in zip(student, teacher) if pair[0].numel()]  # a block may have been given nothing to do
+    distances = [_NormalisedDistance.apply(*pair, parts).mean() / (processes * len(pair[0])) for pair in pairs]
+    return torch.stack(distances).mean() if distances else torch.zeros(())
 
 
 class _NormalisedDistance(torch.autograd.Function):

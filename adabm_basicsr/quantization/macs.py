@@ -34,8 +34,8 @@ class MacCounter(TorchDispatchMode):
 
     def __enter__(self) -> MacCounter:
         for module in self.network.modules():
-            self._handles.append(module.register_forward_pre_hook(self._enter))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+            self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
@@ -43,10 +43,10 @@ class MacCounter(TorchDispatchMode):
         while self._handles:
             self._handles.pop().remove()
 
-    def _enter(self, module: nn.Module, args: tuple) -> None:
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.running.append(module)
 
-    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         self.running.pop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -87,6 +87,7 @@ class QuantizedNetwork(nn.Module):
         preparation: How the network was rewritten before its layers were replaced.
         plan: Quantized and skipped layers.
         image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
+        lock: Context manager for what other threads must not interrupt: each pass holds it, and calibration.
 
     Raises:
         AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in float32.
@@ -97,7 +98,7 @@ class QuantizedNetwork(nn.Module):
         if example.dtype is not torch.float32:
             raise AdaBMError(f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())")
         self.config = config
-        self._lock = _Lock()
+        self.lock = _Lock()
         self.in_channels = example.shape[1]
         network.eval().requires_grad_(False)
         self.size_multiple = config.size_multiple or find_size_multiple(network, example)
@@ -179,9 +180,9 @@ class QuantizedNetwork(nn.Module):
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Within this context the network computes what it did before quantization: the teacher."""
+        """Within this context the network computes what it did before quantization: the teacher. Other threads wait."""
         quantizers = [module for module in self.network.modules() if isinstance(module, QUANTIZERS)]
-        with self._lock:
+        with self.lock:
             _set(quantizers, enabled=False)
             try:
                 yield
@@ -203,11 +204,11 @@ class QuantizedNetwork(nn.Module):
                 checkpoint was loaded.
         """
         check_images(image, self.in_channels)
-        with self._lock:
+        with self.lock:
             return self._forward(image, details)
 
     def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
-        # Found anew in each pass: a replica (DataParallel) has modules of its own, so threads share nothing.
+        # Found anew in each pass: a replica (DataParallel) has modules of its own.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
         self.check_calibrated(quantizers)
@@ -249,7 +250,7 @@ class QuantizedNetwork(nn.Module):
             ``(B,)``: what `Details` calls ``bits``, as long as every layer runs.
         """
         quantizers = list(self.activation_quantizers().values())
-        with self._lock:
+        with self.lock:
             _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None)
             for quantizer in quantizers:
                 quantizer.last_bits = quantizer.bits_used()
@@ -258,7 +259,7 @@ class QuantizedNetwork(nn.Module):
 
     def _replicate_for_data_parallel(self) -> QuantizedNetwork:
         replica = super()._replicate_for_data_parallel()
-        replica._lock = _Lock()  # replicas run side by side
+        replica.lock = _Lock()  # replicas run side by side
         return replica
 
 
@@ -283,13 +284,14 @@ def visit_in_order(
             visit(module, args[0] if args else kwargs["input"])
             bar.update(1)
 
-    hooks = [module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending]
-    try:
-        net(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        bar.close()
+    with net.lock:
+        hooks = [module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending]
+        try:
+            net(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            bar.close()
 
 
 def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:

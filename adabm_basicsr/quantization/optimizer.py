@@ -35,14 +35,18 @@ class RelativeAdam(torch.optim.Adam):
         with torch.enable_grad():
             result = closure() if closure else None
         before = [parameter.clone() for parameter, _ in pairs]
-        for parameter, _ in pairs:
-            parameter.zero_()  # Adam's steps are of order one, and would be rounded away beside large values
-        super().step()
-        moves = [parameter * unit.to(parameter.device) for parameter, unit in pairs]
+        try:
+            for parameter, _ in pairs:
+                parameter.zero_()  # Adam's steps are of order one, and would be rounded away beside large values
+            super().step()
+            moves = [parameter * unit.to(parameter.device) for parameter, unit in pairs]
+        finally:
+            for (parameter, _), old in zip(pairs, before):
+                parameter.copy_(old)
         promised = -sum(float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None)
         shortened = min(MAX_PROMISE * loss / promised, 1.0) if promised > 0 else 1.0
-        for (parameter, _), old, move in zip(pairs, before, moves):
-            parameter.copy_(old + shortened * move)
+        for (parameter, _), move in zip(pairs, moves):
+            parameter.add_(shortened * move)
         return result
 
 

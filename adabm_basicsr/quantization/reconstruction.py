@@ -51,6 +51,8 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
 
 
 def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
+    if not x.numel():  # a selection of which nothing was taken
+        return
     activation, weight = layer.input_quantizer, layer.weight_quantizer
     scale = getattr(activation, "channel_scale", None)
     of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())

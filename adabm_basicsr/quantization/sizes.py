@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, first_line
@@ -82,14 +81,20 @@ def trial_size(multiple: int) -> tuple[int, int]:
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Mirror ``image``, ``(B, C, H, W)``, at its lower and right border up to the next multiple of ``multiple``."""
-    height, width = (-(-size // multiple) * multiple for size in image.shape[2:])
-    while image.shape[2:] != (height, width):
-        # A border can be mirrored up to the size of what is there; an image of one pixel is repeated.
-        bottom = min(height - image.shape[2], max(image.shape[2] - 1, 1))
-        right = min(width - image.shape[3], max(image.shape[3] - 1, 1))
-        mode = "replicate" if min(image.shape[2:]) == 1 else "reflect"
-        image = F.pad(image, (0, right, 0, bottom), mode=mode)
+    for axis in (2, 3):
+        if image.shape[axis] % multiple:
+            image = image.index_select(axis, mirrored(image.shape[axis], multiple).to(image.device))
     return image
+
+
+def mirrored(size: int, multiple: int) -> Tensor:
+    """Where each row or column of a padded image comes from, to and fro for as long as it takes.
+
+    As indices rather than by a pad operator, which in graphs hides the channels from OpenVINO.
+    """
+    period = torch.as_tensor(2 * size - 2).clamp(min=1)  # an image of one pixel is repeated
+    position = torch.arange(size + -size % multiple) % period
+    return (size - 1) - (size - 1 - position).abs()
 
 
 def run_padded(network: nn.Module, image: Tensor, multiple: int) -> Tensor:

@@ -23,7 +23,7 @@ from adabm_basicsr.quantization.tracing import Call, Trace, pixels, trace_networ
 # Blocks that hold less than this share of the MACs before the upsampling, at the resolution of the image or their own
 # or below, are not the body (those at the bottom of a U-Net, say); every layer between head and tail is then.
 MIN_BODY_SHARE = 0.2
-MIN_TRUNK_SHARE = 0.5  # the same, of the MACs between head and tail: siblings that are one arm of a U-Net, say
+MIN_TRUNK_SHARE = 0.5  # the same in a U-Net, of the MACs between head and tail: the siblings may be one arm of it
 MIN_NESTED_SHARE = 0.5  # of the MACs of a single module, which the blocks in it must hold to be the body instead
 
 
@@ -72,14 +72,14 @@ def find_structure(
         network: Any network that maps ``(B, C, H, W)`` to an image; left as it was.
         example: Input of the network, ``(1, C, H, W)``.
         config: Its patterns ``blocks``, ``head``, ``body`` and ``tail`` override what is found.
-        small: A smaller input, for what doesn't need a large one.
+        small: A smaller input, to find on what follows a batch sample by sample; ``example`` by default.
 
     Returns:
         The `Structure`.
 
     Raises:
-        AdaBMError: The network doesn't take such an image, or has no layer that can be quantized, or a pattern matches
-            nothing.
+        AdaBMError: The network doesn't take such an image, or two at once (recipes whose bits follow the image), or has
+            no layer that can be quantized, or a pattern matches nothing.
     """
     config = config or QuantizationConfig()
     trace = trace_network(network, example)
@@ -88,18 +88,21 @@ def find_structure(
     named = bool(config.blocks)
     blocks = _named_blocks(trace, config.blocks) if named else _find_blocks(network, trace, pixels(example.shape))
     roles = _find_roles(trace, blocks)
-    if blocks and not named and _share_of_trunk(roles, trace) < MIN_TRUNK_SHARE:
+    if blocks and not named and _are_an_arm(blocks, roles, trace):
         blocks, roles = [], _find_roles(trace, [])
     _override(roles, config)
+    unbatched = set()
+    if config.preset.adaptive:
+        unbatched = find_unbatched(network, example if small is None else small)
     return Structure(
         roles=roles,
         macs={name: trace.macs[name] for name in roles},
         other_macs=dict(trace.other_macs),
-        blocks=[block.name for block in blocks] or _body_layers(network, roles),
+        blocks=[block.name for block in blocks] or _body_layers(network, roles, unbatched),
         products=trace.products,
         calls=Counter(call.name for call in trace.layers),
         unsupported=_unsupported(network),
-        unbatched=find_unbatched(network, example if small is None else small),
+        unbatched=unbatched,
         overwritten=trace.overwritten,
     )
 
@@ -168,10 +171,16 @@ def _find_roles(trace: Trace, blocks: list[Call]) -> dict[str, Role]:
     return roles
 
 
-def _share_of_trunk(roles: dict[str, Role], trace: Trace) -> float:
-    """Share that the body has of the MACs between head and tail, 0..1."""
+def _are_an_arm(blocks: list[Call], roles: dict[str, Role], trace: Trace) -> bool:
+    """Whether ``blocks`` are but one arm of a U-Net: of what is between head and tail, most is outside of them.
+
+    Some of it works below their resolution then; layers on what was pooled to a single pixel don't tell.
+    """
+    size = max(block.pixels for block in blocks)
+    if not any(roles[call.name] is Role.TRUNK_END and 1 < call.pixels < size for call in trace.layers):
+        return False
     body, end = (sum(trace.macs[n] for n in roles if roles[n] is role) for role in (Role.BODY, Role.TRUNK_END))
-    return body / max(body + end, 1)
+    return body < MIN_TRUNK_SHARE * (body + end)
 
 
 def _tail_start(trace: Trace, blocks: list[Call]) -> int:
@@ -213,10 +222,10 @@ def _override(roles: dict[str, Role], config: QuantizationConfig) -> None:
     roles.update({name: Role.BODY for name in match_all("body", config.body, names)})
 
 
-def _body_layers(network: nn.Module, roles: dict[str, Role]) -> list[str]:
-    """Body layers of a network without blocks; their outputs serve as features."""
-    modules = dict(network.named_modules())
-    return [name for name, role in roles.items() if role is Role.BODY and name in modules]
+def _body_layers(network: nn.Module, roles: dict[str, Role], unbatched: set[str]) -> list[str]:
+    """Body layers of a network without blocks; their outputs serve as features of each image."""
+    layers = {name for name, _ in network.named_modules()} - unbatched
+    return [name for name, role in roles.items() if role is Role.BODY and name in layers]
 
 
 def _unsupported(network: nn.Module) -> dict[str, str]:

@@ -98,28 +98,28 @@ class _Tracer(MacCounter):
         self._seen_products: list[int] = []
         self._readers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # layers that took a tensor or a part of it
 
-    def _enter(self, module: nn.Module, args: tuple) -> None:
-        super()._enter(module, args)
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        super()._enter(module, args, kwargs)
         self._starts.append(len(self.trace.layers))
         self._seen_products.append(0)
-        if isinstance(module, BATCH_NORMS) and self._last and args and args[0] is self._last[1]:
+        if isinstance(module, BATCH_NORMS) and self._last and _given(args, kwargs) is self._last[1]:
             self.trace.normalised.append((self._last[0], self.names[module]))
 
-    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
-        super()._leave(module, args, output)
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        super()._leave(module, args, kwargs, output)
         start = self._starts.pop()
         self._seen_products.pop()
         if not isinstance(output, Tensor):
             return
-        keeps_shape = bool(args) and isinstance(args[0], Tensor) and args[0].shape == output.shape
+        x = _given(args, kwargs)
+        keeps_shape = isinstance(x, Tensor) and x.shape == output.shape
         # A linear layer's input may be cut into windows, in any number of dimensions.
         size = output.shape[:-1].numel() if isinstance(module, nn.Linear) else pixels(output.shape)
         call = Call(self.names[module], start, len(self.trace.layers), size, keeps_shape)
         if is_quantizable(module):
             self.trace.layers.append(call)
-            self.note_inputs(call.name, args[:1])
-            for x in args[:1]:
-                self._readers.setdefault(_whole(x), set()).add(call.name)
+            self.note_inputs(call.name, [x])
+            self._readers.setdefault(_whole(x), set()).add(call.name)
             self._last = (call.name, output)
         else:
             self.trace.modules.append(call)
@@ -143,7 +143,7 @@ class _Tracer(MacCounter):
 
     def note_inputs(self, name: str, inputs: Sequence[Tensor]) -> None:
         """Note what a layer or product took."""
-        rows = [x.reshape(len(x), -1) for x in inputs]
+        rows = [x.flatten(1) if x.dim() > 1 else x.unsqueeze(1) for x in inputs]
         self.trace.inputs[name] += [row[:, :: max(row.shape[1] // KEPT, 1)].clone() for row in rows]
 
     def start_product(self) -> None:
@@ -187,6 +187,11 @@ class _FunctionRecorder(ProductMode):
             return function(left, right)
         finally:
             self.tracer.product = None
+
+
+def _given(args: tuple, kwargs: dict) -> object:
+    """What a module is to work on, its first argument."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -368,18 +367,31 @@ def test_bits_are_known_without_running(tiny):
     assert net.bits_for(images).unique().numel() > 1
 
 
-def test_network_with_a_child_called_module(tiny, tmp_path):
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module, self.last = copy.deepcopy(tiny), nn.Conv2d(3, 3, 1)
+class Wrapped(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.module = copy.deepcopy(network)
 
-        def forward(self, x):
-            return self.last(self.module(x))
+    def forward(self, x):
+        return self.module(x)
 
-    source, plain, parallel = Wrapped(), Wrapped(), nn.DataParallel(Wrapped())
+
+class WithLast(Wrapped):
+    """Has a layer of its own of the name that one of the inner network's has."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.conv_last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv_last(self.module(x))
+
+
+@pytest.mark.parametrize("kind", [Wrapped, WithLast])
+def test_network_with_a_child_called_module(tiny, tmp_path, kind):
+    source, plain, parallel = kind(tiny), kind(tiny), nn.DataParallel(kind(tiny))
     parallel.module.load_state_dict(source.state_dict())
-    net = quantize(Wrapped(), IMAGES[:1])
+    net = quantize(kind(tiny), IMAGES[:1])
     for index, state in enumerate((source.state_dict(), parallel.state_dict())):
         torch.save({"params": state}, tmp_path / f"{index}.pth")
         for loaded in (
@@ -388,26 +400,3 @@ def test_network_with_a_child_called_module(tiny, tmp_path):
         ):
             with torch.no_grad(), net.full_precision():
                 assert torch.equal(loaded(IMAGES), source(IMAGES))
-
-
-def test_threads_take_turns_in_a_network(tiny):
-    net = calibrated(tiny, w_bits=4, a_bits=4)
-    images = [IMAGES[:1] * 0.01, IMAGES[1:2]]
-    with torch.no_grad():
-        expected = [net(image) for image in images]
-    assert net.bits_for(images[0]) < net.bits_for(images[1])
-
-    def run(index):
-        with torch.no_grad():
-            return all(torch.equal(net(images[index]), expected[index]) for _ in range(100))
-
-    with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(run, range(2)))
-
-
-def test_copies_and_replicas_have_a_lock_of_their_own(tiny):
-    net = calibrated(tiny, w_bits=4, a_bits=4)
-    for again in (copy.deepcopy(net), net._replicate_for_data_parallel()):
-        assert again._lock is not net._lock
-    with torch.no_grad():
-        assert torch.equal(copy.deepcopy(net)(IMAGES), net(IMAGES))

@@ -36,6 +36,19 @@ def test_steps_are_as_exact_for_large_parameters(value):
     assert parameter.item() / value == pytest.approx(1.005, abs=2e-4)
 
 
+def test_an_interrupted_step_leaves_parameters_as_they_were(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    optimizer = RelativeAdam([{"params": [parameter], "units": [torch.ones(1)]}], lr=0.1)
+    parameter.grad = torch.ones(1)
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert parameter.item() == 3
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_each_phase_has_parameters_and_units_that_fit_them(phase):
     net = AdaBMNetwork(network=dict(TINY_EDSR), recipe="best" if phase == "distillation" else "paper")

@@ -8,7 +8,9 @@ from torch import nn
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.api import quantize
 from adabm_basicsr.quantization.calibration import calibrate
+from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.finetuning import finetune
+from adabm_basicsr.quantization.samples import find_unbatched
 from adabm_basicsr.quantization.structure import find_structure
 
 EXAMPLE = torch.full((1, 3, 16, 16), 0.5)
@@ -64,6 +66,75 @@ def test_order_of_windows_is_found():
     assert find_structure(network(Windows(False), Windows(True)), EXAMPLE).unbatched == {"1.0.linear"}
 
 
+class Details(nn.Module):
+    """Works on what a blur takes away: on a flat image nothing but rounding errors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.conv(x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1))
+
+
+class Normalised(nn.Module):
+    """Divides by the deviation of its input, which a flat image hasn't."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.conv((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.conv(x + 0.1 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("kind", [Details, Normalised, Noisy])
+def test_ordinary_layers_follow_samples(kind):
+    assert find_structure(network(kind(), kind()), EXAMPLE).unbatched == set()
+
+
+def test_random_numbers_go_on_as_if_nothing_was_looked_for():
+    net = network(Noisy())
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    find_unbatched(net, EXAMPLE)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_is_found_does_not_depend_on_weights():
+    class Silent(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(8, 8, 1), Windows(False))
+
+    fresh, trained = network(Silent(), Silent()), network(Silent(), Silent())
+    for block in fresh[1]:
+        nn.init.zeros_(block[0].weight)
+        nn.init.zeros_(block[0].bias)
+    assert find_structure(fresh, EXAMPLE).unbatched == find_structure(trained, EXAMPLE).unbatched != set()
+
+
+def test_layers_that_are_called_by_keyword_or_on_nothing():
+    class Odd(Block):
+        def forward(self, x):
+            nothing = self.after(self.after.weight[:0])
+            return x + self.of_table(input=self.table).mean(0).view(1, -1, 1, 1) + nothing.sum()
+
+    net = quantize(network(Odd(64)), EXAMPLE)
+    assert net.structure.unbatched == {"1.0.of_table"}
+    finetune(calibrate(net, [batch(4)]), [batch(2)] * 3)
+    assert net(batch(2)).isfinite().all()
+
+
 def test_network_that_takes_one_image_at_a_time():
     class Single(nn.Sequential):
         def forward(self, x):
@@ -71,6 +142,7 @@ def test_network_that_takes_one_image_at_a_time():
 
     with pytest.raises(AdaBMError, match=r"^Single cannot be run on an image of shape \(2, 3, 16, 16\): shape '\[1, 3"):
         find_structure(Single(network(Block(4))), EXAMPLE)
+    assert find_structure(Single(network(Block(4))), EXAMPLE, QuantizationConfig(recipe="static")).unbatched == set()
 
 
 @pytest.mark.parametrize("recipe", ["best", "fast", "paper"])

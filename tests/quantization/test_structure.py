@@ -154,6 +154,21 @@ def test_neither_an_arm_nor_the_bottom_of_a_u_net_is_the_body(middle):
     assert set(found.values()) == {"body"} and len(found) == 2 * (4 + middle)
 
 
+def test_light_blocks_before_a_heavy_layer_are_the_body():
+    class Separable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep, self.wide = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x):
+            return x + self.wide(F.relu(self.deep(x)))
+
+    network = nn.Sequential(
+        conv(3, 16), *[Separable() for _ in range(3)], conv(16, 16), conv(16, 12), nn.PixelShuffle(2)
+    )
+    assert list(roles(network).values()) == ["head", *["body"] * 6, "trunk end", "tail"]
+
+
 def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
     class Windowed(nn.Module):
         def __init__(self):
