@@ -66,11 +66,11 @@ def _define_torchvision_operators() -> None:
     import torch
 
     if torch.version.cuda is None and "+cu" in _torchvision_version():
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        operators = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _define_torchvision_operators.library = library  # the operators last as long as the library object
+                operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _define_torchvision_operators.operators = operators  # they last as long as this object
 
 
 def _torchvision_version() -> str:

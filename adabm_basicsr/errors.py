@@ -26,9 +26,14 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
     return f"{question} ({valid})" if len(near) < len(choices) <= FEW else question
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error of other code says, or its name where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), repr(error))
+def first_line(error: Exception, skipped: tuple[str, ...] = ()) -> str:
+    """The first line of what an error of other code says, or its name where it says nothing.
+
+    Args:
+        error: The error.
+        skipped: How lines begin that tell a user nothing.
+    """
+    return next((line for line in str(error).strip().splitlines() if not line.startswith(skipped)), repr(error))
 
 
 def not_found(what: str, path: str | Path) -> AdaBMError:

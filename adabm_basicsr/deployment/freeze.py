@@ -26,7 +26,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         layer = frozen.network.get_submodule(name)
         set_levels(layer, quantizer.levels(layer.weight))
         if quantizer.bias_correction is not None and layer.bias is not None:
-            layer.bias = nn.Parameter(quantizer.bias(layer.bias), requires_grad=False)
+            layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
         original = net.network.get_submodule(name)
         if not torch.equal(quantizer(layer.weight), original.weight_quantizer(original.weight)):
@@ -44,8 +44,8 @@ def untie(net: QuantizedNetwork) -> None:
 
 @torch.no_grad()
 def set_levels(layer: nn.Module, levels: torch.Tensor) -> None:
-    """Give a quantized layer the weight that lies on ``levels``, see `WeightQuantizer.levels`."""
+    """Write what lies on ``levels``, see `WeightQuantizer.levels`, to a quantized layer's own weight."""
     quantizer = layer.weight_quantizer
     if quantizer.correction is not None:
         quantizer.correction.zero_()
-    layer.weight = nn.Parameter(quantizer.from_levels(levels), requires_grad=False)
+    layer.weight.copy_(quantizer.from_levels(levels))

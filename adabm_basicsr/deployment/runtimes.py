@@ -24,7 +24,7 @@ from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.sizes import check_images, run_padded
 
 DEFAULT_RUNTIME = "openvino"
-OPENVINO_PLACE = "Exception from"  # begins the lines that name a place in OpenVINO's own code
+OPENVINO_PLACES = ("Exception from",)  # begins the lines that name a place in OpenVINO's own code
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -185,13 +185,14 @@ def _openvino(model: bytes, threads: int) -> Compiled:
     try:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except Exception as error:
-        raise AdaBMError(f"OpenVINO can't compile the graph: {_reason(error)}") from error
+        raise AdaBMError(f"OpenVINO can't compile the graph: {first_line(error, OPENVINO_PLACES)}") from error
 
     def run(image: np.ndarray) -> np.ndarray:
         try:
             return compiled(image, share_inputs=True, share_outputs=False)[0]
         except Exception as error:
-            raise AdaBMError(f"OpenVINO can't run the graph on {image.shape}: {_reason(error)}") from error
+            reason = first_line(error, OPENVINO_PLACES)
+            raise AdaBMError(f"OpenVINO can't run the graph on {image.shape}: {reason}") from error
 
     return Compiled(run, compiled.release_memory)
 
@@ -208,21 +209,15 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=kept_out)
     except Exception as error:  # its exceptions have no common base
-        raise AdaBMError(f"ONNX Runtime can't run the graph: {_reason(error)}") from error
+        raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
 
     def run(image: np.ndarray) -> np.ndarray:
         try:
             return session.run(None, {"image": image})[0]
         except Exception as error:
-            raise AdaBMError(f"ONNX Runtime can't run the graph on {image.shape}: {_reason(error)}") from error
+            raise AdaBMError(f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}") from error
 
     return Compiled(run, _nothing)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a runtime's error that says more than where in its own code it was raised."""
-    lines = [line for line in str(error).splitlines() if not line.startswith(OPENVINO_PLACE)]
-    return next(filter(str.strip, lines), repr(error))
 
 
 def _nothing() -> None:

@@ -324,6 +324,6 @@ class AdaBMModel(SRModel):
             super().resume_training(resume_state)
         except (AssertionError, ValueError) as error:
             raise AdaBMError(f"cannot resume: the training state doesn't fit the options: {error}") from error
-        self.record.resumed_from = resume_state["iter"]
+        self.record.forget_phases_after(resume_state["iter"])
         states = resume_state.get("random", [])
         self.random_state = states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None

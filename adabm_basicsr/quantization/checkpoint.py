@@ -132,9 +132,10 @@ def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) 
             check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
-    state = _named_as(net.base_state(), state)
+    expected = net.base_state()
+    state = _named_as(expected, state)
     if strict:
-        check_same(net.base_state(), state, base_name)
+        check_same(expected, state, base_name)
     base = {BASE_PREFIX + key: value for key, value in net.prepared_state(state, strict).items()}
     return {**own, "stage": torch.zeros_like(own["stage"]), **base}
 
@@ -228,8 +229,9 @@ def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | No
     state = read_checkpoint(path, param_key)
     try:
         if not hasattr(net, "plan"):
-            state = _named_as(net.state_dict(), state)
-            check_same(net.state_dict(), state, type(net).__name__)
+            expected = net.state_dict()
+            state = _named_as(expected, state)
+            check_same(expected, state, type(net).__name__)
         net.load_state_dict(state)
     except AdaBMError as error:
         raise AdaBMError(f"{path}: {error}") from error

@@ -23,6 +23,7 @@ from adabm_basicsr.quantization.progress import progress
 from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded, trial_size
 from adabm_basicsr.quantization.structure import find_structure
 from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
+from adabm_basicsr.quantization.tracing import first_argument
 from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
 
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
@@ -107,8 +108,8 @@ class QuantizedNetwork(nn.Module):
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
         self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
-        tried = None if config.size_multiple else trial_size(self.size_multiple)  # the network takes this size
-        small = example.new_full((1, self.in_channels, *tried), 0.5) if tried else None
+        size = example.shape[2:] if config.size_multiple else trial_size(self.size_multiple)  # one that is taken
+        small = example.new_zeros(1, self.in_channels, *size)
         self.structure = find_structure(network, example, config, small)
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, self.structure, config)
@@ -281,7 +282,7 @@ def visit_in_order(
     def first_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if module in pending:
             pending.discard(module)
-            visit(module, args[0] if args else kwargs["input"])
+            visit(module, first_argument(args, kwargs))
             bar.update(1)
 
     with net.lock:

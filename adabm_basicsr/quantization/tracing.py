@@ -102,7 +102,7 @@ class _Tracer(MacCounter):
         super()._enter(module, args, kwargs)
         self._starts.append(len(self.trace.layers))
         self._seen_products.append(0)
-        if isinstance(module, BATCH_NORMS) and self._last and _given(args, kwargs) is self._last[1]:
+        if isinstance(module, BATCH_NORMS) and self._last and first_argument(args, kwargs) is self._last[1]:
             self.trace.normalised.append((self._last[0], self.names[module]))
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -111,7 +111,7 @@ class _Tracer(MacCounter):
         self._seen_products.pop()
         if not isinstance(output, Tensor):
             return
-        x = _given(args, kwargs)
+        x = first_argument(args, kwargs)
         keeps_shape = isinstance(x, Tensor) and x.shape == output.shape
         # A linear layer's input may be cut into windows, in any number of dimensions.
         size = output.shape[:-1].numel() if isinstance(module, nn.Linear) else pixels(output.shape)
@@ -189,7 +189,7 @@ class _FunctionRecorder(ProductMode):
             self.tracer.product = None
 
 
-def _given(args: tuple, kwargs: dict) -> object:
+def first_argument(args: tuple, kwargs: dict) -> object:
     """What a module is to work on, its first argument."""
     return next(iter((*args, *kwargs.values())), None)
 

@@ -31,7 +31,6 @@ class RunRecord:
 
     Attributes:
         facts: What is written, in JSON's types.
-        resumed_from: Iteration that an interrupted run is resumed from; infinite once that is past, or of a new run.
     """
 
     def __init__(self, opt: Mapping) -> None:
@@ -40,7 +39,6 @@ class RunRecord:
         self.started = time.perf_counter()
         resumes = opt["is_train"] and opt["path"].get("resume_state") and (self.folder / FILE).is_file()
         self.facts = read_record(self.folder) if resumes else {"phases": [], "sets": {}, "seconds": 0.0}
-        self.resumed_from = math.inf
         self.seconds_before = self.facts["seconds"]
         self.facts |= _describe_run(opt)
 
@@ -54,15 +52,14 @@ class RunRecord:
     def note_phase(
         self, name: str, iteration: int, seconds: float, before: float | None = None, after: float | None = None
     ) -> None:
-        """Add a phase of the run that ended at ``iteration``, with the loss before and after it, and say so in a line.
-
-        Where an interrupted run is resumed from an earlier iteration, it takes the place of what came later.
-        """
+        """Add a phase that ended at ``iteration``, with the loss before and after it, and say so in a line."""
         phase = {"name": name, "iteration": iteration, "seconds": seconds, "loss_before": before, "loss_after": after}
-        earlier = [noted for noted in self.facts["phases"] if noted.get("iteration", 0) <= self.resumed_from]
-        self.note(phases=[*earlier, phase])
-        self.resumed_from = math.inf
+        self.note(phases=[*self.facts["phases"], phase])
         say(describe_phase(phase))
+
+    def forget_phases_after(self, iteration: int) -> None:
+        """Drop the phases that an interrupted run, which is resumed from ``iteration``, does again."""
+        self.note(phases=[phase for phase in self.facts["phases"] if phase.get("iteration", 0) <= iteration])
 
 
 def describe_phase(phase: Mapping) -> str:

@@ -66,35 +66,34 @@ def test_order_of_windows_is_found():
     assert find_structure(network(Windows(False), Windows(True)), EXAMPLE).unbatched == {"1.0.linear"}
 
 
-class Details(nn.Module):
-    """Works on what a blur takes away: on a flat image nothing but rounding errors."""
+class Adding(nn.Module):
+    """Adds what a layer makes of something of its input."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(8, 8, 1)
 
     def forward(self, x):
-        return x + self.conv(x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1))
+        return x + self.conv(self.part(x))
 
 
-class Normalised(nn.Module):
-    """Divides by the deviation of its input, which a flat image hasn't."""
+class Details(Adding):
+    """What a blur takes away: on a flat image nothing but rounding errors."""
 
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x):
-        return x + self.conv((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True))
+    def part(self, x):
+        return x - F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
 
 
-class Noisy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 1)
+class Normalised(Adding):
+    """Divided by its deviation, which a flat image hasn't."""
 
-    def forward(self, x):
-        return x + self.conv(x + 0.1 * torch.randn_like(x))
+    def part(self, x):
+        return (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+
+
+class Noisy(Adding):
+    def part(self, x):
+        return x + 0.1 * torch.randn_like(x)
 
 
 @pytest.mark.parametrize("kind", [Details, Normalised, Noisy])
