@@ -158,14 +158,14 @@ def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         ``(L,)``, ``(L, C)`` or ``(L, 1)`` where all channels have the same one, and ``(L,)``.
     """
+    levels = quantizer.lower.new_tensor(IMAGE_LEVELS)
     if quantizer.adaptive:
-        quantizer.image_factor = quantizer.lower.new_tensor(IMAGE_LEVELS)
-    factors = 1.0 if quantizer.level_ranges is None else quantizer.level_ranges
-    ends, top = (quantizer.lower * factors, quantizer.upper * factors), 2 ** quantizer.bits_used() - 1
+        quantizer.image_factor = levels
+    ends, step, top = quantizer.common_ends(levels), quantizer.step(levels), 2 ** quantizer.bits_used() - 1
     quantizer.image_factor = None
-    scale, zero, top = torch.broadcast_tensors(*integer_grid(*ends, top), top)
+    step, zero, top = torch.broadcast_tensors(step, integer_grid(*ends, top)[1], top)
     if quantizer.channel_shift is None:
-        return scale, zero[:, None], top
+        return step, zero[:, None], top
     of_channels = shifted(*(end[:, None] for end in ends), quantizer.channel_shift.flatten())
     zeros = integer_grid(*of_channels, top[:, None])[1]
     if (zeros.amax(1) - zeros.amin(1) + top > TOP).any():
@@ -173,7 +173,7 @@ def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
             "an input learned to use 8 bits after its channels got zero points of their own, and no 8 bits hold these; "
             "fine-tune without the phase bit_mapping"
         )
-    return scale, zeros if (zeros != zeros[:, :1]).any() else zeros[:, :1], top
+    return step, zeros if (zeros != zeros[:, :1]).any() else zeros[:, :1], top
 
 
 def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[InputOperators]:

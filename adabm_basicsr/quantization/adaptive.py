@@ -128,12 +128,12 @@ class ActivationQuantizer(nn.Module):
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range in units of the input ``x``, broadcastable to it: of each sample or channel where these differ."""
-        lower, upper = self._common_ends(x)
+        lower, upper = self.common_ends(x)
         if self.channel_scale is None:
             return lower, upper
         return tuple(end * self.channel_scale for end in shifted(lower, upper, self.channel_shift))
 
-    def _common_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def common_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range, in units of the channels' scales and before their shifts; of each sample where these differ."""
         if self.level_ranges is None or self.image_factor is None:
             return self.lower, self.upper
@@ -141,14 +141,20 @@ class ActivationQuantizer(nn.Module):
         return self.lower * scale, self.upper * scale
 
     def step(self, x: Tensor) -> Tensor:
-        """Distance of the levels that `quantize` brings ``x`` to, of integer quantizers; in units of channel scales."""
-        return integer_grid(*self._common_ends(x), 2 ** _per_sample(self.bits_used(), x) - 1)[0]
+        """Distance of the levels that `quantize` brings ``x`` to, of integer quantizers; in units of channel scales.
+
+        It has the eight significant bits of bfloat16, and so have channel scales: float32 then holds every level, and
+        every edge between two, exactly, and all that computes with them comes to the same level but where a value lies
+        on an edge.
+        """
+        scale = integer_grid(*self.common_ends(x), 2 ** _per_sample(self.bits_used(), x) - 1)[0]
+        return scale.bfloat16().to(scale.dtype)
 
     def in_common_range(self, x: Tensor) -> Tensor:
         """``x`` in units of the channels' scales, each channel moved to where its range is the common one."""
         if self.channel_scale is None:
             return x
-        common = self._common_ends(x)
+        common = self.common_ends(x)
         return x / self.channel_scale - (shifted(*common, self.channel_shift)[0] - common[0].clamp(max=0))
 
     @property
@@ -183,7 +189,10 @@ class ActivationQuantizer(nn.Module):
     def quantize(self, x: Tensor) -> Tensor:
         """`forward`, whether the quantizer is switched on or not."""
         self.last_bits = bits = self.bits_used()
-        return fake_quantize(x, *self.ends(x), _per_sample(bits, x), self.integer)
+        step = self.step(x).detach() if self.integer else None
+        if self.integer and self.channel_scale is not None:
+            step = step * self.channel_scale
+        return fake_quantize(x, *self.ends(x), _per_sample(bits, x), self.integer, step)
 
 
 def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,35 +23,35 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
-        ctx.save_for_backward(x, lower, upper, levels)
-        ctx.integer = integer
-        return _quantize(x, lower, upper, levels, integer)
+    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None) -> Tensor:
+        saved = (x, lower, upper, levels) if step is None else (x, lower, upper, levels, step)
+        ctx.save_for_backward(*saved)
+        return _quantize(*saved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, *parameters = ctx.saved_tensors
-        grad_x, sums = torch.empty_like(grad), [torch.zeros_like(parameter) for parameter in parameters]
+        x, *grid = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(grad), [torch.zeros_like(parameter) for parameter in grid[:3]]
         learned = any(ctx.needs_input_grad[1:4])
-        for piece_of_grad, out, *piece in _pieces(grad, grad_x, x, *parameters, *sums):
-            _add_gradients(piece_of_grad, out, *piece, integer=ctx.integer, learned=learned)
+        for piece_of_grad, out, *piece in _pieces(grad, grad_x, *sums, x, *grid):
+            _add_gradients(piece_of_grad, out, *piece, learned=learned)
         return *(g if need else None for g, need in zip((grad_x, *sums), ctx.needs_input_grad)), None
 
 
-def _add_gradients(grad, grad_x, x, lower, upper, levels, of_lower, of_upper, of_levels, integer: bool, learned: bool):
+def _add_gradients(grad, grad_x, of_lower, of_upper, of_levels, x, lower, upper, levels, step=None, *, learned: bool):
     """Write the gradient of ``x`` and, where they are learned, add to those of both ends and of the levels.
 
     Comparisons are made into floats: on CPUs these are vectorised, boolean masks are not.
     """
-    first, last = _ends(lower, upper, levels, integer)
+    first, last = _ends(lower, upper, levels, step)
     clipped = _clip(x, first, last)
     torch.mul(grad, torch.eq(clipped, x, out=grad_x), out=grad_x)
     if not learned:
         return
-    rounding = _quantize_piece(x, lower, upper, levels, integer).sub_(clipped).mul_(grad)
+    rounding = _quantize_piece(x, lower, upper, levels, step).sub_(clipped).mul_(grad)
     of_levels -= rounding.sum_to_size(of_levels.shape) / levels
-    of_width = rounding.sum_to_size(of_upper.shape) / range_width(lower, upper, integer)
+    of_width = rounding.sum_to_size(of_upper.shape) / range_width(lower, upper, step is not None)
     of_upper += torch.gt(x, last, out=clipped).mul_(grad).sum_to_size(of_upper.shape) + of_width
     of_lower += torch.lt(x, first, out=clipped).mul_(grad).sum_to_size(of_lower.shape) - of_width
 
@@ -79,19 +79,19 @@ def range_width(lower: Tensor, upper: Tensor, integer: bool = False) -> Tensor:
     return (upper - lower).clamp(min=MIN_WIDTH)
 
 
-def _quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> Tensor:
-    x = x.expand(torch.broadcast_shapes(x.shape, lower.shape, upper.shape, levels.shape))
+def _quantize(x: Tensor, *grid: Tensor) -> Tensor:
+    x = x.expand(torch.broadcast_shapes(x.shape, *(of_grid.shape for of_grid in grid)))
     out = torch.empty_like(x)
-    for piece_of_out, *piece in _pieces(out, x, lower, upper, levels):
-        _quantize_piece(*piece, integer, piece_of_out)
+    for piece_of_out, *piece in _pieces(out, x, *grid):
+        _quantize_piece(*piece, out=piece_of_out)
     return out
 
 
-def _quantize_piece(x, lower, upper, levels, integer: bool, out: Tensor | None = None) -> Tensor:
-    if integer:
-        scale, zero_point = integer_grid(lower, upper, levels)
-        out = torch.div(x, scale, out=out).round_()
-        return _clip(out, -zero_point, levels - zero_point, out=out).mul_(scale)
+def _quantize_piece(x, lower, upper, levels, step: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    if step is not None:
+        zero_point = integer_grid(lower, upper, levels)[1]
+        out = torch.div(x, step, out=out).round_()
+        return _clip(out, -zero_point, levels - zero_point, out=out).mul_(step)
     # The order of the operations is the published one: another would round a few values the other way.
     width, out = range_width(lower, upper), _clip(x, lower, upper, out=out)
     return out.sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
@@ -102,12 +102,12 @@ def _clip(x: Tensor, lower: Tensor, upper: Tensor, out: Tensor | None = None) ->
     return torch.minimum(out, upper, out=out)
 
 
-def _ends(lower: Tensor, upper: Tensor, levels: Tensor, integer: bool) -> tuple[Tensor, Tensor]:
+def _ends(lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
     """Lowest and highest level; that moving a range to the integer grid changes them counts as rounding."""
-    if not integer:
+    if step is None:
         return lower, upper
-    scale, zero_point = integer_grid(lower, upper, levels)
-    return -zero_point * scale, (levels - zero_point) * scale
+    zero_point = integer_grid(lower, upper, levels)[1]
+    return -zero_point * step, (levels - zero_point) * step
 
 
 def integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,14 @@ def integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, 
     return width / levels, (-lower.clamp(max=0) / width * levels).round()  # symmetric ends give 0.5 exactly
 
 
-def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float, integer: bool = False) -> Tensor:
+def fake_quantize(
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    bits: Tensor | float,
+    integer: bool = False,
+    step: Tensor | None = None,
+) -> Tensor:
     """Quantize ``x`` to ``2 ** bits`` levels between ``lower`` and ``upper`` and return it as float.
 
     Gradients reach ``x`` inside the range (straight through the rounding), ``lower`` and ``upper`` through both
@@ -139,13 +146,16 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: Tensor | float,
         integer: Whether zero must be one of the levels, as integer arithmetic needs it: the grid is then
             ``scale * (q - zero_point)`` with whole ``q`` and ``zero_point`` in ``0 .. 2 ** bits - 1``. Symmetric ends
             give the signed integers ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` without a zero point.
+        step: The scale of integers, broadcastable to ``x``, where it isn't just what follows from the range.
 
     Returns:
         Tensor of the shape of ``x`` whose values lie on the grid ``lower + k * (upper - lower) / (2 ** bits - 1)``,
         shifted by less than a step where ``integer`` asks for it.
     """
     levels = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
-    return _FakeQuantize.apply(x, lower, upper, levels, integer)
+    if integer and step is None:
+        step = integer_grid(lower, upper, levels)[0]
+    return _FakeQuantize.apply(x, lower, upper, levels, None if step is None else step.detach())
 
 
 def recomputed(x_q: Tensor) -> AbstractContextManager:
@@ -172,4 +182,4 @@ def _layout(x: Tensor) -> tuple:
 
 @torch.no_grad()
 def _recompute(node) -> Tensor:
-    return _quantize(*node.saved_tensors, node.integer)
+    return _quantize(*node.saved_tensors)

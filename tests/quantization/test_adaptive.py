@@ -192,7 +192,7 @@ def test_each_level_of_the_image_has_its_own_range_and_bits():
     quantizer.level_ranges.data.copy_(torch.tensor([1.0, 1.0, 3.0]))
     quantizer.image_factor = torch.tensor([-1.0, 0.0, 1.0])
     out = quantizer(torch.full((6, 2, 1), 1.8))  # two parts of each sample
-    torch.testing.assert_close(out[:, 0, 0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.8, 1.8]))
+    torch.testing.assert_close(out[:, 0, 0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.8, 1.8]), atol=0.005, rtol=0)
     assert quantizer.last_bits.tolist() == [3, 4, 4]
     out.sum().backward()
     assert quantizer.level_ranges.grad[2].item() != 0 and quantizer.level_ranges.grad.isfinite().all()
