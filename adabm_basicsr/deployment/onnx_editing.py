@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from graphlib import TopologicalSorter
+from itertools import count
 
 import numpy as np
 import onnx
@@ -47,10 +49,14 @@ class EditedGraph:
 
     def add_constant(self, value: np.ndarray) -> str:
         """The name of a new constant."""
-        name = f"constant_{len(self._constants)}"
+        name = next(name for at in count(len(self._constants)) if (name := f"constant_{at}") not in self._constants)
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         self.graph.initializer.append(self._constants[name])
         return name
+
+    def add_node(self, kind: str, inputs: Sequence[str], output: str) -> None:
+        """Add a node that makes a new value."""
+        self.graph.node.append(helper.make_node(kind, inputs, [output], name=output))
 
     def swap(self, first: onnx.NodeProto, second: onnx.NodeProto) -> None:
         """Let ``second``, the only taker of what ``first`` makes, come before it."""

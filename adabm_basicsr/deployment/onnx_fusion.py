@@ -18,6 +18,7 @@ import onnx
 from onnx import helper
 
 from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.deployment.onnx_exact import add_up_integers, round_first, set_scales
 
 SHUFFLE, ENLARGE, QUANTIZE, CLIP, CONVOLVE = "DepthToSpace", "Resize", "QuantizeLinear", "Clip", "Conv"
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu")
@@ -26,20 +27,16 @@ PER_CHANNEL = (QUANTIZE, CLIP, *CLIPS, DEQUANTIZE, *ACTIVATIONS, "Add", "Sub", "
 LANES = 16  # output channels that kernels compute at once, needed or not
 
 
-def fuse(model: onnx.ModelProto, clip_first: bool = False) -> onnx.ModelProto:
+def fuse(model: onnx.ModelProto, runtime: str | None = None) -> onnx.ModelProto:
     """Rewrite the graph of one level, see `at_level`; changed in place.
 
     Args:
         model: The graph.
-        clip_first: Clip what isn't fused as floats, before it is quantized, rather than as integers after it. OpenVINO
-            computes that in one go; ONNX Runtime takes two more passes over larger numbers for it. Channels that have
-            ranges of their own are clipped as floats anyway.
+        runtime: ``"openvino"`` or ``"onnxruntime"`` for the form that is the best in it, None for one for any runtime.
     """
     edited = EditedGraph(model)
-    for rewrite in (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late, _absorb_scales):
+    for rewrite in (*REWRITES, *OF_RUNTIMES.get(runtime, ())):
         rewrite(edited)
-    if clip_first:
-        _clip_first(edited)
     edited.sort()
     return model
 
@@ -170,8 +167,7 @@ def _absorb_scales(edited: EditedGraph) -> None:
                 node.input[at] = edited.add_constant(value / relative.reshape(-1, *[1] * (value.ndim - 1)))
         for clip in clips:
             clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / relative.reshape(-1, 1, 1))
-        quantize.input[1], quantize.input[2] = (edited.add_constant(np.asarray(v)) for v in (scales.max(), zeros[0]))
-        del quantize.attribute[:]
+        set_scales(edited, quantize, scales.max(), zeros[0])
 
 
 def _convolution_before(
@@ -194,6 +190,11 @@ def _convolution_before(
 
 
 def _clip_first(edited: EditedGraph) -> None:
+    """Clip what isn't fused as floats, before it is quantized, rather than as integers after it.
+
+    OpenVINO computes that in one go; ONNX Runtime takes two more passes over larger numbers for it. Channels that have
+    ranges of their own are clipped as floats anyway.
+    """
     for quantize in edited.of_type(QUANTIZE):
         source = edited.maker(quantize.input[0])
         if source is not None and source.op_type == CLIPS[-1]:
@@ -254,20 +255,20 @@ def _take_factors(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.N
         return None
     factors = factors.flatten()
     edited.bypass(product)
-    for at in (1, 2):
-        value = edited.constant(quantize.input[at])
-        quantize.input[at] = edited.add_constant(value / factors if at == 1 else value.repeat(len(factors)))
-    del quantize.attribute[:]
-    quantize.attribute.append(helper.make_attribute("axis", 1))
+    scale, zero = (edited.constant(name) for name in quantize.input[1:3])
+    set_scales(edited, quantize, scale / factors, zero.repeat(len(factors)))
     return factors
 
 
 def _insert(edited: EditedGraph, kind: str, before: onnx.NodeProto, constant: np.ndarray) -> None:
     output = f"{before.output[0]}_{kind}"
-    node = helper.make_node(kind, [before.input[0], edited.add_constant(constant)], [output], name=output)
-    edited.graph.node.append(node)
+    edited.add_node(kind, [before.input[0], edited.add_constant(constant)], output)
     before.input[0] = output
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
     return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
+
+
+REWRITES = (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late, _absorb_scales)
+OF_RUNTIMES = {"openvino": (_clip_first, round_first), "onnxruntime": (add_up_integers,)}

@@ -7,9 +7,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
+from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.deployment.onnx_exact import set_scales
+
 IMAGE, LEVEL, OUTPUT = "image", "level", "output"
 MIDDLE = 1  # the image level of networks that know none
 SAFE_WEIGHT = 64  # times 255 times 2 fits into 16 bits
+FEW_CHANNELS = 4  # of images; kernels take at least as many at once
+QUANTIZE = "QuantizeLinear"
 
 
 def chooser(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -50,24 +55,67 @@ def take_batches(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def avoid_overflow(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn weights back to float32 where x86 CPUs without VNNI would err; changed in place.
+    """Rewrite layers whose integers x86 CPUs without VNNI would add up wrongly; changed in place.
 
     They add up pairs of products in 16 bits. An input of up to 255 times a weight beyond 64 makes pairs that don't fit;
-    and where inputs are signed, kernels halve the weights for that reason.
+    and where inputs are signed, kernels halve the weights for that reason. Such layers run in float, but for those that
+    take an image's few channels: these take them twice, with half of each weight.
     """
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    signed = any(tensor.data_type == TensorProto.INT8 for tensor in _zero_points(graph))
-    for node in [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]:
-        integers, step = (numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input[:2])
-        if signed or np.abs(integers).max() > SAFE_WEIGHT:
-            axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
-            view = [-1 if of == axis else 1 for of in range(integers.ndim)]
-            graph.initializer.append(numpy_helper.from_array(integers * step.reshape(view), node.output[0]))
-            graph.node.remove(node)
+    edited = EditedGraph(model)
+    signed = any(edited.constant(node.input[2]).dtype == np.int8 for node in edited.of_type(QUANTIZE))
+    for node in edited.of_type(DEQUANTIZE):
+        if not edited.is_constant(node.input[0]):
+            continue
+        integers = edited.constant(node.input[0])
+        if signed:
+            _use_float(edited, node)
+        elif np.abs(integers.astype(np.int16)).max() > SAFE_WEIGHT:
+            quantize = _quantization_of_few(edited, node)
+            if quantize is None:
+                _use_float(edited, node)
+            else:
+                _take_twice(edited, node, quantize)
+    edited.sort()
     return model
 
 
-def _zero_points(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    used = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"}
-    return [tensor for tensor in graph.initializer if tensor.name in used]
+def _use_float(edited: EditedGraph, weights: onnx.NodeProto) -> None:
+    integers, step = (edited.constant(name).astype(np.float32) for name in weights.input[:2])
+    axis = next(attribute.i for attribute in weights.attribute if attribute.name == "axis")
+    view = [-1 if of == axis else 1 for of in range(integers.ndim)]
+    value = edited.add_constant(integers * step.reshape(view))
+    for taker in edited.graph.node:
+        for at in [at for at, name in enumerate(taker.input) if name == weights.output[0]]:
+            taker.input[at] = value
+    edited.graph.node.remove(weights)
+
+
+def _quantization_of_few(edited: EditedGraph, weights: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The quantization of a convolution's input, if it has few channels and nothing else takes them quantized."""
+    layer = edited.only_taker(weights.output[0])
+    if layer is None or layer.op_type != "Conv" or edited.constant(weights.input[0]).shape[1] > FEW_CHANNELS:
+        return None
+    if any(attribute.name == "group" and attribute.i > 1 for attribute in layer.attribute):
+        return None
+    name = layer.input[0]
+    while (maker := edited.maker(name)) is not None and edited.only_taker(name) is not None:
+        if maker.op_type == QUANTIZE:
+            return maker
+        if maker.op_type not in (DEQUANTIZE, "Clip"):
+            break
+        name = maker.input[0]
+    return None
+
+
+def _take_twice(edited: EditedGraph, weights: onnx.NodeProto, quantize: onnx.NodeProto) -> None:
+    """Let a convolution take its input twice, with about half of each weight: together, they make the same sums."""
+    integers = edited.constant(weights.input[0]).astype(np.int16)
+    halves = integers // 2, integers - integers // 2
+    weights.input[0] = edited.add_constant(np.concatenate(halves, 1).astype(np.int8))
+    scales, zeros = (edited.constant(name) for name in quantize.input[1:3])
+    if scales.size > 1:
+        set_scales(edited, quantize, np.tile(scales, 2), np.tile(zeros, 2))
+    twice = f"{quantize.output[0]}_twice"
+    node = helper.make_node("Concat", [quantize.input[0]] * 2, [twice], name=twice, axis=1)
+    edited.graph.node.append(node)
+    quantize.input[0] = twice

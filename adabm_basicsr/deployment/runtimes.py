@@ -109,7 +109,7 @@ class OnnxNetwork:
         from adabm_basicsr.deployment.onnx_fusion import fuse
         from adabm_basicsr.deployment.onnx_level import at_level, avoid_overflow, take_batches
 
-        model = take_batches(fuse(at_level(self._model, level), clip_first=self.runtime == "openvino"))
+        model = take_batches(fuse(at_level(self._model, level), self.runtime))
         return model if has_exact_int8() else avoid_overflow(model)
 
     def _graph_of(self, level: int | None) -> Compiled:
@@ -203,8 +203,9 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it keeps memory for each size of tile, a third more in all
-    # It would round biases to integers, which lets no more layers run as integers in these graphs and costs accuracy.
-    kept_out = ["WeightBiasQuantization"]
+    # They would round biases to integers, which lets no more layers run as integers in these graphs and costs accuracy,
+    # and move scales from sums of integers to the weights.
+    kept_out = ["WeightBiasQuantization", "ConvMulFusion"]
     providers = ["CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=kept_out)

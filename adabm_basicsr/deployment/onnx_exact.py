@@ -1,0 +1,101 @@
+"""Forms of the graph of one level in which float32 rounds no more than in the simulation.
+
+A value near the edge of two levels that is rounded otherwise comes to the other level, and moves its neighbours in all
+layers that follow. Whole numbers are added up exactly, so what is left is to keep to them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
+
+QUANTIZE, MOST, LEAST = "QuantizeLinear", "Max", "Min"
+OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the weight
+COMMUTING = ("Relu", "LeakyRelu", "PRelu")  # with factors above zero
+
+
+def add_up_integers(edited: EditedGraph) -> None:
+    """Let layers that run in float add up whole numbers, and scale their sums afterwards.
+
+    Sums of up to 24 bits are exact in float32 then; sums of scaled values are rounded at each addition.
+    """
+    for layer in edited.of_type(*OUTPUT_AXES):
+        inputs, weights = (_dequantize_before(edited, name) for name in layer.input[:2])
+        if inputs is None or weights is None or not edited.is_constant(weights.input[0]):
+            continue
+        integers, steps, step = (edited.constant(n) for n in (*weights.input[:2], inputs.input[1]))
+        outputs = integers.shape[OUTPUT_AXES[layer.op_type]]
+        if step.size == 1 and steps.size == outputs:
+            factors = np.maximum(steps * step, MIN_WIDTH).astype(np.float32)  # 0 of channels without weights
+            _use_integers(edited, layer, inputs, integers)
+            if len(layer.input) > 2:
+                layer.input[2] = edited.add_constant(edited.constant(layer.input[2]) / factors)
+            _scale_sums(edited, layer, factors)
+
+
+def _dequantize_before(edited: EditedGraph, name: str) -> onnx.NodeProto | None:
+    maker = edited.maker(name)
+    found = maker is not None and maker.op_type == DEQUANTIZE and edited.is_constant(maker.input[1])
+    return maker if found else None
+
+
+def _use_integers(edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeProto, weights: np.ndarray) -> None:
+    one, name = edited.add_constant(np.float32(1)), f"{layer.output[0]}_integers"
+    edited.add_node(DEQUANTIZE, [inputs.input[0], one, *inputs.input[2:]], name)
+    layer.input[0], layer.input[1] = name, edited.add_constant(weights.astype(np.float32))
+
+
+def _scale_sums(edited: EditedGraph, layer: onnx.NodeProto, factors: np.ndarray) -> None:
+    """Multiply what a layer gives by factors of its channels, within the quantization that follows if there is one."""
+    last, taker = layer, edited.only_taker(layer.output[0])
+    while taker is not None and taker.op_type in COMMUTING:
+        last, taker = taker, edited.only_taker(taker.output[0])
+    if layer.op_type != "MatMul" and taker is not None and taker.op_type == QUANTIZE:
+        scales, zeros = (edited.constant(name) for name in taker.input[1:3])
+        set_scales(edited, taker, scales / factors, np.broadcast_to(zeros, factors.shape))
+        return
+    name = last.output[0]
+    last.output[0] = f"{name}_sums"
+    view = factors if layer.op_type == "MatMul" else factors.reshape(-1, 1, 1)
+    edited.add_node("Mul", [last.output[0], edited.add_constant(view)], name)
+
+
+def round_first(edited: EditedGraph) -> None:
+    """Bring what is clipped to whole numbers before it is quantized, where a zero point is added.
+
+    OpenVINO adds the zero point before it rounds, and the sum has fewer digits left behind the point than the value.
+    """
+    for quantize in edited.of_type(QUANTIZE):
+        clips = _clips_before(edited, quantize)
+        scales, zeros = (edited.constant(name) for name in quantize.input[1:3])
+        if clips is None or not (zeros.any() or zeros.dtype == np.int8):
+            continue
+        of_channels = scales.reshape(-1, 1, 1) if scales.size > 1 else scales
+        units, rounded = (f"{quantize.output[0]}_{what}" for what in ("units", "rounded"))
+        edited.add_node("Mul", [clips[0].input[0], edited.add_constant(1 / of_channels)], units)
+        edited.add_node("Round", [units], rounded)
+        clips[0].input[0] = rounded
+        for clip in clips:
+            clip.input[1] = edited.add_constant((edited.constant(clip.input[1]) / of_channels).round())
+        set_scales(edited, quantize, np.float32(1), zeros.flat[0])
+
+
+def _clips_before(edited: EditedGraph, quantize: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Maximum and minimum with constants that stand between a layer of no fixed range and a quantization."""
+    least = edited.maker(quantize.input[0])
+    most = edited.maker(least.input[0]) if least is not None and least.op_type == LEAST else None
+    if most is None or most.op_type != MOST:
+        return None
+    return (most, least) if all(edited.is_constant(clip.input[1]) for clip in (most, least)) else None
+
+
+def set_scales(edited: EditedGraph, quantize: onnx.NodeProto, scales: np.ndarray, zeros: np.ndarray) -> None:
+    """Give a quantization other scales and zero points: ``(C,)``, of channels on axis 1, or one for all, ``()``."""
+    quantize.input[1], quantize.input[2] = (edited.add_constant(np.asarray(values)) for values in (scales, zeros))
+    del quantize.attribute[:]
+    if np.ndim(scales):
+        quantize.attribute.append(helper.make_attribute("axis", 1))
