@@ -37,7 +37,7 @@ def agreement(output, expected):
 
 
 @torch.no_grad()
-def check_agreement(net, path, least=38.0):
+def check_agreement(net, path, least=60.0):
     """In all runtimes and at all levels; returns the levels that came up."""
     levels = set()
     for runtime in RUNTIMES:

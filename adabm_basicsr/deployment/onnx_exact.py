@@ -11,15 +11,13 @@ import onnx
 from onnx import helper
 
 from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
-from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH
 
 QUANTIZE, MOST, LEAST = "QuantizeLinear", "Max", "Min"
 OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the weight
-COMMUTING = ("Relu", "LeakyRelu", "PRelu")  # with factors above zero
 
 
 def add_up_integers(edited: EditedGraph) -> None:
-    """Let layers that run in float add up whole numbers, and scale their sums afterwards.
+    """Let layers that run in float add up whole numbers, then scale the sums and add the bias, as the simulation does.
 
     Sums of up to 24 bits are exact in float32 then; sums of scaled values are rounded at each addition.
     """
@@ -28,19 +26,22 @@ def add_up_integers(edited: EditedGraph) -> None:
         if inputs is None or weights is None or not edited.is_constant(weights.input[0]):
             continue
         integers, steps, step = (edited.constant(n) for n in (*weights.input[:2], inputs.input[1]))
-        outputs = integers.shape[OUTPUT_AXES[layer.op_type]]
-        if step.size == 1 and steps.size == outputs:
-            factors = np.maximum(steps * step, MIN_WIDTH).astype(np.float32)  # 0 of channels without weights
+        if step.size == 1 and steps.size == integers.shape[OUTPUT_AXES[layer.op_type]]:
             _use_integers(edited, layer, inputs, integers)
-            if len(layer.input) > 2:
-                layer.input[2] = edited.add_constant(edited.constant(layer.input[2]) / factors)
-            _scale_sums(edited, layer, factors)
+            of_output = np.tile(steps * step, _groups(layer)).reshape(-1, *[1] * (integers.ndim - 2))
+            _scale_sums(edited, layer, of_output)
 
 
 def _dequantize_before(edited: EditedGraph, name: str) -> onnx.NodeProto | None:
     maker = edited.maker(name)
     found = maker is not None and maker.op_type == DEQUANTIZE and edited.is_constant(maker.input[1])
     return maker if found else None
+
+
+def _groups(layer: onnx.NodeProto) -> int:
+    """How many groups of channels share their steps."""
+    groups = (attribute.i for attribute in layer.attribute if attribute.name == "group")
+    return next(groups, 1) if layer.op_type == "ConvTranspose" else 1
 
 
 def _use_integers(edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeProto, weights: np.ndarray) -> None:
@@ -50,18 +51,15 @@ def _use_integers(edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeP
 
 
 def _scale_sums(edited: EditedGraph, layer: onnx.NodeProto, factors: np.ndarray) -> None:
-    """Multiply what a layer gives by factors of its channels, within the quantization that follows if there is one."""
-    last, taker = layer, edited.only_taker(layer.output[0])
-    while taker is not None and taker.op_type in COMMUTING:
-        last, taker = taker, edited.only_taker(taker.output[0])
-    if layer.op_type != "MatMul" and taker is not None and taker.op_type == QUANTIZE:
-        scales, zeros = (edited.constant(name) for name in taker.input[1:3])
-        set_scales(edited, taker, scales / factors, np.broadcast_to(zeros, factors.shape))
-        return
-    name = last.output[0]
-    last.output[0] = f"{name}_sums"
-    view = factors if layer.op_type == "MatMul" else factors.reshape(-1, 1, 1)
-    edited.add_node("Mul", [last.output[0], edited.add_constant(view)], name)
+    """Multiply what a layer gives by ``factors`` of its channels, and add its bias after that."""
+    name, terms = layer.output[0], [("Mul", factors)]
+    if len(layer.input) > 2:
+        terms.append(("Add", edited.constant(layer.input.pop()).reshape(factors.shape)))
+    value = layer.output[0] = f"{name}_sums"
+    for kind, constant in terms:
+        output = name if kind == terms[-1][0] else f"{name}_scaled"
+        edited.add_node(kind, [value, edited.add_constant(constant)], output)
+        value = output
 
 
 def round_first(edited: EditedGraph) -> None:
@@ -85,7 +83,7 @@ def round_first(edited: EditedGraph) -> None:
 
 
 def _clips_before(edited: EditedGraph, quantize: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """Maximum and minimum with constants that stand between a layer of no fixed range and a quantization."""
+    """Maximum and minimum with constants, in this order, that stand before a quantization; or None."""
     least = edited.maker(quantize.input[0])
     most = edited.maker(least.input[0]) if least is not None and least.op_type == LEAST else None
     if most is None or most.op_type != MOST:
