@@ -216,3 +216,17 @@ def test_corrected_bias_is_only_used_while_quantizing():
     assert quantizer.bias(None).tolist() == [0.5, 0.5] and quantizer.bias(torch.ones(2)).tolist() == [1.5, 1.5]
     quantizer.enabled = False
     assert quantizer.bias(None) is None
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_float32_holds_levels_and_the_edges_between_them(bits):
+    quantizer = ActivationQuantizer(bits, integer=True)
+    quantizer.equalise(torch.tensor([1.0, 0.376953125]).view(1, 2, 1, 1))
+    quantizer.lower.data.fill_(-0.7712345)
+    quantizer.upper.data.fill_(1.1)
+    step = quantizer.step(torch.zeros(1)).item() * quantizer.channel_scale[0, 1, 0, 0].item()
+    edges = torch.arange(2**bits, dtype=torch.float64).sub(0.5) * step
+    assert torch.equal(edges.float().double(), edges)
+    x = torch.linspace(-1, 2, 5000).view(1, 1, -1, 1).expand(1, 2, -1, 1)
+    levels = quantizer(x)[0, 1].double() / step
+    assert torch.equal(levels, levels.round()) and len(levels.unique()) == 2**bits
