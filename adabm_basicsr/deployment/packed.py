@@ -24,7 +24,7 @@ from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 
-FORMAT = 2  # since channels have zero points of their own
+FORMAT = 3  # since steps of inputs have eight significant bits
 CHECKSUM = "checksum"  # key within the description: with two entries the file's bytes would vary
 WEIGHTS, SMALL = "levels.", "small."
 SMALL_SIZE = 4096  # values

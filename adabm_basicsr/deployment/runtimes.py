@@ -25,6 +25,9 @@ from adabm_basicsr.quantization.sizes import check_images, run_padded
 
 DEFAULT_RUNTIME = "openvino"
 OPENVINO_PLACES = ("Exception from",)  # begins the lines that name a place in OpenVINO's own code
+# Of ONNX Runtime's: the first rounds biases to integers, which lets no more layers run as integers in these graphs and
+# costs accuracy, the other moves the scales of sums of integers to the weights.
+KEPT_OUT = ["WeightBiasQuantization", "ConvMulFusion"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -203,12 +206,9 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it keeps memory for each size of tile, a third more in all
-    # They would round biases to integers, which lets no more layers run as integers in these graphs and costs accuracy,
-    # and move scales from sums of integers to the weights.
-    kept_out = ["WeightBiasQuantization", "ConvMulFusion"]
     providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=kept_out)
+        session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=KEPT_OUT)
     except Exception as error:  # its exceptions have no common base
         raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
 

@@ -12,7 +12,7 @@ import onnxruntime
 import openvino
 
 from adabm_basicsr import OnnxNetwork
-from adabm_basicsr.deployment.runtimes import openvino_core
+from adabm_basicsr.deployment.runtimes import KEPT_OUT, openvino_core
 
 SIZE = 64
 INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"}
@@ -35,7 +35,7 @@ def executed_layers(path: Path, runtime: str, level: int = 1) -> list[tuple[int,
         graph.reshape(shape)
         return openvino_layers(openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
     feed = {"image": np.full(shape, 0.5, np.float32)}
-    told = onnxruntime_layers(model, feed, disabled_optimizers=["WeightBiasQuantization"])
+    told = onnxruntime_layers(model, feed, disabled_optimizers=KEPT_OUT)
     return [_with_macs(layer) for layer in told]
 
 
