@@ -104,7 +104,7 @@ def test_symmetric_levels_are_where_they_were(edsr, tmp_path):
     assert points and all(point.dtype == np.int8 and not point.any() for point in points)
     check_agreement(net, tmp_path / "net.onnx")
     save_onnx(edsr, tmp_path / "net.onnx", symmetric=True)
-    check_agreement(edsr, tmp_path / "net.onnx", least=25)
+    check_agreement(edsr, tmp_path / "net.onnx", least=25, typical=25)
 
 
 def test_a_file_of_one_level_has_no_choice_in_it(edsr, exported, tmp_path):
