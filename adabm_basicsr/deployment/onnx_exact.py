@@ -13,6 +13,8 @@ from onnx import helper
 from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
 
 QUANTIZE, MOST, LEAST = "QuantizeLinear", "Max", "Min"
+ARITHMETIC = ("Mul", "Div", "Add", "Sub")
+FLOATS = np.finfo(np.float32)
 OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the weight
 
 
@@ -63,32 +65,53 @@ def _scale_sums(edited: EditedGraph, layer: onnx.NodeProto, factors: np.ndarray)
 
 
 def round_first(edited: EditedGraph) -> None:
-    """Bring what is clipped to whole numbers before it is quantized, where a zero point is added.
+    """Bring what was clipped to whole numbers before it is quantized, where a zero point is added.
 
     OpenVINO adds the zero point before it rounds, and the sum has fewer digits left behind the point than the value.
     """
     for quantize in edited.of_type(QUANTIZE):
-        clips = _clips_before(edited, quantize)
         scales, zeros = (edited.constant(name) for name in quantize.input[1:3])
-        if clips is None or not (zeros.any() or zeros.dtype == np.int8):
+        if not _is_clipped(edited, quantize) or not (zeros.any() or zeros.dtype == np.int8):
             continue
         of_channels = scales.reshape(-1, 1, 1) if scales.size > 1 else scales
         units, rounded = (f"{quantize.output[0]}_{what}" for what in ("units", "rounded"))
-        edited.add_node("Mul", [clips[0].input[0], edited.add_constant(1 / of_channels)], units)
+        edited.add_node("Mul", [quantize.input[0], edited.add_constant(1 / of_channels)], units)
         edited.add_node("Round", [units], rounded)
-        clips[0].input[0] = rounded
-        for clip in clips:
-            clip.input[1] = edited.add_constant((edited.constant(clip.input[1]) / of_channels).round())
+        quantize.input[0] = rounded
         set_scales(edited, quantize, np.float32(1), zeros.flat[0])
 
 
-def _clips_before(edited: EditedGraph, quantize: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """Maximum and minimum with constants, in this order, that stand before a quantization; or None."""
-    least = edited.maker(quantize.input[0])
-    most = edited.maker(least.input[0]) if least is not None and least.op_type == LEAST else None
-    if most is None or most.op_type != MOST:
-        return None
-    return (most, least) if all(edited.is_constant(clip.input[1]) for clip in (most, least)) else None
+def _is_clipped(edited: EditedGraph, quantize: onnx.NodeProto) -> bool:
+    """Whether maximum and minimum with constants, in this order, stand before a quantization."""
+    name = quantize.input[0]
+    for kind in (LEAST, MOST):
+        clip = edited.maker(name)
+        if clip is None or clip.op_type != kind or not edited.is_constant(clip.input[1]):
+            return False
+        name = clip.input[0]
+    return True
+
+
+def keep_order(edited: EditedGraph) -> None:
+    """Part constants of the network from the layer, or from other constants, before them.
+
+    OpenVINO would multiply or add them up into one, which rounds otherwise than one after the other.
+    """
+    ends = [edited.add_constant(end) for end in (FLOATS.min, FLOATS.max)]
+    for node in edited.of_type(*ARITHMETIC):
+        at = next((at for at, name in enumerate(node.input) if edited.is_constant(node.input[1 - at])), None)
+        before = None if at is None else edited.maker(node.input[at])
+        if before is not None and _merges(edited, before, node):
+            name = f"{node.output[0]}_apart"
+            edited.add_node("Clip", [node.input[at], *ends], name)
+            node.input[at] = name
+
+
+def _merges(edited: EditedGraph, before: onnx.NodeProto, node: onnx.NodeProto) -> bool:
+    """Whether constants of a node would merge with those before it; the bias of a linear layer is to do so."""
+    if before.op_type in OUTPUT_AXES:
+        return before.op_type != "MatMul" or node.op_type in ("Mul", "Div")
+    return before.op_type in ARITHMETIC and any(edited.is_constant(name) for name in before.input)
 
 
 def set_scales(edited: EditedGraph, quantize: onnx.NodeProto, scales: np.ndarray, zeros: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper
 
 from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
-from adabm_basicsr.deployment.onnx_exact import add_up_integers, round_first, set_scales
+from adabm_basicsr.deployment.onnx_exact import add_up_integers, keep_order, round_first, set_scales
 
 SHUFFLE, ENLARGE, QUANTIZE, CLIP, CONVOLVE = "DepthToSpace", "Resize", "QuantizeLinear", "Clip", "Conv"
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu")
@@ -271,4 +271,4 @@ def _attribute(node: onnx.NodeProto, name: str, default: object = None) -> objec
 
 
 REWRITES = (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late, _absorb_scales)
-OF_RUNTIMES = {"openvino": (_clip_first, round_first), "onnxruntime": (add_up_integers,)}
+OF_RUNTIMES = {"openvino": (_clip_first, round_first, keep_order), "onnxruntime": (add_up_integers,)}
