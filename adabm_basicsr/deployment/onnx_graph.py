@@ -28,7 +28,11 @@ MATRIX = 2  # axes of the weight of a linear layer
 class _QuantizeInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor | None, step: Tensor, step_zero: Tensor):
-        return x.clone()  # of a trace, shapes and types alone count
+        limits = torch.iinfo(zero.dtype)
+        of_channels = (1, -1, *[1] * (x.dim() - 2)) if scale.dim() else ()
+        integers = (x / scale.view(of_channels)).round() + zero.view(of_channels)
+        integers = integers.clamp(limits.min, limits.max if top is None else float(top))
+        return (integers - step_zero) * step
 
     @staticmethod
     def symbolic(g, x, scale, zero, top, step, step_zero):
@@ -41,7 +45,8 @@ class _QuantizeInput(torch.autograd.Function):
 class _DequantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, integers: Tensor, step: Tensor, axis: int) -> Tensor:
-        return integers.float().t() if integers.dim() == MATRIX else integers.float()
+        weight = integers * step.view([-1 if of == axis else 1 for of in range(integers.dim())])
+        return weight.t() if integers.dim() == MATRIX else weight
 
     @staticmethod
     def symbolic(g, integers, step, axis: int):

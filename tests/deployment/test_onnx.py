@@ -42,6 +42,13 @@ def test_other_bits_agree_too(bits, tmp_path):
     check_agreement(net, tmp_path / "net.onnx")
 
 
+def test_deep_networks_are_exported_at_eight_bits(tmp_path):
+    deep = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 16, "upscale": 4}
+    net = quantized(deep, w_bits=8, a_bits=8)
+    save_onnx(net, tmp_path / "net.onnx")  # refused where the traced network's values overflow
+    check_agreement(net, tmp_path / "net.onnx", typical=38)  # without VNNI it runs in float
+
+
 @pytest.mark.parametrize("options", [{"w_bits": 32}, {"a_bits": 32}, {"recipe": "static"}, {"fully_quantized": False}])
 def test_what_stays_in_float_or_fixed_agrees(options, tmp_path):
     net = quantized(TINY_EDSR, **options)
