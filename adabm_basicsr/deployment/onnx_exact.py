@@ -99,8 +99,9 @@ def keep_order(edited: EditedGraph) -> None:
     """
     ends = [edited.add_constant(end) for end in (FLOATS.min, FLOATS.max)]
     for node in edited.of_type(*ARITHMETIC):
-        at = next((at for at, name in enumerate(node.input) if edited.is_constant(node.input[1 - at])), None)
-        before = None if at is None else edited.maker(node.input[at])
+        at = next((at for at in (0, 1) if edited.is_constant(node.input[1 - at])), None)
+        is_float = at is not None and edited.constant(node.input[1 - at]).dtype == np.float32  # rather than a size
+        before = edited.maker(node.input[at]) if is_float else None
         if before is not None and _merges(edited, before, node):
             name = f"{node.output[0]}_apart"
             edited.add_node("Clip", [node.input[at], *ends], name)

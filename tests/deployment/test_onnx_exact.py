@@ -135,6 +135,20 @@ def test_constants_are_kept_apart_that_would_merge(first, second, parted):
     np.testing.assert_array_equal(run(model, x), before)
 
 
+def test_sizes_are_no_matter_of_rounding():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Mul", ["shape", "two"], ["double"]),
+        helper.make_node("Sub", ["double", "two"], ["less"]),
+        helper.make_node("Expand", ["x", "less"], ["y"]),
+    ]
+    model = model_of(nodes, {"two": np.int64(2)}, [2, 2])
+    edited = EditedGraph(model)
+    keep_order(edited)
+    edited.sort()
+    assert kinds(model) == [node.op_type for node in nodes]
+
+
 @pytest.mark.parametrize(("follows", "parted"), [("Add", False), ("Mul", True)])
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
 def test_layers_keep_their_bias_but_not_what_the_network_multiplies_them_by(kind, follows, parted):
