@@ -189,8 +189,8 @@ class ActivationQuantizer(nn.Module):
     def quantize(self, x: Tensor) -> Tensor:
         """`forward`, whether the quantizer is switched on or not."""
         self.last_bits = bits = self.bits_used()
-        step = self.step(x).detach() if self.integer else None
-        if self.integer and self.channel_scale is not None:
+        step = self.step(x) if self.integer else None
+        if step is not None and self.channel_scale is not None:
             step = step * self.channel_scale
         return fake_quantize(x, *self.ends(x), _per_sample(bits, x), self.integer, step)
 
