@@ -32,10 +32,10 @@ def fuse(model: onnx.ModelProto, runtime: str | None = None) -> onnx.ModelProto:
 
     Args:
         model: The graph.
-        runtime: ``"openvino"`` or ``"onnxruntime"`` for the form that is the best in it, None for one for any runtime.
+        runtime: A key of `OF_RUNTIMES` for the form that is the best in it; None, or another, for one for any runtime.
     """
     edited = EditedGraph(model)
-    for rewrite in (*REWRITES, *OF_RUNTIMES[runtime]):
+    for rewrite in (*REWRITES, *OF_RUNTIMES.get(runtime, ANY_RUNTIME)):
         rewrite(edited)
     edited.sort()
     return model
@@ -271,9 +271,9 @@ def _attribute(node: onnx.NodeProto, name: str, default: object = None) -> objec
 
 
 REWRITES = (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late)
-# ONNX Runtime is as fast with scales of channels where they are, and rounds as the simulation does then.
+ANY_RUNTIME = (_absorb_scales,)
 OF_RUNTIMES = {
-    None: (_absorb_scales,),
-    "openvino": (_absorb_scales, _clip_first, round_first, keep_order),
+    "openvino": (*ANY_RUNTIME, _clip_first, round_first, keep_order),
+    # It is as fast with scales of channels where they are, and rounds as the simulation does then.
     "onnxruntime": (add_up_integers,),
 }
