@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-DEQUANTIZE = "DequantizeLinear"
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 class EditedGraph:
@@ -54,9 +54,9 @@ class EditedGraph:
         self.graph.initializer.append(self._constants[name])
         return name
 
-    def add_node(self, kind: str, inputs: Sequence[str], output: str) -> None:
+    def add_node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
         """Add a node that makes a new value."""
-        self.graph.node.append(helper.make_node(kind, inputs, [output], name=output))
+        self.graph.node.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
 
     def swap(self, first: onnx.NodeProto, second: onnx.NodeProto) -> None:
         """Let ``second``, the only taker of what ``first`` makes, come before it."""
@@ -79,6 +79,11 @@ class EditedGraph:
         _replace(self.graph.node, [nodes[index] for index in TopologicalSorter(needed).static_order()])
         taken = {name for node in nodes for name in node.input}
         _replace(self.graph.initializer, [tensor for tensor in self.graph.initializer if tensor.name in taken])
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """Value of a node's attribute."""
+    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
 def _fold(model: onnx.ModelProto) -> None:

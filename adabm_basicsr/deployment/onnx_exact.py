@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, QUANTIZE, EditedGraph, attribute
 
-QUANTIZE, MOST, LEAST = "QuantizeLinear", "Max", "Min"
+MOST, LEAST = "Max", "Min"
 ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 FLOATS = np.finfo(np.float32)
 OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the weight
@@ -42,8 +42,7 @@ def _dequantize_before(edited: EditedGraph, name: str) -> onnx.NodeProto | None:
 
 def _groups(layer: onnx.NodeProto) -> int:
     """How many groups of channels share their steps."""
-    groups = (attribute.i for attribute in layer.attribute if attribute.name == "group")
-    return next(groups, 1) if layer.op_type == "ConvTranspose" else 1
+    return attribute(layer, "group", 1) if layer.op_type == "ConvTranspose" else 1
 
 
 def _use_integers(edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeProto, weights: np.ndarray) -> None:

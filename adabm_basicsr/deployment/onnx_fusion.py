@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, QUANTIZE, EditedGraph, attribute
 from adabm_basicsr.deployment.onnx_exact import add_up_integers, keep_order, round_first, set_scales
 
-SHUFFLE, ENLARGE, QUANTIZE, CLIP, CONVOLVE = "DepthToSpace", "Resize", "QuantizeLinear", "Clip", "Conv"
+SHUFFLE, ENLARGE, CLIP, CONVOLVE = "DepthToSpace", "Resize", "Clip", "Conv"
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu")
 CLIPS = ("Max", "Min")  # in this order, where each channel has a range of its own
 PER_CHANNEL = (QUANTIZE, CLIP, *CLIPS, DEQUANTIZE, *ACTIVATIONS, "Add", "Sub", "Mul", "Div")
@@ -52,9 +51,9 @@ def _drop_clips(edited: EditedGraph) -> None:
 def _enlarge_late(edited: EditedGraph) -> None:
     """Move each shuffle, and each enlargement that repeats pixels, behind what treats all pixels alike."""
     for node in edited.of_type(SHUFFLE, ENLARGE):
-        if _attribute(node, "mode") not in (b"CRD", b"nearest"):
+        if attribute(node, "mode") not in (b"CRD", b"nearest"):
             continue
-        copies = _attribute(node, "blocksize") ** 2 if node.op_type == SHUFFLE else 1
+        copies = attribute(node, "blocksize") ** 2 if node.op_type == SHUFFLE else 1
         while (taker := edited.only_taker(node.output[0])) and _is_per_channel(edited, node, taker):
             for at, name in enumerate(taker.input):
                 if edited.is_constant(name):
@@ -86,9 +85,9 @@ def _repeated(edited: EditedGraph, name: str, copies: int) -> str:
 def _convolve_early(edited: EditedGraph) -> None:
     """Compute layers before the shuffle that they follow, where that takes no more work."""
     for shuffle in edited.of_type(SHUFFLE):
-        conv, block = edited.only_taker(shuffle.output[0]), _attribute(shuffle, "blocksize")
+        conv, block = edited.only_taker(shuffle.output[0]), attribute(shuffle, "blocksize")
         constants = _constants_of(edited, conv) if conv and _slides_over_all(conv) else []
-        if not constants or _attribute(shuffle, "mode") != b"CRD":
+        if not constants or attribute(shuffle, "mode") != b"CRD":
             continue
         (owner, at), *others = constants
         weight = edited.constant(owner.input[at])
@@ -114,11 +113,11 @@ def _constants_of(edited: EditedGraph, conv: onnx.NodeProto) -> list[tuple[onnx.
 
 def _slides_over_all(conv: onnx.NodeProto) -> bool:
     """Whether a node is a convolution of all channels with zeros around that keeps the size."""
-    if conv.op_type != CONVOLVE or _attribute(conv, "group", 1) != 1:
+    if conv.op_type != CONVOLVE or attribute(conv, "group", 1) != 1:
         return False
-    size = _attribute(conv, "kernel_shape")[0]
+    size = attribute(conv, "kernel_shape")[0]
     wanted = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [1, 1], "dilations": [1, 1]}
-    return size % 2 == 1 and all(_attribute(conv, name) == value for name, value in wanted.items())
+    return size % 2 == 1 and all(attribute(conv, name) == value for name, value in wanted.items())
 
 
 def unshuffled_kernel(weight: np.ndarray, block: int) -> np.ndarray:
@@ -141,10 +140,10 @@ def unshuffled_kernel(weight: np.ndarray, block: int) -> np.ndarray:
 
 
 def _set_size(conv: onnx.NodeProto, size: int) -> None:
-    for attribute in conv.attribute:
-        if attribute.name in ("kernel_shape", "pads"):
-            value = size if attribute.name == "kernel_shape" else size // 2
-            attribute.ints[:] = [value] * len(attribute.ints)
+    for own in conv.attribute:
+        if own.name in ("kernel_shape", "pads"):
+            value = size if own.name == "kernel_shape" else size // 2
+            own.ints[:] = [value] * len(own.ints)
 
 
 def _work(weight: np.ndarray) -> int:
@@ -264,10 +263,6 @@ def _insert(edited: EditedGraph, kind: str, before: onnx.NodeProto, constant: np
     output = f"{before.output[0]}_{kind}"
     edited.add_node(kind, [before.input[0], edited.add_constant(constant)], output)
     before.input[0] = output
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
 REWRITES = (_drop_clips, _enlarge_late, _convolve_early, _enlarge_late)

@@ -7,14 +7,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, EditedGraph
+from adabm_basicsr.deployment.onnx_editing import DEQUANTIZE, QUANTIZE, EditedGraph, attribute
 from adabm_basicsr.deployment.onnx_exact import set_scales
 
 IMAGE, LEVEL, OUTPUT = "image", "level", "output"
 MIDDLE = 1  # the image level of networks that know none
 SAFE_WEIGHT = 64  # times 255 times 2 fits into 16 bits
 FEW_CHANNELS = 4  # of images; kernels take at least as many at once
-QUANTIZE = "QuantizeLinear"
 
 
 def chooser(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -81,8 +80,7 @@ def avoid_overflow(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _use_float(edited: EditedGraph, weights: onnx.NodeProto) -> None:
     integers, step = (edited.constant(name).astype(np.float32) for name in weights.input[:2])
-    axis = next(attribute.i for attribute in weights.attribute if attribute.name == "axis")
-    view = [-1 if of == axis else 1 for of in range(integers.ndim)]
+    view = [-1 if of == attribute(weights, "axis") else 1 for of in range(integers.ndim)]
     value = edited.add_constant(integers * step.reshape(view))
     for taker in edited.graph.node:
         for at in [at for at, name in enumerate(taker.input) if name == weights.output[0]]:
@@ -95,7 +93,7 @@ def _quantization_of_few(edited: EditedGraph, weights: onnx.NodeProto) -> onnx.N
     layer = edited.only_taker(weights.output[0])
     if layer is None or layer.op_type != "Conv" or edited.constant(weights.input[0]).shape[1] > FEW_CHANNELS:
         return None
-    if any(attribute.name == "group" and attribute.i > 1 for attribute in layer.attribute):
+    if attribute(layer, "group", 1) > 1:
         return None
     name = layer.input[0]
     while (maker := edited.maker(name)) is not None and edited.only_taker(name) is not None:
@@ -116,6 +114,5 @@ def _take_twice(edited: EditedGraph, weights: onnx.NodeProto, quantize: onnx.Nod
     if scales.size > 1:
         set_scales(edited, quantize, np.tile(scales, 2), np.tile(zeros, 2))
     twice = f"{quantize.output[0]}_twice"
-    node = helper.make_node("Concat", [quantize.input[0]] * 2, [twice], name=twice, axis=1)
-    edited.graph.node.append(node)
+    edited.add_node("Concat", [quantize.input[0]] * 2, twice, axis=1)
     quantize.input[0] = twice
