@@ -57,7 +57,7 @@ setup(
         "spandrel": [SPANDREL],
         "test": ["hypothesis", "pytest", "ruff", "selenium", *RUNTIMES, SPANDREL],
     },
-    entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.cli:main"]},
+    entry_points={"console_scripts": ["adabm-basicsr=adabm_basicsr.commands.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import importlib
 
-from adabm_basicsr.plugin import install_hook
+from adabm_basicsr.bridge.hook import install_hook
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "AdaBMError": "adabm_basicsr.errors",
-    "FinetuneSettings": "adabm_basicsr.quantization.finetuning",
+    "FinetuneSettings": "adabm_basicsr.quantization.finetuning.finetune",
     "OnnxNetwork": "adabm_basicsr.deployment.runtimes",
     "QuantizationConfig": "adabm_basicsr.quantization.config",
     "QuantizedNetwork": "adabm_basicsr.quantization.network",
-    "calibrate": "adabm_basicsr.quantization.calibration",
-    "finetune": "adabm_basicsr.quantization.finetuning",
+    "calibrate": "adabm_basicsr.quantization.calibration.calibrate",
+    "finetune": "adabm_basicsr.quantization.finetuning.finetune",
     "load_checkpoint": "adabm_basicsr.quantization.checkpoint",
     "load_network": "adabm_basicsr.deployment.load",
     "quantize": "adabm_basicsr.quantization.api",
     "save_checkpoint": "adabm_basicsr.quantization.checkpoint",
-    "save_onnx": "adabm_basicsr.deployment.onnx_export",
+    "save_onnx": "adabm_basicsr.deployment.onnx.export",
     "save_packed": "adabm_basicsr.deployment.packed",
-    "summarize": "adabm_basicsr.quantization.summary",
+    "summarize": "adabm_basicsr.quantization.measures.summary",
 }
 __all__ = sorted(_EXPORTS)
 

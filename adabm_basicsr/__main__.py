@@ -1,6 +1,6 @@
 """``python -m adabm_basicsr`` is the ``adabm-basicsr`` command."""
 
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adabm_basicsr.cli import one_line_errors
-from adabm_basicsr.pipeline import run_pipeline
+from adabm_basicsr.bridge.pipeline import run_pipeline
+from adabm_basicsr.commands.main import one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -69,7 +69,7 @@ def reported(tmp_path_factory):
     """The working directory of the run; its report is in ``results/tiny_test/report``."""
     from basicsr.archs import build_network
 
-    from adabm_basicsr.report.command import main
+    from adabm_basicsr.commands.report import main
 
     root, before = tmp_path_factory.mktemp("reported"), os.getcwd()
     os.chdir(root)

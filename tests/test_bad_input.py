@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import TINY_EDSR
 
-from adabm_basicsr.cli import main
-from adabm_basicsr.report.record import read_record
+from adabm_basicsr.commands.main import main
+from adabm_basicsr.runs.record import read_record
 
 RESULTS = ("experiments", "results", "tb_logger")
 TRAIN_MISTAKES = {

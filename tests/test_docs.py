@@ -16,7 +16,7 @@ from conftest import write_images
 from test_readme import snippets
 
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = Path(__file__).parent / "example_project"

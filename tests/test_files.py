@@ -15,7 +15,7 @@ from adabm_basicsr.data.images import read_image, write_image
 from adabm_basicsr.deployment.packed import load_packed, save_packed
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import TEMPORARY_PREFIX, atomic_path, remove_temporaries
-from adabm_basicsr.quantization.calibration import calibrate
+from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.checkpoint import load_checkpoint
 
 

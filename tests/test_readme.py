@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import TINY_EDSR, write_images
 
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from torch import nn
 
 import adabm_basicsr
 from adabm_basicsr import calibrate, quantize, summarize
-from adabm_basicsr.cli import COMMANDS
+from adabm_basicsr.commands.main import COMMANDS
 from adabm_basicsr.quantization.layers import base
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from basicsr.archs.ecbsr_arch import ECB
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.preparation import register_preparation
+from adabm_basicsr.quantization.structure.preparation import register_preparation
 
 _VIDEO = "it is a video network, which takes sequences of frames"
 _FACE = "it is a face network, which generates from more than the image"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from adabm_basicsr.console import add_output_flags, bars, json_alone, say
+from adabm_basicsr.bridge.pipeline import close_logger, log_to_file, run_pipeline
 from adabm_basicsr.data.images import read_image
 from adabm_basicsr.demo.photographs import VALIDATION, make_datasets
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.pipeline import close_logger, log_to_file, run_pipeline
 from adabm_basicsr.report.build import print_figures, report_run
 from adabm_basicsr.report.figures import VERSIONS
-from adabm_basicsr.report.store import LOW, TRUTH, PictureStore
 from adabm_basicsr.report.tables import sets_table
+from adabm_basicsr.runs.pictures import LOW, TRUTH, PictureStore
+from adabm_basicsr.terminal import add_output_flags, bars, json_alone, say
 
 WEIGHTS = "EDSR_Mx4_f64b16_BSDS400_fp16.pth"
 SET = "Photographs"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError, did_you_mean, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
-from adabm_basicsr.quantization.sizes import check_images, run_padded
+from adabm_basicsr.quantization.structure.sizes import check_images, run_padded
 
 DEFAULT_RUNTIME = "openvino"
 OPENVINO_PLACES = ("Exception from",)  # begins the lines that name a place in OpenVINO's own code
@@ -109,8 +109,8 @@ class OnnxNetwork:
 
     def graph_at(self, level: int):
         """The graph of one image level as the runtime is given it, an ``onnx.ModelProto``."""
-        from adabm_basicsr.deployment.onnx_fusion import fuse
-        from adabm_basicsr.deployment.onnx_level import at_level, avoid_overflow, take_batches
+        from adabm_basicsr.deployment.onnx.fusion import fuse
+        from adabm_basicsr.deployment.onnx.level import at_level, avoid_overflow, take_batches
 
         model = take_batches(fuse(at_level(self._model, level), self.runtime))
         return model if has_exact_int8() else avoid_overflow(model)
@@ -121,7 +121,7 @@ class OnnxNetwork:
         return self._graphs[level]
 
     def _chooser(self) -> Compiled:
-        from adabm_basicsr.deployment.onnx_level import MIDDLE, chooser, is_adaptive
+        from adabm_basicsr.deployment.onnx.level import MIDDLE, chooser, is_adaptive
 
         if not is_adaptive(self._model):
             return Compiled(lambda image: np.array(MIDDLE), _nothing)
@@ -138,9 +138,9 @@ def read_onnx(path: str | os.PathLike):
         AdaBMError: The file is missing, corrupt, not ours, of another version, or for one level alone.
     """
     onnx = import_runtime("onnx")
-    from adabm_basicsr.deployment.onnx_export import FORMAT
-    from adabm_basicsr.deployment.onnx_level import LEVEL
-    from adabm_basicsr.deployment.onnx_seal import is_whole
+    from adabm_basicsr.deployment.onnx.export import FORMAT
+    from adabm_basicsr.deployment.onnx.level import LEVEL
+    from adabm_basicsr.deployment.onnx.seal import is_whole
 
     if not os.path.isfile(path):
         raise not_found("ONNX file", path)

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adabm_basicsr.console import add_output_flags
+from adabm_basicsr.commands.export import add_custom_imports
 from adabm_basicsr.data.headers import MAX_PIXELS, add_max_pixels, check_max_pixels
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
-from adabm_basicsr.deployment.export import add_custom_imports
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME, RUNTIMES
 from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP, check_tiles, finished_blocks
 from adabm_basicsr.errors import AdaBMError, check_positive
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.terminal import add_output_flags
 
 DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with larger ones
 COLOURS = 3

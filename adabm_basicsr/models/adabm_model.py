@@ -16,30 +16,30 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adabm_basicsr.compat import gpus_per_process
-from adabm_basicsr.console import say
+from adabm_basicsr.bridge.patches import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.metrics.choice import split_metrics
-from adabm_basicsr.models.observations import Observations
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits, log_image_bits
-from adabm_basicsr.quantization.calibration import calibrate, check_finite, representative
+from adabm_basicsr.quantization.calibration.calibrate import calibrate, check_finite, representative
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description, save_checkpoint, save_tensors
-from adabm_basicsr.quantization.coverage import measure_coverage
 from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
-from adabm_basicsr.quantization.finetuning import Finetuner
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
+from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
-from adabm_basicsr.quantization.sizes import find_size_multiple, run_padded
-from adabm_basicsr.quantization.summary import summarize
+from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
 from adabm_basicsr.report.figures import own_version
 from adabm_basicsr.report.formats import format_figure
-from adabm_basicsr.report.network_facts import describe_network, describe_result
-from adabm_basicsr.report.record import RunRecord, write_json
-from adabm_basicsr.report.store import LOW, PictureStore, to_pixels
-from adabm_basicsr.training_state import SUFFIX, random_state, set_random_state
+from adabm_basicsr.runs.facts import describe_network, describe_result
+from adabm_basicsr.runs.observations import Observations
+from adabm_basicsr.runs.pictures import LOW, PictureStore, to_pixels
+from adabm_basicsr.runs.record import RunRecord, write_json
+from adabm_basicsr.runs.training_state import SUFFIX, random_state, set_random_state
+from adabm_basicsr.terminal import say
 
 PROBED = 4  # patches that losses before and after each phase are measured on, and layers in the end
 

@@ -7,9 +7,9 @@ import time
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.finetuning import Finetuner
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.progress import Bar, progress
-from adabm_basicsr.report.record import RunRecord
+from adabm_basicsr.runs.record import RunRecord
 
 PHASE_NAMES = {
     "weight_range": "weight ranges",

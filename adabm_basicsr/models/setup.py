@@ -7,10 +7,10 @@ from typing import NamedTuple
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
-from adabm_basicsr.compat import gpus_per_process
+from adabm_basicsr.bridge.patches import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
-from adabm_basicsr.quantization.finetuning import FinetuneSettings
+from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")

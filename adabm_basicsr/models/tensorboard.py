@@ -11,9 +11,9 @@ import torch
 
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.data.images import to_unit_range
-from adabm_basicsr.models.observations import bit_map
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.report.plots import layer_plot, map_colours
+from adabm_basicsr.runs.observations import bit_map
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

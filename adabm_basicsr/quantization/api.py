@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import check_keys
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.preparation import copy_of
+from adabm_basicsr.quantization.structure.preparation import copy_of
 
 
 def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork:

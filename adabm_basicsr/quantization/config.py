@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
-from adabm_basicsr.quantization.losses import PIXEL_LOSSES
-from adabm_basicsr.quantization.observers import OBSERVERS
+from adabm_basicsr.quantization.calibration.observers import OBSERVERS
+from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES
 
 FLOAT_BITS = 32
 FIXED_BITS = 8  # head and tail, where they are quantized at all

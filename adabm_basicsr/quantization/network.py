@@ -13,18 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer, ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import fit_state
 from adabm_basicsr.quantization.config import QuantizationConfig
-from adabm_basicsr.quantization.cost import mean_bits
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
-from adabm_basicsr.quantization.preparation import Preparation, copy_of
+from adabm_basicsr.quantization.measures.cost import mean_bits
 from adabm_basicsr.quantization.progress import progress
-from adabm_basicsr.quantization.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded, trial_size
-from adabm_basicsr.quantization.structure import find_structure
-from adabm_basicsr.quantization.surgery import plan_layers, replace_layers
-from adabm_basicsr.quantization.tracing import first_argument
-from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, ImageBitMapping
+from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
+from adabm_basicsr.quantization.structure.preparation import Preparation, copy_of
+from adabm_basicsr.quantization.structure.roles import find_structure
+from adabm_basicsr.quantization.structure.sizes import (
+    check_images,
+    find_size_multiple,
+    pad_to_multiple,
+    run_padded,
+    trial_size,
+)
+from adabm_basicsr.quantization.structure.surgery import plan_layers, replace_layers
+from adabm_basicsr.quantization.structure.tracing import first_argument
 
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 

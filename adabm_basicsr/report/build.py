@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adabm_basicsr.console import LOGGER, say
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import cut, draw_crops, find_crops
 from adabm_basicsr.report.figures import FULL, VERSIONS, gather, own_version
 from adabm_basicsr.report.page import write_page
 from adabm_basicsr.report.plots import complexity_plot, histogram_plot, layer_plot, save_plot, tradeoff_plot
-from adabm_basicsr.report.record import plain, read_record, write_json
-from adabm_basicsr.report.store import PictureStore
 from adabm_basicsr.report.tables import Table, all_tables
+from adabm_basicsr.runs.pictures import PictureStore
+from adabm_basicsr.runs.record import plain, read_record, write_json
+from adabm_basicsr.terminal import LOGGER, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

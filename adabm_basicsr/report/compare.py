@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from adabm_basicsr.console import add_output_flags
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.report.build import print_figures, tradeoff_points, write_tables
 from adabm_basicsr.report.figures import run_points
 from adabm_basicsr.report.page import write_comparison
 from adabm_basicsr.report.plots import save_plot, tradeoff_plot
-from adabm_basicsr.report.record import FILE, plain, write_json
 from adabm_basicsr.report.tables import runs_table
+from adabm_basicsr.runs.record import FILE, plain, write_json
+from adabm_basicsr.terminal import add_output_flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:

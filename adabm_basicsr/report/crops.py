@@ -13,7 +13,7 @@ import numpy as np
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.figures import FULL, VERSIONS
 from adabm_basicsr.report.formats import MISSING, format_figure, title
-from adabm_basicsr.report.store import LOW, TRUTH, PictureStore
+from adabm_basicsr.runs.pictures import LOW, TRUTH, PictureStore
 
 CROP = 112  # pixels of the output
 GAP = 4  # between them in a picture of all

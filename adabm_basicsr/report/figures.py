@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from adabm_basicsr.console import say
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.report.record import FILE, read_record
+from adabm_basicsr.runs.record import FILE, read_record
+from adabm_basicsr.terminal import say
 
 FULL, STATIC, ADAPTIVE = "full_precision", "static", "adaptive"
 VERSIONS = (FULL, STATIC, ADAPTIVE)

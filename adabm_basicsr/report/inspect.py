@@ -8,15 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adabm_basicsr.console import add_output_flags, json_alone
-from adabm_basicsr.deployment.export import add_custom_imports
+from adabm_basicsr.commands.export import add_custom_imports
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY, read_checkpoint, read_description
-from adabm_basicsr.quantization.cost import weight_bits
+from adabm_basicsr.quantization.measures.cost import weight_bits
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.report.network_facts import describe_size, mean_weight_bits
 from adabm_basicsr.report.tables import Table, cell
+from adabm_basicsr.runs.facts import describe_size, mean_weight_bits
+from adabm_basicsr.terminal import add_output_flags, json_alone
 
 COLUMNS = {
     "quantized network": {"layer": "name", "role": "role", "w bits": "w_bits", "a bits": "a_bits", "lower": "lower"}

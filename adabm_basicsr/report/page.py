@@ -17,8 +17,8 @@ from adabm_basicsr.report.crops import column_title, crop_columns
 from adabm_basicsr.report.figures import FULL, own_version
 from adabm_basicsr.report.formats import title
 from adabm_basicsr.report.plots import map_colours
-from adabm_basicsr.report.store import LOW, PictureStore
 from adabm_basicsr.report.tables import Cell, Table, all_tables, cell
+from adabm_basicsr.runs.pictures import LOW, PictureStore
 
 JPEG_QUALITY = 92  # of the large picture, which shows bits rather than details
 PLOTS = {

@@ -14,20 +14,20 @@ import torch
 from basicsr.metrics import calculate_metric
 from torch import Tensor
 
-from adabm_basicsr.console import say
 from adabm_basicsr.deployment.load import load_network
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.metrics.choice import SELF_PSNR, split_metrics
-from adabm_basicsr.models.observations import Observations
-from adabm_basicsr.quantization.calibration import calibrate
+from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.checkpoint import is_quantized, load_checkpoint, read_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.report.data import PictureSet, calibration_dataset, directory_of, picture_sets
 from adabm_basicsr.report.figures import FULL, STATIC, own_version, training_record
 from adabm_basicsr.report.formats import format_figure, title
-from adabm_basicsr.report.network_facts import describe_size
-from adabm_basicsr.report.store import LOW, TRUTH, PictureStore, to_pixels
+from adabm_basicsr.runs.facts import describe_size
+from adabm_basicsr.runs.observations import Observations
+from adabm_basicsr.runs.pictures import LOW, TRUTH, PictureStore, to_pixels
+from adabm_basicsr.terminal import say
 
 
 class Versions:

@@ -12,9 +12,9 @@ import yaml
 from adabm_basicsr import calibrate
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.archs.published import import_published
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.clipping import clip
+from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.network import Stage
 
 COMMON = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 2, "img_range": 255.0}

@@ -10,7 +10,7 @@ from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.deployment.packed import load_packed, save_packed
-from adabm_basicsr.quantization.coverage import measure_coverage
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
 
 OURS = {"AdaBMNetwork", "Spandrel", "RDN", "SRResNet"}
 

@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save_checkpoint
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base, example_input
-from adabm_basicsr.quantization.structure import Role
+from adabm_basicsr.quantization.structure.roles import Role
 
 COMPACT = {"type": "SRVGGNetCompact", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 3, "upscale": 2}
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}

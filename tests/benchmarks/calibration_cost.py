@@ -27,11 +27,11 @@ from networks import NETWORKS, make_example_project_importable
 from tabulate import tabulate
 
 from adabm_basicsr import quantize
-from adabm_basicsr.compat import keep_freed_memory
-from adabm_basicsr.quantization.calibration import calibrate
-from adabm_basicsr.quantization.clipping import clip
+from adabm_basicsr.bridge.patches import keep_freed_memory
+from adabm_basicsr.quantization.calibration.calibrate import calibrate
+from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.config import RECIPES
-from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 NAIVE = "paper, plain"

@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.quantization.coverage import measure_coverage
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "archs"))
 from architectures import ARCHITECTURES, SR

@@ -6,9 +6,9 @@ import torch
 from naive_paper import NaivePaper
 
 from adabm_basicsr import quantize
-from adabm_basicsr.quantization.calibration import calibrate
-from adabm_basicsr.quantization.clipping import clip
-from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.calibration.calibrate import calibrate
+from adabm_basicsr.quantization.calibration.clipping import clip
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 
 SMALL = {"images": 4, "size": 16, "depth": 2, "steps": 1, "calibration_batch": 2}
 

@@ -7,7 +7,7 @@ from conftest import TINY_EDSR
 
 from adabm_basicsr import save_onnx
 from adabm_basicsr.deployment.runtimes import has_exact_int8
-from adabm_basicsr.quantization.macs import MacCounter
+from adabm_basicsr.quantization.structure.macs import MacCounter
 
 benchmark = pytest.importorskip("integer_share")
 

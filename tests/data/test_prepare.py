@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import write_images
 
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 from adabm_basicsr.data.prepare import downscale, prepare
 from adabm_basicsr.errors import AdaBMError
 

@@ -12,7 +12,7 @@ from conftest import TINY_EDSR, photograph
 
 from adabm_basicsr import AdaBMError, calibrate, load_network, save_checkpoint, save_onnx, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 from adabm_basicsr.deployment.upscale import plan_outputs, upscale_pixels
 
 MODELS = ["net.pth", "net.safetensors", "net.onnx"]
@@ -193,7 +193,7 @@ def test_outputs_of_several_inputs(folder):
 
 PEAK = """
 import json, resource, sys
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 main(sys.argv[1:])
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 """

@@ -18,7 +18,7 @@ COUNT, EVERY = 1000, 20
 MORE = 40e6  # bytes that 1,000 images may take beyond 250; all their results would take as much again and more
 PEAK = """
 import resource, sys
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 try:
     main(sys.argv[1:])
 finally:

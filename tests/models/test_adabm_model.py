@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from adabm_basicsr import load_checkpoint, quantize
-from adabm_basicsr.quantization.teacher import Teacher
+from adabm_basicsr.quantization.finetuning.teacher import Teacher
 
 CHECKPOINT = "experiments/tiny/models/net_g_latest.pth"
 
@@ -238,7 +238,7 @@ def python_api_psnr(workspace, tiny):
 @pytest.fixture
 def autoload():
     """BasicSR's own entry points find the plugin while a test runs, through the same line as `autoload on` writes."""
-    from adabm_basicsr.autoload import autoload_path, main
+    from adabm_basicsr.commands.autoload import autoload_path, main
 
     was_on = autoload_path().is_file()
     main(["on"])

@@ -16,9 +16,9 @@ from faults import kill_this_process, read_state, train_to_death
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import TEMPORARY_PREFIX
-from adabm_basicsr.quantization.finetuning import Finetuner
-from adabm_basicsr.training_state import newest_state
-from adabm_basicsr.training_state import read_state as read_training_state
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner
+from adabm_basicsr.runs.training_state import newest_state
+from adabm_basicsr.runs.training_state import read_state as read_training_state
 
 LATEST = "models/net_g_latest.pth"
 MODELS = Path("experiments/tiny/models")

@@ -17,7 +17,7 @@ from adabm_basicsr.quantization.distributed import (
     set_mean_gradients,
     weighted_mean,
 )
-from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 
 from adabm_basicsr import calibrate, quantize
-from adabm_basicsr.quantization.adaptive import image_complexity
-from adabm_basicsr.quantization.clipping import clip
-from adabm_basicsr.quantization.finetuning import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.calibration.clipping import clip
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.quantizers.activation import image_complexity
 
 NAMES = {"head.0": "conv_first", "body.3": "conv_after_body", "tail.0.0": "upsample.0", "tail.1": "conv_last"}
 

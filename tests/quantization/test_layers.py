@@ -9,7 +9,7 @@ from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize
 from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
-from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
+from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(8, 6, 3, padding=1),

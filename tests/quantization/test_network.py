@@ -19,8 +19,8 @@ from adabm_basicsr import (
     save_checkpoint,
     summarize,
 )
-from adabm_basicsr.quantization.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.layers import QuantizedLayer, register_layer
+from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 
 IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 

@@ -11,11 +11,11 @@ import cv2
 import pytest
 from conftest import TINY_EDSR, Workspace
 
-from adabm_basicsr.cli import main
+from adabm_basicsr.commands.main import main
 from adabm_basicsr.report.build import report_run
 from adabm_basicsr.report.figures import VERSIONS, gather
-from adabm_basicsr.report.record import read_record
 from adabm_basicsr.report.tables import all_tables
+from adabm_basicsr.runs.record import read_record
 
 RUN = Path("results/tiny_test")
 

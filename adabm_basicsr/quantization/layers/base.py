@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adabm_basicsr.quantization.adaptive import ActivationQuantizer
-from adabm_basicsr.quantization.fake_quantize import MIN_WIDTH, recomputed
-from adabm_basicsr.quantization.weight_quantizer import WeightQuantizer
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
+from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH, recomputed
+from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
 # What a subclass may not redefine, if it is to compute what its base does.

@@ -1,0 +1,1 @@
+"""All that reaches behind BasicSR's registries: the hook, patches, registration and the pipeline."""

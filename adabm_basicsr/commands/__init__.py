@@ -1,0 +1,1 @@
+"""The commands: argparse alone; what they do is in the rooms below."""

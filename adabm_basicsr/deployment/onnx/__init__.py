@@ -1,0 +1,1 @@
+"""ONNX graphs of quantized networks: export, rewrites for the runtimes, exact arithmetic, seal."""

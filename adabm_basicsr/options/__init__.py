@@ -1,0 +1,1 @@
+"""Option files: every option in one table, and reading and checking them."""

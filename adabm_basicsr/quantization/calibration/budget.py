@@ -1,0 +1,105 @@
+"""How many bits a network may use on average: those that were asked for, or as many as a target takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.calibration.allocation import Sensitivities, assign, base_bits
+from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+LEAST, MOST = 2.0, 8.0
+GRAIN = 8  # steps per bit in which means are tried
+DB_PER_BIT = 6.02
+CLOSE = 0.75  # dB above a target that are not worth another try
+FIRST_TRY = 5.0
+MAX_TRIES = 6
+
+
+def budgets(net: QuantizedNetwork, found: Sensitivities, images: Tensor) -> Iterator[tuple[float, float]]:
+    """Mean bits of inputs and weights to quantize ``net`` with, one pair after the other; the last one stays.
+
+    Args:
+        net: The network; what is yielded is to be assigned and calibrated before the next is asked for.
+        found: Its sensitivities.
+        images: LR images that a target is measured on, ``(B, C, H, W)`` in 0..1.
+
+    Raises:
+        AdaBMError: The target is out of reach.
+    """
+    target = net.config.target
+    if "self_psnr" in target:
+        yield from _until_close(net, target["self_psnr"], images)
+    elif target:
+        mean = _largest_within(net, found, target, images)
+        yield mean, mean
+    else:
+        yield base_bits(net), float(net.config.w_bits)
+
+
+def _largest_within(net: QuantizedNetwork, found: Sensitivities, target: dict[str, float], images: Tensor) -> float:
+    (kind, wanted) = next(iter(target.items()))
+    shares = {}
+    low, high = int(LEAST * GRAIN), int(MOST * GRAIN)
+    while low <= high:
+        middle = (low + high) // 2
+        assign(net, found, middle / GRAIN, middle / GRAIN)
+        shares[middle] = share = cost_share(net, kind, images)
+        low, high = (middle + 1, high) if share <= wanted else (low, middle - 1)
+    if high not in shares or shares[high] > wanted:
+        least = min(shares.values())
+        raise AdaBMError(f"target: {kind}: {wanted} is out of reach: at {LEAST:g} bits the share is {least:.3f}")
+    return high / GRAIN
+
+
+@torch.no_grad()
+def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
+    """``bitops`` or ``size`` of the network at the bits it has, as a share of full precision."""
+    if kind == "size":
+        return size_bytes(net) / net.full_precision_bytes()
+    with CostMeter(net) as meter:
+        net(images)
+        cost = meter.read()
+        return cost.bitops / cost.float_bitops
+
+
+def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterator[tuple[float, float]]:
+    mean, reached = FIRST_TRY, {}
+    for _ in range(MAX_TRIES):
+        yield mean, mean
+        reached[mean] = self_psnr(net, images)
+        missing = wanted - reached[mean]
+        if -CLOSE <= missing <= 0:
+            return
+        steps = -(-missing * GRAIN // DB_PER_BIT)
+        mean = min(max(mean + steps / GRAIN, LEAST), MOST)
+        if mean in reached:
+            break
+    enough = [mean for mean, psnr in reached.items() if psnr >= wanted]
+    if not enough:
+        best = max(reached.values())
+        raise AdaBMError(f"target: self_psnr: {wanted} is out of reach: up to {max(reached):g} bits gave {best:.2f} dB")
+    if min(enough) != list(reached)[-1]:
+        yield min(enough), min(enough)
+
+
+@torch.no_grad()
+def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
+    """Mean PSNR in dB of the quantized against the full-precision output over ``images``, rounded to 8 bits."""
+    with net.full_precision():
+        full = net(images)
+    return pixel_psnr(net(images), full)
+
+
+def pixel_psnr(images: Tensor, others: Tensor) -> float:
+    """Mean PSNR in dB between two batches of images in 0..1, rounded to 8 bits; all channels, no border."""
+    error = (_pixels(images) - _pixels(others)).square().mean((1, 2, 3)).clamp(min=1e-10)
+    return float((10 * torch.log10(255**2 / error)).mean())
+
+
+def _pixels(image: Tensor) -> Tensor:
+    return (image.clamp(0, 1) * 255).round()

@@ -1,0 +1,1 @@
+"""Step 3: fine-tuning against the full-precision network."""

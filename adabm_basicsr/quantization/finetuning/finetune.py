@@ -1,0 +1,222 @@
+"""Step 3: fine-tuning of ranges and bit mappings against the full-precision network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.quantization.calibration.clipping import clip
+from adabm_basicsr.quantization.config import RELATIVE_RATES
+from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
+from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES, feature_loss
+from adabm_basicsr.quantization.finetuning.optimizer import BIT_MAPPING, RelativeAdam, parameter_groups
+from adabm_basicsr.quantization.finetuning.parts import gradients_of, join, run_in_parts
+from adabm_basicsr.quantization.finetuning.teacher import Teacher
+from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+
+PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
+WARM_UP = 0.1  # share of a run in which learning rates rise
+
+
+@dataclass
+class FinetuneSettings:
+    """Constants of fine-tuning; the defaults are the recipe's own, of ``paper`` the paper's.
+
+    Attributes:
+        learning_rates: Those that differ from the recipe's own, by ``weight_range``, ``activation_range``,
+            ``layer_factor``, ``image_threshold``, ``weight_correction`` and ``bias``; 0 keeps them as calibrated.
+        lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own by default.
+        feature_weight: Weight of the feature loss; the recipe's own by default.
+        bit_weight: Weight of the bit loss, of recipes that train bit mappings.
+    """
+
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    lr_decay: float | None = None
+    feature_weight: float | None = None
+    bit_weight: float = 50.0
+
+    @classmethod
+    def from_options(cls, options: dict) -> FinetuneSettings:
+        """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given are the recipe's.
+
+        Raises:
+            AdaBMError: A key is unknown, or a value is no number or below 0.
+        """
+        settings = cls()
+        check_keys("train: finetune", options, [f.name for f in fields(cls)])
+        given = {key: value for key, value in options.items() if value is not None}
+        rates = given.pop("learning_rates", {})
+        check_keys("train: finetune: learning_rates", rates, RELATIVE_RATES)
+        for key, value in [*given.items(), *rates.items()]:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+                raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
+        settings.learning_rates.update(rates)
+        for key, value in given.items():
+            setattr(settings, key, float(value))
+        return settings
+
+
+class Finetuner:
+    """Trains ranges and bit mappings, a phase per epoch in turn.
+
+    Args:
+        net: A calibrated network.
+        settings: Learning rates and loss weights.
+        iterations_per_epoch: Length of an epoch; phases and learning rates follow from the iteration alone, so a
+            resumed run continues as if it had not been interrupted.
+        total_iterations: Length of the run, over which learning rates fade out where no ``lr_decay`` is set.
+
+    Attributes:
+        phases: Names of the phases that have something to train.
+        optimizers: One Adam per phase.
+    """
+
+    def __init__(
+        self, net: QuantizedNetwork, settings: FinetuneSettings, iterations_per_epoch: int, total_iterations: int = 400
+    ) -> None:
+        self.net = net
+        self.settings = settings
+        self.iterations_per_epoch = iterations_per_epoch
+        self.total_iterations = total_iterations
+        self.teacher = Teacher(net)
+        preset = net.config.preset
+        self.feature_weight = preset.feature_weight if settings.feature_weight is None else settings.feature_weight
+        self.lr_decay = preset.lr_decay if settings.lr_decay is None else settings.lr_decay
+        rates = {**preset.learning_rates, **settings.learning_rates}
+        groups = {phase: parameter_groups(net, phase, rates) for phase in preset.phases}
+        groups = {phase: found for phase, found in groups.items() if found}
+        self.phases = list(groups)
+        self.pixel_loss = PIXEL_LOSSES[preset.pixel_loss]
+        kind = RelativeAdam if preset.scale_free else torch.optim.Adam
+        self.optimizers = [kind(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
+
+    def phase_index(self, iteration: int) -> int:
+        """Index of the phase of an iteration, counted from 1."""
+        return (iteration - 1) // self.iterations_per_epoch % len(self.phases)
+
+    def optimizer(self, iteration: int) -> torch.optim.Adam:
+        """The optimizer of an iteration's phase, its learning rates set for that iteration."""
+        optimizer = self.optimizers[self.phase_index(iteration)]
+        for group in optimizer.param_groups:
+            group["lr"] = group["first_lr"] * self._rate(iteration)
+        return optimizer
+
+    def _rate(self, iteration: int) -> float:
+        """Factor on the first learning rates: a step after each epoch of a phase, or half a cosine over the run."""
+        if self.lr_decay is None:
+            done = min((iteration - 1) / self.total_iterations, 1)
+            warm = min((iteration / (WARM_UP * self.total_iterations)), 1)  # Adam's first steps follow signs alone
+            return warm * (1 + math.cos(math.pi * done)) / 2
+        return self.lr_decay ** ((iteration - 1) // self.iterations_per_epoch // len(self.phases))
+
+    @property
+    def needs_clipping(self) -> bool:
+        """Whether the recipe clips ranges before the first step, and they aren't clipped yet."""
+        return self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED
+
+    def clip(self, images: Tensor) -> None:
+        """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes alike."""
+        clip(self.net, images)
+
+    @torch.no_grad()
+    def loss(self, images: Tensor, forward: nn.Module | None = None) -> float:
+        """How far the network is from full precision on LR patches, ``(B, C, H, W)`` in 0..1: pixels and features.
+
+        Full precision is computed once: call it with the same patches each time.
+        """
+        forward = forward or self.net
+        teacher = self.teacher(images, forward, range(-len(images), 0))
+        losses = self._losses(forward(images, True), teacher, parts=1)
+        return float(losses["l_pix"] + losses["l_feat"])
+
+    def step(
+        self,
+        images: Tensor,
+        iteration: int,
+        forward: nn.Module | None = None,
+        keys: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """One update on a batch of LR patches.
+
+        Args:
+            images: ``(B, C, H, W)`` in 0..1. Several processes (torch.distributed) each take their own part of a
+                batch, all of one size.
+            iteration: Counted from 1; it decides what is trained.
+            forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
+            keys: A key for each patch that comes back unchanged in later epochs; see `Teacher`.
+
+        Returns:
+            Losses and mean bits before the update, scalars; of all processes' images.
+
+        Raises:
+            AdaBMError: The loss is not finite.
+        """
+        forward = forward or self.net
+        if self.needs_clipping:
+            self.clip(images)
+        optimizer = self.optimizer(iteration)
+        self._train_only(optimizer)
+        parts = run_in_parts(forward, images)
+        student = join(parts)
+        losses = self._losses(student, self.teacher(images, forward, keys), len(parts))
+        trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
+        total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
+        if not torch.isfinite(total):
+            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}")
+        optimizer.zero_grad()
+        total.backward()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        set_mean_gradients(parameters, gradients_of(parts, student, parameters))
+        optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
+        base = float(self.net.config.a_bits)
+        bits = mean_over_processes(student.bits.double().mean())
+        features = feature_loss(student.features, teacher.features, parts)
+        features = mean_over_processes(features.to(bits.device))
+        return {
+            "l_pix": PIXEL_RANGE * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
+            "l_feat": self.feature_weight * features,
+            "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
+            "fab": bits,
+        }
+
+    def _train_only(self, optimizer: torch.optim.Optimizer) -> None:
+        trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(parameter in trained)
+
+
+def finetune(
+    net: QuantizedNetwork,
+    batches: Iterable[Tensor],
+    settings: FinetuneSettings | None = None,
+    iterations_per_epoch: int = 40,
+    total_iterations: int | None = None,
+) -> QuantizedNetwork:
+    """Clip and fine-tune a calibrated network.
+
+    Args:
+        net: The calibrated network; changed in place.
+        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1. Several processes
+            (torch.distributed) each take their own part of every batch, all of one size.
+        settings: Learning rates and loss weights; the recipe's own by default.
+        iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
+        total_iterations: Number of batches, if these aren't a sequence.
+
+    Returns:
+        ``net``.
+    """
+    batches = batches if total_iterations else list(batches)
+    tuner = Finetuner(net, settings or FinetuneSettings(), iterations_per_epoch, total_iterations or len(batches))
+    if not tuner.phases:
+        raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
+    for iteration, batch in enumerate(batches, start=1):
+        tuner.step(batch, iteration)
+    return net

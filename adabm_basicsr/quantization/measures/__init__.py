@@ -1,0 +1,1 @@
+"""What a quantized network costs, covers and loses."""

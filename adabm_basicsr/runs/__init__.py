@@ -1,0 +1,1 @@
+"""What a run records of itself: facts, pictures, observations and training states."""

@@ -1,0 +1,100 @@
+"""Importing, registering and autoloading."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adabm_basicsr.commands.autoload import LINE, autoload_path
+from adabm_basicsr.commands.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code, *flags):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *flags, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, adabm_basicsr; print([m for m in ('torch', 'basicsr', 'cv2', 'numpy') if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_plugin_registers_when_basicsr_is_imported():
+    code = (
+        "import adabm_basicsr, sys; before = 'adabm_basicsr.bridge.registration' in sys.modules\n"
+        "from basicsr.utils.registry import ARCH_REGISTRY as a, MODEL_REGISTRY as m, DATASET_REGISTRY as d\n"
+        "print(before, 'AdaBMNetwork' in a, 'AdaBMModel' in m, 'CalibrationDataset' in d)"
+    )
+    assert python(code, "-W", "ignore") == "False True True True"
+
+
+def test_plugin_registers_when_basicsr_is_there_already():
+    code = (
+        "from adabm_basicsr import compat; compat.before_import()\n"
+        "import sys; finders = [f for f in sys.meta_path if type(f).__name__ == '_BasicSRFinder']\n"
+        "[sys.meta_path.remove(f) for f in finders]\n"
+        "import basicsr; from adabm_basicsr.bridge.hook import install_hook; install_hook(); install_hook()\n"
+        "from basicsr.utils.registry import MODEL_REGISTRY as m; print('AdaBMModel' in m)"
+    )
+    assert python(code, "-W", "ignore") == "True"
+
+
+def test_looking_for_basicsr_does_not_use_up_the_hook():
+    code = (
+        "import adabm_basicsr, importlib.util; importlib.util.find_spec('basicsr')\n"
+        "import basicsr; from basicsr.utils.registry import MODEL_REGISTRY as m; print('AdaBMModel' in m)"
+    )
+    assert python(code, "-W", "ignore") == "True"
+
+
+def test_autoload_on_off_status(capsys):
+    was_on = autoload_path().is_file()
+    main(["autoload", "on"])
+    assert autoload_path().read_text() == LINE
+    main(["autoload", "status"])
+    main(["autoload", "off"])
+    main(["autoload", "off"])
+    assert not autoload_path().exists()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in printed] == [f"autoload is {state}" for state in ("on", "on", "off", "off")]
+    if was_on:
+        main(["autoload", "on"])
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from adabm_basicsr.commands.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    out = python(code)
+    assert out.endswith("False") and all(
+        command in out for command in ("demo", "train", "test", "prepare", "import", "autoload")
+    )
+
+
+def test_unknown_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["quantise"])
+    assert "invalid choice: 'quantise'" in capsys.readouterr().err
+
+
+def test_public_names_exist():
+    import adabm_basicsr
+
+    for name in adabm_basicsr.__all__:
+        assert callable(getattr(adabm_basicsr, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = adabm_basicsr.nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["data.calibration_dataset", "archs.adabm_arch", "archs.published", "models.adabm_model", "demo.run"]
+)
+def test_every_module_can_be_imported_first(module):
+    assert python(f"import adabm_basicsr.{module}; print('fine')", "-W", "ignore") == "fine"

@@ -1,0 +1,32 @@
+"""Work-arounds that are seen from outside."""
+
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, sys
+import torch
+from torch import nn
+from adabm_basicsr.bridge.patches import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+image = torch.rand(1, 3, 768, 768)  # feature maps of 38 MB
+for step in range(12):
+    if step == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    network(image).mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_used_again():
+    keep, plain = (
+        int(subprocess.run([sys.executable, "-c", COUNT, mode], check=True, stdout=subprocess.PIPE).stdout)
+        for mode in ("keep", "plain")
+    )
+    assert keep < plain / 4  # pages that the system had to map anew

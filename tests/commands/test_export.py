@@ -1,0 +1,71 @@
+"""The command that writes files to deploy."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_EDSR
+
+from adabm_basicsr import calibrate, save_checkpoint
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.commands.main import main
+from adabm_basicsr.deployment.load import load_network
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR)), [IMAGES])
+    save_checkpoint(net, "net.pth")
+    return net
+
+
+def test_export_writes_a_packed_file_beside_the_checkpoint(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--format", "packed"])
+    assert "written: net.safetensors" in capsys.readouterr().out
+    with torch.no_grad():
+        assert torch.equal(load_network("net.safetensors")(IMAGES), checkpoint(IMAGES))
+
+
+def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--format", "onnx", "-o", "deep/net.onnx"])
+    assert "written: deep/net.onnx" in capsys.readouterr().out
+    with torch.no_grad():
+        torch.testing.assert_close(load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0)
+
+
+def test_quiet_and_json(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    main(["export", "-m", "net.pth", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == "net.safetensors" and 0 < told["bytes"] == Path("net.safetensors").stat().st_size
+
+
+def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
+    main(["export", "-m", "net.pth", "--format", "onnx", "--symmetric", "--level", "1"])
+    main(["export", "-m", "net.pth", "-o", "other.onnx"])  # its ending says which format
+    with pytest.raises(SystemExit):
+        main(["export", "-m", "other.onnx"])
+    assert "other.onnx is exported already" in capsys.readouterr().err
+
+
+BAD = {
+    ("-m", "gone.pth"): "checkpoint gone.pth does not exist",
+    ("-m", "net.pth", "-o", "net.onnx", "--format", "packed"): "net.onnx must end in .safetensors with --format packed",
+    ("-m", "net.pth", "-o", "net.bin"): "net.bin must end in .safetensors with --format packed",
+    ("-m", "net.safetensors"): "is the model itself",
+    ("-m", "net.pth", "--symmetric"): "--symmetric and --level are for --format onnx",
+    ("-m", "net.pth", "--level", "2"): "--symmetric and --level are for --format onnx",
+}
+
+
+@pytest.mark.parametrize("argv", BAD)
+def test_mistakes_are_one_line(argv, checkpoint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *argv])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and BAD[argv] in error and error.count("\n") == 1

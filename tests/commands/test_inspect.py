@@ -1,0 +1,70 @@
+"""What is in a file, in one table."""
+
+import json
+
+import pytest
+
+from adabm_basicsr import load_network, save_packed
+from adabm_basicsr.commands.main import main
+
+CHECKPOINT = "experiments/tiny/models/net_g_latest.pth"
+
+
+def test_quantized_checkpoint_and_packed_file_hold_the_same(at_run, capsys):
+    save_packed(load_network(CHECKPOINT), "net.safetensors")
+    found = []
+    for path in (CHECKPOINT, "net.safetensors"):
+        main(["inspect", path, "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    checkpoint, packed = found
+    assert checkpoint["rows"] == packed["rows"] and checkpoint["facts"] == packed["facts"]
+    assert packed["bytes"] < checkpoint["bytes"]
+    assert [row["a_bits"] for row in checkpoint["rows"] if row["role"] in ("head", "tail")] == ["8"] * 3
+    assert sum(row["macs"] for row in checkpoint["rows"]) == pytest.approx(1)
+
+
+def test_table_for_the_terminal(at_run, capsys):
+    main(["inspect", CHECKPOINT, "--quiet"])
+    assert capsys.readouterr().out == ""
+    main(["inspect", CHECKPOINT])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{CHECKPOINT}: quantized network, 0.0")
+    assert "network EDSR, recipe paper, w_bits 4" in lines[1]
+    assert lines[3].split() == ["layer", "role", "w", "bits", "a", "bits", "lower", "upper", "weights", "MACs"]
+    assert len(lines) == 13
+
+
+def test_plain_checkpoint(at_run, capsys):
+    main(["inspect", "tiny.pth"])
+    assert "conv_first.weight       8 x 3 x 3 x 3   float32" in capsys.readouterr().out
+
+
+def test_onnx_file_with_our_description(at_run, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+
+    weight = onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.int8), "weight")
+    scale = onnx.numpy_helper.from_array(np.float32(0.5), "scale")
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", ["weight", "scale"], ["real"], name="of_weight"),
+        onnx.helper.make_node("Conv", ["image", "real"], ["out"], name="conv"),
+    ]
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, 4, 6, 6])
+    graph = onnx.helper.make_graph(nodes, "tiny", [image], [out], [weight, scale])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    description = {"version": "0.1.0", "network": {"type": "EDSR"}, "options": {"recipe": "best", "w_bits": 4}}
+    onnx.helper.set_model_props(model, {"adabm_basicsr": json.dumps(description)})
+    onnx.save(model, tmp_path / "net.onnx")
+    main(["inspect", str(tmp_path / "net.onnx")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "network EDSR, recipe best, w_bits 4" in lines[1] and "opset 17" in lines[1]
+    assert len(lines) == 6 and lines[5].split() == ["conv", "Conv", *["4", "x", "3", "x", "3", "x", "3"], "int8"]
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net.safetensors"])
+def test_corrupt_files_are_named(name, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"\x08\x99" * 40)
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / name)])
+    assert f"{name} cannot be read" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""Ranges and rounding are fitted to each layer's output, and to each level of the image."""
+
+import pytest
+import torch
+from torch import nn
+
+from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization.calibration.calibrate import representative
+from adabm_basicsr.quantization.calibration.reconstruction import round_compensated
+
+GENERATOR = torch.Generator().manual_seed(0)
+SIMPLE = 0.4 + 0.1 * torch.rand(12, 3, 16, 16, generator=GENERATOR)
+COMPLEX = torch.rand(6, 3, 16, 16, generator=GENERATOR).round()
+
+
+@pytest.mark.parametrize("lowest", [-8, -7.5])
+def test_compensated_rounding_errs_less_than_rounding_to_the_nearest(lowest):
+    rows = torch.randn(1, 4, 30, generator=GENERATOR)
+    columns = torch.randn(1, 6, 400, generator=GENERATOR)
+    columns = torch.randn(1, 30, 6, generator=GENERATOR) @ columns  # inputs that go together
+    steps = rows.abs().amax(2, keepdim=True) / 7
+    rounded = round_compensated(rows.clone(), columns @ columns.transpose(1, 2), steps, bits=4, lowest=lowest)
+    nearest = ((rows / steps - lowest).round().clamp(0, 15) + lowest) * steps
+    levels = rounded / steps - lowest
+    torch.testing.assert_close(levels, levels.round())
+    assert levels.min() >= 0 and levels.max() < 15.5
+
+    def error(weights):
+        return ((weights - rows) @ columns).square().mean()
+
+    assert error(rounded) < 0.5 * error(nearest)
+
+
+@pytest.mark.parametrize("integer", [True, False])
+def test_grouped_convolutions_are_reconstructed_with_a_scale_per_channel_or_per_tensor(integer):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU()]
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *body, nn.Conv2d(16, 3, 3, padding=1))
+    errors = []
+    for reconstructed in (True, False):
+        ingredients = {"integer": integer, "reconstruct": reconstructed, "adaptive": False, "allocate": False}
+        net = calibrate(quantize(network, COMPLEX[:1], ingredients=ingredients), [COMPLEX])
+        with torch.no_grad(), net.full_precision():
+            teacher = net(COMPLEX)
+        with torch.no_grad():
+            errors.append((net(COMPLEX) - teacher).square().mean())
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_complex_images_have_wider_ranges(tiny, bits):
+    options = {"recipe": "best", "w_bits": bits, "a_bits": bits, "ingredients": {"image_percentiles": [0.0, 0.6]}}
+    net = calibrate(quantize(tiny, SIMPLE[:1], **options), [torch.cat([SIMPLE, COMPLEX])])
+    assert net.image_mapping(COMPLEX).min() == 1
+    factors = [q.level_ranges[2].item() for q in net.activation_quantizers().values()]
+    assert sum(factor > 1.1 for factor in factors) > len(factors) / 2, factors
+
+
+def test_no_image_gives_up_bits_where_all_layers_have_eight(tiny):
+    images = torch.cat([SIMPLE, COMPLEX])
+    net = calibrate(quantize(tiny, images[:1], recipe="best", w_bits=8, a_bits=8), [images])
+    with torch.no_grad():
+        assert (net(images, details=True).bits == 8).all()
+
+
+def test_representative_images_span_what_there_is():
+    chosen = representative([SIMPLE, COMPLEX], count=5)
+    assert len(chosen) == 5
+    assert sum(any(torch.equal(image, other) for other in COMPLEX) for image in chosen) == 2
+    assert len(representative([SIMPLE], count=100)) == len(SIMPLE)

@@ -1,0 +1,149 @@
+"""What is quantized, what is not and why; patterns that override what was found."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adabm_basicsr import AdaBMError, calibrate, quantize
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+
+
+class Block(nn.Module):
+    """A residual block that computes one of its convolutions as a function."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3) / 10) if hidden else None
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        return x + (y if self.kernel is None else F.conv2d(y, self.kernel, padding=1))
+
+
+class Network(nn.Module):
+    def __init__(self, hidden=False):
+        super().__init__()
+        self.shift = nn.Conv2d(3, 3, 1)
+        self.shift.weight.data = torch.eye(3).view(3, 3, 1, 1) / 2
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(hidden) for _ in range(3)])
+        self.after = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        features = first = self.first(self.shift(x))
+        for block in self.blocks:
+            features = block(features)
+        return F.pixel_shuffle(self.last(self.after(features) + first), 2)
+
+
+def coverage(network=None, **options):
+    return measure_coverage(quantize(network or Network(), EXAMPLE, **options))
+
+
+def roles(**options):
+    return {name: role.value for name, role in quantize(Network(), EXAMPLE, **options).structure.roles.items()}
+
+
+def test_shares_are_those_of_macs_and_weights():
+    body = coverage()
+    macs = {"first": 27 * 8, "blocks": 3 * 72 * 8, "after": 72 * 8, "last": 72 * 12, "shift": 9}
+    assert body.layers == 3
+    assert body.macs == pytest.approx(macs["blocks"] / sum(macs.values()))
+    biases = 3 + 8 + 3 * 8 + 8 + 12
+    assert body.weights == pytest.approx(macs["blocks"] / (sum(macs.values()) + biases))
+    assert body.warning() is None
+    full = coverage(fully_quantized=True)
+    assert full.macs == pytest.approx(1 - macs["shift"] / sum(macs.values()))
+    assert full.skipped["shift"].reason == "colour shift" and full.warning() is None
+
+
+def test_functional_convolutions_are_named_with_their_share():
+    found = coverage(Network(hidden=True))
+    assert found.gap == pytest.approx(found.macs, rel=1e-6)  # as much as the layers that are quantized
+    assert "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: computed outside" in found.warning()
+    assert f"{100 * found.gap:.1f} % of the MACs should be quantized in this mode and aren't" in found.warning()
+    assert "blocks.0: convolution" in str(found)
+
+
+def test_what_the_user_excludes_is_no_gap():
+    found = coverage(fully_quantized=True, exclude=("blocks.1",), layers={"after": {"w_bits": 32, "a_bits": 32}})
+    assert found.skipped["blocks.1.conv"].reason == "excluded" and found.skipped["after"].reason == "32 bits"
+    assert found.warning() is None and found.macs < 0.8
+
+
+def test_unsupported_layer_types_are_named():
+    class Odd(Block):
+        def __init__(self):
+            super().__init__(False)
+            self.odd = nn.Conv3d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return super().forward(x) + self.odd(x.unsqueeze(1)).squeeze(1)
+
+    network = Network()
+    network.blocks = nn.ModuleList([Odd(), Odd()])
+    assert "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv3d" in str(
+        coverage(network)
+    )
+
+
+def test_found_roles():
+    found = roles()
+    assert found == {
+        "first": "head", "blocks.0.conv": "body", "blocks.1.conv": "body", "blocks.2.conv": "body",
+        "after": "trunk end", "last": "tail",
+    }  # fmt: skip
+
+
+def test_patterns_override_roles():
+    assert roles(head=["first", "blocks.0"])["blocks.0.conv"] == "head"
+    moved = roles(head=["blocks.0"], tail=["after"])
+    assert (moved["first"], moved["blocks.0.conv"], moved["after"], moved["last"]) == (
+        "body", "head", "tail", "trunk end",
+    )  # fmt: skip
+    assert roles(body=["after"])["after"] == "body"
+    net = quantize(Network(), EXAMPLE, blocks=["blocks.[12]"])
+    assert net.structure.blocks == ["blocks.1", "blocks.2"]
+    assert net.structure.roles["blocks.0.conv"].value == "head" and list(net.layers()) == [
+        "blocks.1.conv",
+        "blocks.2.conv",
+    ]
+
+
+def test_non_adaptive_layers_keep_their_base_bits_and_count():
+    net = quantize(Network(), EXAMPLE, non_adaptive=["blocks.1"])
+    calibrate(net, [torch.rand(2, 3, 16, 16)])
+    quantizer = net.layers()["blocks.1.conv"].input_quantizer
+    assert not quantizer.adaptive and not quantizer.fixed
+    bits = net(torch.rand(1, 3, 16, 16), details=True).bits
+    used = [q.last_bits.item() for q in net.activation_quantizers().values()]
+    assert len(used) == 3 and bits.item() == pytest.approx(sum(used) / 3)
+
+
+@pytest.mark.parametrize("key", ["head", "tail", "body", "exclude", "non_adaptive"])
+def test_patterns_that_match_nothing_name_near_misses(key):
+    with pytest.raises(
+        AdaBMError, match=rf"{key}: pattern 'blocks.0.cnv' matches no layer; did you mean 'blocks.0.conv'"
+    ):
+        quantize(Network(), EXAMPLE, **{key: ["blocks.0.cnv"]})
+    with pytest.raises(AdaBMError, match=f"{key}: 'blocks' is not a list of patterns"):
+        quantize(Network(), EXAMPLE, **{key: "blocks"})
+
+
+def test_block_patterns_name_modules():
+    with pytest.raises(
+        AdaBMError, match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"
+    ):
+        quantize(Network(), EXAMPLE, blocks=["block.0"])
+
+
+def test_calls_of_shared_layers_are_counted():
+    network = Network()
+    network.blocks[1] = network.blocks[0]
+    structure = quantize(network, EXAMPLE).structure
+    assert structure.calls["blocks.0.conv"] == 2 and structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8

@@ -1,0 +1,155 @@
+"""Networks that hide or split their convolutions are rewritten without a change of their output."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, quantize
+from adabm_basicsr.deployment.freeze import freeze
+from adabm_basicsr.quantization.checkpoint import read_checkpoint
+from adabm_basicsr.quantization.measures.cost import size_bytes
+from adabm_basicsr.quantization.structure.preparation import Preparation, register_preparation
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def trained_statistics(network):
+    """Batch normalisation as after training: nothing is zero or one."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+def normalised(*between):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), *between, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    return trained_statistics(nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2), nn.BatchNorm2d(8)))
+
+
+def test_batch_norm_is_folded_into_the_layer_before_it():
+    network = normalised()
+    preparation = Preparation(network, IMAGES[:1], fold=True)
+    assert preparation.folded == [("0", "1"), ("3", "4"), ("5", "6")]
+    prepared = preparation.apply(copy.deepcopy(network))
+    torch.testing.assert_close(prepared(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+
+
+def test_batch_norm_after_something_else_stays():
+    assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [("4", "5"), ("6", "7")]
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "fresh"])
+def test_batch_norm_of_an_output_that_is_used_twice_stays(trained):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(self.norm(x) + x)
+
+    network = Branching().eval()
+    assert not Preparation(trained_statistics(network) if trained else network, IMAGES[:1], fold=True)
+
+
+def test_batch_norm_is_folded_in_a_network_that_changes_its_input_in_place():
+    class Centring(nn.Sequential):
+        def forward(self, x):
+            x -= 0.4
+            return super().forward(x)
+
+    assert Preparation(Centring(*normalised()).eval(), IMAGES[:1], fold=True).folded == [
+        ("0", "1"),
+        ("3", "4"),
+        ("5", "6"),
+    ]
+
+
+NORMALISATIONS = [
+    nn.utils.weight_norm,
+    nn.utils.spectral_norm,
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("normalise", NORMALISATIONS, ids=lambda n: f"{n.__module__}.{n.__name__}")
+def test_normalisation_of_weights_is_baked_in(normalise, tmp_path):
+    def network():
+        layers = [normalise(nn.Conv2d(3, 8, 3)), nn.ReLU(), normalise(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)]
+        return nn.Sequential(*layers).eval()
+
+    torch.manual_seed(0)
+    trained, options = network().train(), {"fully_quantized": True, "w_bits": 8, "a_bits": 8}
+    for _ in range(20):
+        trained(IMAGES)  # spectral normalisation comes to know the weights by it
+    trained.eval()
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    net = load_checkpoint(quantize(network(), IMAGES[:1], **options), tmp_path / "plain.pth")
+    finetune(calibrate(net, [IMAGES]), [IMAGES] * 3)
+    assert not any(parameter.requires_grad for parameter in net.base_parameters())
+    with torch.no_grad():
+        with net.full_precision():
+            torch.testing.assert_close(net(IMAGES), trained(IMAGES))
+        torch.testing.assert_close(net(IMAGES), trained(IMAGES), atol=0.05, rtol=0)
+        assert torch.equal(freeze(net)(IMAGES), net(IMAGES))
+    assert size_bytes(net) < 0.5 * net.full_precision_bytes()
+
+
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_plain_checkpoints_keep_the_layout_of_the_unprepared_network(recipe, tmp_path):
+    network = normalised()
+    torch.save(network.state_dict(), tmp_path / "plain.pth")
+    blank = nn.Sequential(*[copy.deepcopy(layer) for layer in normalised()])
+    for parameter in blank.parameters():
+        nn.init.ones_(parameter)
+    net = quantize(blank, IMAGES[:1], fully_quantized=True, recipe=recipe)
+    assert bool(net.preparation) is (recipe == "best")
+    load_checkpoint(net, tmp_path / "plain.pth")
+    with torch.no_grad(), net.full_precision():
+        torch.testing.assert_close(net(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(AdaBMError, match="holds no weights"):
+        load_checkpoint(net, tmp_path / "empty.pth")
+
+
+@pytest.mark.parametrize("key", ["params", "params_ema", "state_dict", "model"])
+def test_weights_are_found_under_the_keys_of_other_trainers(key, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3))
+    torch.save({key: network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
+    assert read_checkpoint(tmp_path / "net.pth").keys() == network.state_dict().keys()
+    torch.save({"generator": network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
+    with pytest.raises(AdaBMError, match="holds 'generator', 'epoch'; weights are looked for under"):
+        read_checkpoint(tmp_path / "net.pth")
+    assert read_checkpoint(tmp_path / "net.pth", "generator").keys() == network.state_dict().keys()
+
+
+def test_own_modules_can_be_registered():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3) / 10)
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.kernel, padding=1)
+
+    @register_preparation(Hidden)
+    def rewrite(hidden):
+        conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        conv.weight = hidden.kernel
+        return conv
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), Hidden(), Hidden(), nn.Conv2d(8, 3, 1))
+    net = quantize(network, IMAGES[:1])
+    assert list(net.layers()) == ["1", "2"]
+    with torch.no_grad(), net.full_precision():
+        torch.testing.assert_close(net(IMAGES), network(IMAGES))
