@@ -19,7 +19,9 @@ def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
     choices = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.6)
     shown = ", ".join(repr(choice) for choice in choices[:limit])
-    valid = f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+    valid = (
+        f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
+    )
     if not near:
         return valid
     question = f"did you mean {' or '.join(repr(choice) for choice in near)}?"
@@ -33,7 +35,10 @@ def first_line(error: Exception, skipped: tuple[str, ...] = ()) -> str:
         error: The error.
         skipped: How lines begin that tell a user nothing.
     """
-    return next((line for line in str(error).strip().splitlines() if not line.startswith(skipped)), repr(error))
+    return next(
+        (line for line in str(error).strip().splitlines() if not line.startswith(skipped)),
+        repr(error),
+    )
 
 
 def not_found(what: str, path: str | Path) -> AdaBMError:
@@ -47,8 +52,12 @@ def not_found(what: str, path: str | Path) -> AdaBMError:
 def near_paths(path: str | Path) -> str:
     """The end of an error message: files and folders beside ``path`` whose names are like its own; may be empty."""
     folder = Path(path).parent
-    near = difflib.get_close_matches(Path(path).name, os.listdir(folder) if folder.is_dir() else (), n=3)
-    return f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
+    near = difflib.get_close_matches(
+        Path(path).name, os.listdir(folder) if folder.is_dir() else (), n=3
+    )
+    return (
+        f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
+    )
 
 
 def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:

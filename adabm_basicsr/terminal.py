@@ -14,7 +14,9 @@ from adabm_basicsr.quantization.progress import shown_by
 
 LOGGER = "basicsr"  # BasicSR's own, which writes the run's file too
 SHOWN = {"console": True}
-BESIDE_THE_POINT = "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's; ours is one
+BESIDE_THE_POINT = (
+    "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's; ours is one
+)
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +69,9 @@ class ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-def with_console(get_root_logger: Callable[..., logging.Logger], quiet: bool) -> Callable[..., logging.Logger]:
+def with_console(
+    get_root_logger: Callable[..., logging.Logger], quiet: bool
+) -> Callable[..., logging.Logger]:
     """BasicSR's ``get_root_logger`` with a `ConsoleHandler` in place of the handler that repeats the whole log."""
 
     def wrapped(*args, **kwargs) -> logging.Logger:

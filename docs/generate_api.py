@@ -37,11 +37,17 @@ def signature(name: str, item: object) -> str:
     if inspect.isclass(item) and issubclass(item, Exception):
         return ""
     found = inspect.signature(item)
-    parameters = [_plain(str(parameter)) for parameter in found.parameters.values() if parameter.name != "self"]
+    parameters = [
+        _plain(str(parameter))
+        for parameter in found.parameters.values()
+        if parameter.name != "self"
+    ]
     result = "" if inspect.isclass(item) else _plain(str(found.replace(parameters=())))[len("()") :]
     text = f"{name}({', '.join(parameters)}){result}"
     if len(text) > MAX_LINE:
-        text = "\n".join([f"{name}(", *(f"    {parameter}," for parameter in parameters), f"){result}"])
+        text = "\n".join(
+            [f"{name}(", *(f"    {parameter}," for parameter in parameters), f"){result}"]
+        )
     return f"```python\n{text}\n```\n\n"
 
 
@@ -57,7 +63,9 @@ def render_item(name: str) -> str:
     parts = [f"## {name}\n\n{signature(name, item)}{to_markdown(inspect.getdoc(item))}"]
     for key, method in vars(item).items() if inspect.isclass(item) else ():
         if inspect.isfunction(method) and not key.startswith("_"):
-            parts.append(f"### {name}.{key}\n\n{signature(key, method)}{to_markdown(inspect.getdoc(method))}")
+            parts.append(
+                f"### {name}.{key}\n\n{signature(key, method)}{to_markdown(inspect.getdoc(method))}"
+            )
     return "\n\n".join(parts)
 
 

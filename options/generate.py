@@ -318,15 +318,28 @@ $metrics""")
 
 def render(network: Network, scale: int, bits: int) -> dict[Path, str]:
     """Text of the training and the test file of one network, scale and bit-width, by path."""
-    values = {"scale": scale, "bits": bits, "folder": network.folder, "weights": network.weights[scale]}
-    values |= {key: Template(getattr(network, key)).substitute(scale=scale) for key in ("title", "name", "options")}
+    values = {
+        "scale": scale,
+        "bits": bits,
+        "folder": network.folder,
+        "weights": network.weights[scale],
+    }
+    values |= {
+        key: Template(getattr(network, key)).substitute(scale=scale)
+        for key in ("title", "name", "options")
+    }
     values["name"] = name = f"AdaBM_{values['name']}_W{bits}A{bits}"
     values["options"] = indent(values["options"], INDENT)
     values["calibration"] = indent(network.calibration, INDENT)
     values["further"] = indent(network.validation, INDENT)
-    values |= {key: text.substitute(values) for key, text in (("network", NETWORK), ("metrics", METRICS))}
+    values |= {
+        key: text.substitute(values) for key, text in (("network", NETWORK), ("metrics", METRICS))
+    }
     files = {}
-    for folder, phase, second, template in (("train", "val", "val_2", TRAIN), ("test", "test_1", "test_2", TEST)):
+    for folder, phase, second, template in (
+        ("train", "val", "val_2", TRAIN),
+        ("test", "test_1", "test_2", TEST),
+    ):
         validation = VALIDATION.substitute(values, phase=phase, second=second)
         path = ROOT / folder / network.folder / f"{folder}_{name}.yml"
         files[path] = template.substitute(values, validation=validation)
@@ -335,7 +348,9 @@ def render(network: Network, scale: int, bits: int) -> dict[Path, str]:
 
 def render_all() -> dict[Path, str]:
     """Text of every generated file, by path."""
-    cases = [(network, scale, bits) for network in NETWORKS for scale in network.weights for bits in BITS]
+    cases = [
+        (network, scale, bits) for network in NETWORKS for scale in network.weights for bits in BITS
+    ]
     return {path: text for case in cases for path, text in render(*case).items()}
 
 

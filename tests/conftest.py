@@ -13,7 +13,14 @@ import yaml
 import adabm_basicsr  # noqa: F401  (makes basicsr importable)
 
 SHARED = Path(__file__).parents[2] / "shared"
-TINY_EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2}
+TINY_EDSR = {
+    "type": "EDSR",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 8,
+    "num_block": 2,
+    "upscale": 2,
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -145,7 +152,9 @@ class Workspace:
             "val": {
                 "save_img": False,
                 "suffix": None,
-                "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
+                "metrics": {
+                    "psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+                },
             },
         }
         return changed(opt, changes)

@@ -25,7 +25,11 @@ def _train(folder: Path, flags: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
     sys.argv = ["adabm-basicsr"]
-    with open("output.txt", "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with (
+        open("output.txt", "a") as output,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
         main(["-opt", "options.yml", *flags])
 
 
@@ -45,7 +49,8 @@ def _prepare_and_train(folder: Path, prepare: Callable[[], None], flags: tuple[s
 def in_processes(count: int, folder: Path, function: Callable, *args) -> list:
     """What ``function(*args)`` gives in each of ``count`` processes, which torch.distributed connects."""
     children = [
-        FORKS.Process(target=_connect_and_call, args=(rank, count, folder, function, args)) for rank in range(count)
+        FORKS.Process(target=_connect_and_call, args=(rank, count, folder, function, args))
+        for rank in range(count)
     ]
     for child in children:
         child.start()
@@ -57,7 +62,9 @@ def in_processes(count: int, folder: Path, function: Callable, *args) -> list:
 
 def _connect_and_call(rank: int, count: int, folder: Path, function: Callable, args: tuple) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=count)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", rank=rank, world_size=count
+    )
     torch.save(function(*args), folder / f"{rank}.pth")
     torch.distributed.destroy_process_group()
 

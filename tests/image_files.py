@@ -12,7 +12,10 @@ PIXELS = photograph(20, 28)  # RGB here
 PICTURE = Image.fromarray(PIXELS)
 PALETTE = PICTURE.quantize(16)
 TRANSPARENT = Image.fromarray(np.dstack([PIXELS, np.arange(560, dtype=np.uint8).reshape(20, 28)]))
-UPRIGHT, ROTATE_RIGHT = 1, 6  # EXIF's orientation of an image as it is, and of one that is to be turned by a quarter
+UPRIGHT, ROTATE_RIGHT = (
+    1,
+    6,
+)  # EXIF's orientation of an image as it is, and of one that is to be turned by a quarter
 ORIENTATION = 0x112
 
 
@@ -48,7 +51,10 @@ KINDS = {
     "1-bit TIFF": (encoded(PICTURE.convert("1"), "TIFF"), grey(PICTURE.convert("1"))),
     "1-bit PBM": (encoded(PICTURE.convert("1"), "PPM"), grey(PICTURE.convert("1"))),
     "palette PNG": (encoded(PALETTE, "PNG"), np.asarray(PALETTE.convert("RGB"))),
-    "palette PNG with transparency": (encoded(PALETTE, "PNG", transparency=3), np.asarray(PALETTE.convert("RGB"))),
+    "palette PNG with transparency": (
+        encoded(PALETTE, "PNG", transparency=3),
+        np.asarray(PALETTE.convert("RGB")),
+    ),
     "palette BMP": (encoded(PALETTE, "BMP"), np.asarray(PALETTE.convert("RGB"))),
     "palette TIFF": (encoded(PALETTE, "TIFF"), np.asarray(PALETTE.convert("RGB"))),
     "RGBA PNG": (encoded(TRANSPARENT, "PNG"), PIXELS),
@@ -61,7 +67,10 @@ KINDS = {
     "RGBA PNG with EXIF": (with_exif("PNG", UPRIGHT, TRANSPARENT), PIXELS),
     "rotated PNG": (with_exif("PNG"), np.rot90(PIXELS, -1)),
     "rotated WebP": (with_exif("WEBP", lossless=True), np.rot90(PIXELS, -1)),
-    "rotated TIFF": (encoded(PICTURE, "TIFF", tiffinfo={ORIENTATION: ROTATE_RIGHT}), np.rot90(PIXELS, -1)),
+    "rotated TIFF": (
+        encoded(PICTURE, "TIFF", tiffinfo={ORIENTATION: ROTATE_RIGHT}),
+        np.rot90(PIXELS, -1),
+    ),
     "1x1 PNG": (encoded(PICTURE.crop((0, 0, 1, 1)), "PNG"), PIXELS[:1, :1]),
 }
 LOSSY = {
@@ -97,14 +106,26 @@ REFUSED = {
     "half a WebP": (KINDS["RGB WebP"][0][: len(KINDS["RGB WebP"][0]) // 2], BROKEN),
     "half a BMP": (KINDS["RGB BMP"][0][: len(KINDS["RGB BMP"][0]) // 2], BROKEN),
     "a PNG of no height": (png_of_size(28, 0), BROKEN),
-    "a decompression bomb": (png_of_size(60_000, 60_000), "60000x60000 pixels, more than max_pixels 134217728 allows"),
+    "a decompression bomb": (
+        png_of_size(60_000, 60_000),
+        "60000x60000 pixels, more than max_pixels 134217728 allows",
+    ),
     "animated PNG": (animated("PNG"), "several frames or pages"),
     "animated WebP": (animated("WEBP"), "several frames or pages"),
     "animated GIF": (animated("GIF"), "several frames or pages"),
     "TIFF of several pages": (animated("TIFF"), "several frames or pages"),
-    "alpha and EXIF that turns it": (with_exif("PNG", picture=TRANSPARENT), "has alpha and EXIF that turns it"),
+    "alpha and EXIF that turns it": (
+        with_exif("PNG", picture=TRANSPARENT),
+        "has alpha and EXIF that turns it",
+    ),
     "transparent TIFF": (encoded(TRANSPARENT, "TIFF"), "is a TIFF file with transparent pixels"),
     "double TIFF": (by_opencv(".tiff", PIXELS / 255), "has values of type float64"),
-    "NaN in a TIFF": (by_opencv(".tiff", np.full((4, 4, 3), np.nan, np.float32)), "holds NaN or infinite values"),
-    "float TIFF beyond 1": (by_opencv(".tiff", np.full((4, 4, 3), 9, np.float32)), "has float values outside 0..1"),
+    "NaN in a TIFF": (
+        by_opencv(".tiff", np.full((4, 4, 3), np.nan, np.float32)),
+        "holds NaN or infinite values",
+    ),
+    "float TIFF beyond 1": (
+        by_opencv(".tiff", np.full((4, 4, 3), 9, np.float32)),
+        "has float values outside 0..1",
+    ),
 }

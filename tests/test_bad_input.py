@@ -19,18 +19,36 @@ TRAIN_MISTAKES = {
         {"model_type": ..., "modeltype": "AdaBMModel"},
         "model_type is missing from the option file; 'modeltype' is no key",
     ),
-    "unknown section": ({"networks": 1}, "option file: unknown key 'networks'; did you mean 'network_g'?"),
-    "unknown key": ({"network_g__w_bit": 4}, "network_g: unknown key 'w_bit'; did you mean 'w_bits' or 'a_bits'?"),
+    "unknown section": (
+        {"networks": 1},
+        "option file: unknown key 'networks'; did you mean 'network_g'?",
+    ),
+    "unknown key": (
+        {"network_g__w_bit": 4},
+        "network_g: unknown key 'w_bit'; did you mean 'w_bits' or 'a_bits'?",
+    ),
     "unknown recipe": (
         {"network_g__recipe": "papper"},
         "did you mean 'paper'? (valid: 'paper', 'best', 'static'",
     ),
-    "unknown observer": ({"network_g__observer": "mse"}, "observer: unknown value 'mse'; did you mean 'omse'?"),
+    "unknown observer": (
+        {"network_g__observer": "mse"},
+        "observer: unknown value 'mse'; did you mean 'omse'?",
+    ),
     "bits too low": ({"network_g__w_bits": 1}, "w_bits: 1 is out of range; valid: 2 to 8, or 32"),
     "bits too high": ({"network_g__w_bits": 9}, "w_bits: 9 is out of range; valid: 2 to 8, or 32"),
-    "bits no number": ({"network_g__a_bits": "4"}, "a_bits: '4' is text; give the number without quotes"),
-    "bits too low for paper": ({"network_g__a_bits": 2}, "a_bits: 2 is out of range; valid with recipe paper: 3 to 8"),
-    "layer bits": ({"network_g__layers": {"body.*": {"w_bits": 12}}}, "layers: body.*: w_bits: 12 is out of range"),
+    "bits no number": (
+        {"network_g__a_bits": "4"},
+        "a_bits: '4' is text; give the number without quotes",
+    ),
+    "bits too low for paper": (
+        {"network_g__a_bits": 2},
+        "a_bits: 2 is out of range; valid with recipe paper: 3 to 8",
+    ),
+    "layer bits": (
+        {"network_g__layers": {"body.*": {"w_bits": 12}}},
+        "layers: body.*: w_bits: 12 is out of range",
+    ),
     "pattern": ({"network_g__exclude": ["bodi.*"]}, "exclude: pattern 'bodi.*' matches no layer"),
     "unregistered": (
         {"network_g__network__type": "EDRS"},
@@ -40,8 +58,14 @@ TRAIN_MISTAKES = {
         {"network_g__network__num_blocks": 2},
         "network_g: network: EDSR: unknown key 'num_blocks'; did you mean 'num_block'",
     ),
-    "arch option missing": ({"network_g__network__num_in_ch": ...}, "network_g: network: EDSR needs num_in_ch"),
-    "custom import": ({"network_g__custom_imports": ["no_such_module"]}, "cannot import 'no_such_module'"),
+    "arch option missing": (
+        {"network_g__network__num_in_ch": ...},
+        "network_g: network: EDSR needs num_in_ch",
+    ),
+    "custom import": (
+        {"network_g__custom_imports": ["no_such_module"]},
+        "cannot import 'no_such_module'",
+    ),
     "no weights": ({"path__pretrain_network_g": None}, "path: pretrain_network_g is missing"),
     "weights absent": (
         {"path__pretrain_network_g": "gone.pth"},
@@ -53,18 +77,36 @@ TRAIN_MISTAKES = {
     ),
     "folder empty": ({"datasets__train__dataroot_lq": "empty"}, "folder empty holds no images"),
     "patch size": ({"datasets__train__lq_size": 0}, "lq_size: 0 is not a positive whole number"),
-    "dataset key": ({"datasets__train__lq_siz": 24}, "unknown key 'lq_siz'; did you mean 'lq_size'?"),
+    "dataset key": (
+        {"datasets__train__lq_siz": 24},
+        "unknown key 'lq_siz'; did you mean 'lq_size'?",
+    ),
     "batch too large": ({"datasets__train__batch_size_per_gpu": 99}, "8 images don't fill a batch"),
-    "gpu on a CPU": ({"num_gpu": 1}, "num_gpu: 1, but there are 0 CUDA devices; set num_gpu: 0 or auto"),
+    "gpu on a CPU": (
+        {"num_gpu": 1},
+        "num_gpu: 1, but there are 0 CUDA devices; set num_gpu: 0 or auto",
+    ),
     "gpu no number": ({"num_gpu": "one"}, "num_gpu: 'one' is not a number of GPUs"),
-    "train key": ({"train__total_iters": 4}, "train: unknown key 'total_iters'; did you mean 'total_iter'?"),
-    "iterations": ({"train__total_iter": -1}, "train: total_iter: -1 is not a whole number of iterations"),
-    "static with iterations": ({"network_g__recipe": "static"}, "recipe 'static' has nothing to fine-tune"),
+    "train key": (
+        {"train__total_iters": 4},
+        "train: unknown key 'total_iters'; did you mean 'total_iter'?",
+    ),
+    "iterations": (
+        {"train__total_iter": -1},
+        "train: total_iter: -1 is not a whole number of iterations",
+    ),
+    "static with iterations": (
+        {"network_g__recipe": "static"},
+        "recipe 'static' has nothing to fine-tune",
+    ),
     "learning rate": (
         {"train__finetune": {"learning_rates": {"weights": 1}}},
         "train: finetune: learning_rates: unknown key 'weights'",
     ),
-    "model type": ({"model_type": "AdaBModel"}, "model_type: 'AdaBModel' is not registered; did you mean 'AdaBMModel'"),
+    "model type": (
+        {"model_type": "AdaBModel"},
+        "model_type: 'AdaBModel' is not registered; did you mean 'AdaBMModel'",
+    ),
     "model type, length from the recipe": (
         {"model_type": "AdaBMmodel", "train__total_iter": None},
         "model_type: 'AdaBMmodel' is not registered; did you mean 'AdaBMModel'",
@@ -85,12 +127,18 @@ TRAIN_MISTAKES = {
         {"network_g__network": {"type": "AdaBMNetwork"}},
         "network_g: network: type: AdaBMNetwork quantizes another network; name the architecture of that one",
     ),
-    "scale of another network": ({"scale": 3}, "scale: 3: the network makes images 2 times as large; set scale: 2"),
+    "scale of another network": (
+        {"scale": 3},
+        "scale: 3: the network makes images 2 times as large; set scale: 2",
+    ),
     "weights of another key": (
         {"path__param_key_g": "param"},
         "param_key_g: 'param' is no key of checkpoint tiny.pth; did you mean 'params'?",
     ),
-    "model that doesn't quantize": ({"model_type": "SRModel"}, "model_type: 'SRModel' doesn't quantize; AdaBMModel"),
+    "model that doesn't quantize": (
+        {"model_type": "SRModel"},
+        "model_type: 'SRModel' doesn't quantize; AdaBMModel",
+    ),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
     "video network": (
         {"network_g__network": {"type": "EDVR"}},
@@ -100,28 +148,53 @@ TRAIN_MISTAKES = {
         {"datasets__train__type": "CalibrationDatset"},
         "datasets: train: type: 'CalibrationDatset' is not registered; did you mean 'CalibrationDataset'?",
     ),
-    "phase": ({"datasets": {"train": {}, "test": {}}}, "datasets: test: valid when training: 'train', 'val'"),
+    "phase": (
+        {"datasets": {"train": {}, "test": {}}},
+        "datasets: test: valid when training: 'train', 'val'",
+    ),
     "channels": ({"datasets__train__channels": 4}, "channels: 4 is not 1 (grey) or 3 (RGB)"),
     "grey images for an RGB network": (
         {"datasets__train__channels": 1},
         "channels: 1, but the network takes 3 channels",
     ),
-    "calibration batch": ({"train__calibration_batch_size": 0}, "calibration_batch_size: 0 is not a positive whole"),
+    "calibration batch": (
+        {"train__calibration_batch_size": 0},
+        "calibration_batch_size: 0 is not a positive whole",
+    ),
     "validation data key": (
-        {"datasets__val": {"name": "a", "type": "SingleImageDataset", "dataroot_lq": "lr", "io_backnd": {}}},
+        {
+            "datasets__val": {
+                "name": "a",
+                "type": "SingleImageDataset",
+                "dataroot_lq": "lr",
+                "io_backnd": {},
+            }
+        },
         "datasets: val: unknown key 'io_backnd'; did you mean 'io_backend'?",
     ),
-    "near folder": ({"datasets__train__dataroot_lq": "l"}, "folder l does not exist; did you mean 'lr'?"),
+    "near folder": (
+        {"datasets__train__dataroot_lq": "l"},
+        "folder l does not exist; did you mean 'lr'?",
+    ),
     "near checkpoint": (
         {"path__pretrain_network_g": "tinny.pth"},
         "path: pretrain_network_g: checkpoint tinny.pth does not exist; did you mean 'tiny.pth'?",
     ),
     "validation key": ({"val": {"tiles": 64}}, "val: unknown key 'tiles'; did you mean 'tile'"),
     "tile": ({"val": {"tile": -1}}, "val: tile: -1 is not a whole number of at least 1"),
-    "tile overlap": ({"val": {"tile": 40}}, "val: tile_overlap: 16 is more than a third of the tile, 40"),
+    "tile overlap": (
+        {"val": {"tile": 40}},
+        "val: tile_overlap: 16 is more than a third of the tile, 40",
+    ),
     "overlap alone": ({"val": {"tile_overlap": 8}}, "val: tile_overlap is given, but no tile"),
-    "name that leads out": ({"name": "../../x"}, "name: '../../x' is not a name for files and folders, without '/'"),
-    "name in a folder": ({"name": "a/b"}, "name: 'a/b' is not a name for files and folders, without '/'"),
+    "name that leads out": (
+        {"name": "../../x"},
+        "name: '../../x' is not a name for files and folders, without '/'",
+    ),
+    "name in a folder": (
+        {"name": "a/b"},
+        "name: 'a/b' is not a name for files and folders, without '/'",
+    ),
     "folder for a checkpoint": (
         {"path__pretrain_network_g": "lr"},
         "pretrain_network_g: checkpoint lr is a folder, not a file",
@@ -130,10 +203,16 @@ TRAIN_MISTAKES = {
         {"datasets__train__dataroot_lq": "tiny.pth"},
         "dataroot_lq: folder tiny.pth is a file, not a folder",
     ),
-    "absolute name": ({"name": "/x"}, "name: '/x' is not a name for files and folders, without '/'"),
+    "absolute name": (
+        {"name": "/x"},
+        "name: '/x' is not a name for files and folders, without '/'",
+    ),
     "folder made by BasicSR": ({"path__anything": "/x"}, "path: unknown key 'anything'"),
     "path no text": ({"path__pretrain_network_g": 3}, "path: pretrain_network_g: 3 is not a text"),
-    "folder no text": ({"datasets__train__dataroot_lq": [1]}, "datasets: train: dataroot_lq: [1] is not a text"),
+    "folder no text": (
+        {"datasets__train__dataroot_lq": [1]},
+        "datasets: train: dataroot_lq: [1] is not a text",
+    ),
     "dataset no section": ({"datasets__train": 3}, "datasets: train: 3 is not a section of keys"),
     "prefetch mode unknown": (
         {"datasets__train__prefetch_mode": ""},
@@ -143,19 +222,40 @@ TRAIN_MISTAKES = {
         {"datasets__train__prefetch_mode": "cuda"},
         "datasets: train: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: true",
     ),
-    "flag no flag": ({"datasets__train__use_rot": "yes"}, "datasets: train: use_rot: 'yes' is not true or false"),
-    "seed no number": ({"datasets__train__seed": "x"}, "datasets: train: seed: 'x' is not a whole number"),
+    "flag no flag": (
+        {"datasets__train__use_rot": "yes"},
+        "datasets: train: use_rot: 'yes' is not true or false",
+    ),
+    "seed no number": (
+        {"datasets__train__seed": "x"},
+        "datasets: train: seed: 'x' is not a whole number",
+    ),
     "scale no number": ({"scale": 2.5}, "scale: 2.5 is not a positive whole number"),
-    "network no section": ({"network_g__network": "EDSR"}, "network_g: network: 'EDSR' is not a section of keys"),
+    "network no section": (
+        {"network_g__network": "EDSR"},
+        "network_g: network: 'EDSR' is not a section of keys",
+    ),
     "patterns no list": ({"network_g__exclude": 3}, "exclude: 3 is not a list of patterns"),
-    "recipe a mapping": ({"network_g__recipe": {"a": 1}}, "recipe: unknown value {'a': 1}; valid: 'paper'"),
-    "huge patches": ({"datasets__train__lq_size": 10**6}, "lq_size: 1000000: patches have more pixels than max_pixels"),
+    "recipe a mapping": (
+        {"network_g__recipe": {"a": 1}},
+        "recipe: unknown value {'a': 1}; valid: 'paper'",
+    ),
+    "huge patches": (
+        {"datasets__train__lq_size": 10**6},
+        "lq_size: 1000000: patches have more pixels than max_pixels",
+    ),
     "huge network": (
         {"network_g__network__num_feat": 10**9},
         "network_g: network: EDSR cannot be built from ['num_in_ch', 'num_out_ch', 'num_feat'",
     ),
-    "pixel limit": ({"datasets__train__max_pixels": 0}, "max_pixels: 0 is out of range; valid: 1 to 1073741824"),
-    "small pixel limit": ({"datasets__train__max_pixels": 600}, "has 48x40 pixels, more than max_pixels 600 allows"),
+    "pixel limit": (
+        {"datasets__train__max_pixels": 0},
+        "max_pixels: 0 is out of range; valid: 1 to 1073741824",
+    ),
+    "small pixel limit": (
+        {"datasets__train__max_pixels": 600},
+        "has 48x40 pixels, more than max_pixels 600 allows",
+    ),
     "backend": (
         {"datasets__train__io_backend": {"type": "memcached", "sys_path": "x"}},
         "datasets: train: io_backend: type: unknown value 'memcached'; valid: 'disk', 'lmdb'",
@@ -164,7 +264,10 @@ TRAIN_MISTAKES = {
         {"datasets__train__io_backend": {"type": "lmdb"}},
         "meta info file lr/meta_info.txt does not exist",
     ),
-    "meta info": ({"datasets__train__meta_info_file": "gone.txt"}, "meta info file gone.txt does not exist"),
+    "meta info": (
+        {"datasets__train__meta_info_file": "gone.txt"},
+        "meta info file gone.txt does not exist",
+    ),
 }
 
 
@@ -233,7 +336,10 @@ def test_broken_option_file(workspace, capsys, content, message):
         ("train", "--force_yml: 'train' is not of the form KEY:KEY=VALUE"),
         ("trian:total_iter=3", "there is no section 'trian'; did you mean 'train'?"),
         ("train:total_iter=[", "the value is not valid YAML"),
-        ("train:total_iter=__import__('os').getcwd()", "total_iter: \"__import__('os').getcwd()\" is not a whole"),
+        (
+            "train:total_iter=__import__('os').getcwd()",
+            "total_iter: \"__import__('os').getcwd()\" is not a whole",
+        ),
     ],
 )
 def test_bad_override(run_fails, override, message):
@@ -265,7 +371,10 @@ def test_checkpoint_of_another_width(run_fails):
 
 def test_checkpoint_of_another_depth(run_fails):
     error = run_fails(network_g__network__num_block=3)
-    assert "4 missing (body.2.conv1.weight, body.2.conv1.bias, body.2.conv2.weight, body.2.conv2.bias)" in error
+    assert (
+        "4 missing (body.2.conv1.weight, body.2.conv1.bias, body.2.conv2.weight, body.2.conv2.bias)"
+        in error
+    )
 
 
 def test_nan_in_weights(run_fails, workspace, tiny):
@@ -305,7 +414,8 @@ def test_quantized_checkpoint_of_other_bits(run_fails, workspace):
     workspace.train()
     error = run_fails(command=workspace.test, network_g__w_bits=6)
     assert (
-        "quantized with other options: body.0.conv1 has w_bits 4, a_bits 4, adaptive; the options say w_bits 6" in error
+        "quantized with other options: body.0.conv1 has w_bits 4, a_bits 4, adaptive; the options say w_bits 6"
+        in error
     )
 
 
@@ -318,13 +428,17 @@ def test_quantized_checkpoint_of_another_recipe(run_fails, workspace):
 def test_quantized_checkpoint_of_other_layers(run_fails, workspace):
     workspace.train(network_g__fully_quantized=True)
     error = run_fails(command=workspace.test, network_g__fully_quantized=False)
-    assert "it has 8 quantized layers, the options give 4; the same fully_quantized, exclude" in error
+    assert (
+        "it has 8 quantized layers, the options give 4; the same fully_quantized, exclude" in error
+    )
 
 
 def test_a_recipe_that_makes_the_same_layers_is_told_and_noted(workspace, capsys):
     workspace.train(network_g__recipe="fast", train__total_iter=0)
     workspace.test(network_g__recipe="best")
-    told = "network_g: recipe: best, but experiments/tiny/models/net_g_latest.pth was made with fast"
+    told = (
+        "network_g: recipe: best, but experiments/tiny/models/net_g_latest.pth was made with fast"
+    )
     assert told in capsys.readouterr().err
     assert read_record(Path("results/tiny_test"))["recipe"] == "fast"
 
@@ -360,14 +474,35 @@ def test_meta_info_outside_the_folder(run_fails, workspace):
             {"val__metrics__psnr": {"type": "calculate_psnr", "crop_boarder": 2}},
             "val: metrics: psnr: unknown key 'crop_boarder'; did you mean 'crop_border'",
         ),
-        ({"val__metrics__psnr__test_y_channel": "yess"}, "psnr: test_y_channel: 'yess' is not true or false"),
-        ({"val__metrics__psnr__crop_border": "2"}, "val: metrics: psnr: with crop_border '2', test_y_channel True"),
-        ({"val__metrics__psnr__crop_border": 24}, "it gives nan on an image of 48x48 pixels"),
-        ({"datasets__test__filename_tmpl": "{}x2"}, "image val/lq/img_000x2.png cannot be read: No such file"),
-        ({"datasets__test__io_backend": {"type": "lmdb"}}, "datasets: test: dataroot_lq: val/lq must end in .lmdb"),
-        ({"datasets__test__name": "../x"}, "datasets: test: name: '../x' is not a name for files and folders"),
         (
-            {"datasets__test_2": {"name": "Val", "type": "SingleImageDataset", "dataroot_lq": "lr"}},
+            {"val__metrics__psnr__test_y_channel": "yess"},
+            "psnr: test_y_channel: 'yess' is not true or false",
+        ),
+        (
+            {"val__metrics__psnr__crop_border": "2"},
+            "val: metrics: psnr: with crop_border '2', test_y_channel True",
+        ),
+        ({"val__metrics__psnr__crop_border": 24}, "it gives nan on an image of 48x48 pixels"),
+        (
+            {"datasets__test__filename_tmpl": "{}x2"},
+            "image val/lq/img_000x2.png cannot be read: No such file",
+        ),
+        (
+            {"datasets__test__io_backend": {"type": "lmdb"}},
+            "datasets: test: dataroot_lq: val/lq must end in .lmdb",
+        ),
+        (
+            {"datasets__test__name": "../x"},
+            "datasets: test: name: '../x' is not a name for files and folders",
+        ),
+        (
+            {
+                "datasets__test_2": {
+                    "name": "Val",
+                    "type": "SingleImageDataset",
+                    "dataroot_lq": "lr",
+                }
+            },
             "datasets: test_2: name: 'Val' is that of test too; give each its own",
         ),
     ],
@@ -425,16 +560,32 @@ def test_float_image_beyond_one(run_fails, workspace):
 def test_a_checkpoint_that_holds_code_gives_no_unsafe_advice(run_fails, workspace):
     torch.save({"params": RESULTS, "code": Path}, workspace.root / "tiny.pth")
     error = run_fails()
-    assert "tiny.pth cannot be read" in error and "something else than tensors" in error and "weights_only" not in error
+    assert (
+        "tiny.pth cannot be read" in error
+        and "something else than tensors" in error
+        and "weights_only" not in error
+    )
 
 
 @pytest.mark.parametrize(
     ("step", "flags", "told"),
     [
-        ("_calibrate", (), " before a training state was saved: run it again"),  # the earlier run's doesn't count
-        ("optimize_parameters", (), "; --auto_resume goes on from experiments/tiny/training_states/0.state"),
+        (
+            "_calibrate",
+            (),
+            " before a training state was saved: run it again",
+        ),  # the earlier run's doesn't count
+        (
+            "optimize_parameters",
+            (),
+            "; --auto_resume goes on from experiments/tiny/training_states/0.state",
+        ),
         ("_calibrate", ("--auto_resume",), None),  # it isn't calibrated again
-        ("optimize_parameters", ("--auto_resume",), "; --auto_resume goes on from experiments/tiny/training_states/6"),
+        (
+            "optimize_parameters",
+            ("--auto_resume",),
+            "; --auto_resume goes on from experiments/tiny/training_states/6",
+        ),
     ],
 )
 def test_ctrl_c_tells_what_can_be_continued(step, flags, told, workspace, monkeypatch, capsys):
@@ -472,7 +623,10 @@ def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
     monkeypatch.syspath_prepend(workspace.root)
     (workspace.root / "broken_archs.py").write_text("undefined\n")
     error = run_fails(network_g__custom_imports=["broken_archs"])
-    assert "custom_imports: cannot import 'broken_archs': NameError: name 'undefined' is not defined" in error
+    assert (
+        "custom_imports: cannot import 'broken_archs': NameError: name 'undefined' is not defined"
+        in error
+    )
 
 
 @pytest.mark.parametrize("typo", ["inhouse.arch", "inhuose.archs"])
@@ -482,14 +636,19 @@ def test_a_module_that_is_missing_has_near_misses(run_fails, workspace, monkeypa
     (workspace.root / "inhouse" / "archs.py").write_text("")
     error = run_fails(network_g__custom_imports=[typo])
     nearest = "inhouse" if typo.endswith("archs") else "inhouse.archs"
-    assert f"cannot import '{typo}': No module named" in error and f"did you mean '{nearest}'?" in error
+    assert (
+        f"cannot import '{typo}': No module named" in error
+        and f"did you mean '{nearest}'?" in error
+    )
 
 
 def test_a_broken_checkpoint_leaves_earlier_results_in_place(run_fails, workspace):
     workspace.train()
     workspace.test()
     (workspace.root / "net.pth").write_bytes((workspace.root / "tiny.pth").read_bytes()[:5000])
-    assert "net.pth cannot be read" in run_fails(command=workspace.test, path__pretrain_network_g="net.pth")
+    assert "net.pth cannot be read" in run_fails(
+        command=workspace.test, path__pretrain_network_g="net.pth"
+    )
 
 
 def test_basicsrs_own_models_load_weights_alone(run_fails, workspace):
@@ -498,7 +657,11 @@ def test_basicsrs_own_models_load_weights_alone(run_fails, workspace):
             return (open, (str(workspace.root / "hacked"), "w"))
 
     torch.save({"params": {"a": torch.zeros(1), "b": Evil()}}, workspace.root / "evil.pth")
-    changes = {"model_type": "SRModel", "network_g": {**TINY_EDSR}, "path__pretrain_network_g": "evil.pth"}
+    changes = {
+        "model_type": "SRModel",
+        "network_g": {**TINY_EDSR},
+        "path__pretrain_network_g": "evil.pth",
+    }
     assert "evil.pth cannot be read" in run_fails(command=workspace.test, **changes)
     assert not (workspace.root / "hacked").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ  # as it was

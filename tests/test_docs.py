@@ -77,7 +77,10 @@ def test_moving_names_options_that_exist():
     names, values = re.search(r"learning_rates: (.*?) \| (.*?) \|", text).groups()
     told = dict(zip(re.findall(r"\w+_\w+", names), map(float, values.split(", ")), strict=True))
     assert told == paper.learning_rates
-    assert "| 50, 10 |" in text and (FinetuneSettings().bit_weight, paper.feature_weight) == (50, 10)
+    assert "| 50, 10 |" in text and (FinetuneSettings().bit_weight, paper.feature_weight) == (
+        50,
+        10,
+    )
     assert "500 | 400 |" in text and paper.iterations == 400
 
 
@@ -91,7 +94,9 @@ def test_every_recipe_has_its_column():
 def template(node):
     """A string of the sources as the page quotes it, ``...`` for what is put in; None for another node."""
     if isinstance(node, ast.JoinedStr):
-        text = "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+        text = "".join(
+            part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+        )
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         text = node.value
     else:
@@ -147,7 +152,9 @@ def own_project(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # custom_imports puts the working directory there
+    monkeypatch.setattr(
+        sys, "path", list(sys.path)
+    )  # custom_imports puts the working directory there
     net = AdaBMNetwork(network=shown_options()["network"], custom_imports=["inhouse.archs"])
     save_weights(net.base_state(), folder / "weights" / "PooledAttention_x2.pth")
     write_images(folder / "photos", [(40, 48)] * 2)
@@ -191,4 +198,6 @@ def test_own_network_snippets(own_project, run_snippet):
     shape = "import torch\nprint(tuple(MyNetwork()(torch.rand(1, 3, 8, 9)).shape))"
     assert "(1, 3, 16, 18)" in run_snippet(f"{registered}\n{shape}")
     printed = run_snippet(looked_at)
-    assert "['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3']" in printed and "of the MACs" in printed
+    assert (
+        "['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3']" in printed and "of the MACs" in printed
+    )

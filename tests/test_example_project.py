@@ -34,7 +34,9 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # custom_imports puts the working directory there
+    monkeypatch.setattr(
+        sys, "path", list(sys.path)
+    )  # custom_imports puts the working directory there
     import_modules(["inhouse.archs"])
     return folder
 
@@ -45,7 +47,11 @@ def small_network(options):
 
 
 def layers(network):
-    return {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Conv2d)
+    }
 
 
 @pytest.fixture
@@ -92,7 +98,9 @@ def assert_close_to_full_precision():
     """The trained checkpoint reloads, on an odd-sized image that no run has seen."""
     opt = load_yaml("options/test_AdaBM_PooledAttention_x2_W8A8.yml")
     opt["network_g"]["network"].update(ATTENTION)
-    net = load_checkpoint(build_network(opt["network_g"]), f"{TRAINED}/models/net_g_latest.pth").eval()
+    net = load_checkpoint(
+        build_network(opt["network_g"]), f"{TRAINED}/models/net_g_latest.pth"
+    ).eval()
     full_precision = load_checkpoint(small_network(ATTENTION), "weights/PooledAttention_x2.pth")
     image = torch.rand(1, 3, 21, 18)
     with torch.no_grad():
@@ -105,7 +113,11 @@ def test_full_precision_network_is_tested_without_a_wrapper(project):
     small = {"num_feat": 8, "num_modules": 1}
     Path("weights").mkdir()
     torch.save(
-        {f"module.{key}": value for key, value in small_network({**IMDN, **small}).state_dict().items()}, WEIGHTS
+        {
+            f"module.{key}": value
+            for key, value in small_network({**IMDN, **small}).state_dict().items()
+        },
+        WEIGHTS,
     )
     for name in ("Set5", "Set14"):
         write_images(project / "datasets" / name / "LRbicx4", [(12, 14)] * 2)
@@ -116,7 +128,11 @@ def test_full_precision_network_is_tested_without_a_wrapper(project):
 
 
 def test_option_files_build_what_they_name(project):
-    trains = {path.name.replace("train_", "test_"): path for path in OPTIONS if path.name.startswith("train_")}
+    trains = {
+        path.name.replace("train_", "test_"): path
+        for path in OPTIONS
+        if path.name.startswith("train_")
+    }
     assert len(OPTIONS) == 5
     for path in OPTIONS:
         opt = load_yaml(path)
@@ -125,14 +141,20 @@ def test_option_files_build_what_they_name(project):
         if path.name in trains:
             trained = load_yaml(trains[path.name])
             assert network == trained["network_g"]
-            assert opt["path"]["pretrain_network_g"] == f"experiments/{trained['name']}/models/net_g_latest.pth"
+            assert (
+                opt["path"]["pretrain_network_g"]
+                == f"experiments/{trained['name']}/models/net_g_latest.pth"
+            )
         assert network.pop("custom_imports") == ["inhouse.archs"]
         assert build_network(network) is not None
 
 
 def test_imdn_has_the_published_layout(project):
     state = small_network(IMDN).state_dict()
-    names = [*OUTER_LAYERS, *(f"IMDB{index}.{layer}" for index in range(1, 7) for layer in IMDB_LAYERS)]
+    names = [
+        *OUTER_LAYERS,
+        *(f"IMDB{index}.{layer}" for index in range(1, 7) for layer in IMDB_LAYERS),
+    ]
     assert len(names) == 46
     assert set(state) == {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
     shapes = {
@@ -162,15 +184,21 @@ def test_imdn_takes_its_options(project, upscale):
 
 def test_imdn_body_is_its_six_modules(project):
     network = small_network({**IMDN, "num_feat": 16})
-    net = QuantizedNetwork(network, QuantizationConfig(w_bits=8, a_bits=8), torch.rand(1, 3, 16, 16))
+    net = QuantizedNetwork(
+        network, QuantizationConfig(w_bits=8, a_bits=8), torch.rand(1, 3, 16, 16)
+    )
     assert net.structure.blocks == [f"IMDB{index}" for index in range(1, 7)]
-    assert set(net.plan.layers) == {f"IMDB{index}.{layer}" for index in range(1, 7) for layer in IMDB_LAYERS}
+    assert set(net.plan.layers) == {
+        f"IMDB{index}.{layer}" for index in range(1, 7) for layer in IMDB_LAYERS
+    }
     assert set(net.plan.skipped) == set(OUTER_LAYERS)
 
 
 def test_shared_convolutions_are_quantized_once(project):
     network = small_network(ATTENTION)
-    net = QuantizedNetwork(network, QuantizationConfig(w_bits=8, a_bits=8), torch.rand(1, 3, 16, 16))
+    net = QuantizedNetwork(
+        network, QuantizationConfig(w_bits=8, a_bits=8), torch.rand(1, 3, 16, 16)
+    )
     assert net.structure.blocks == ["blocks.0", "blocks.1"]
     kinds = ("near.own", "near.shared", "far.own")
     kinds += tuple(f"attention.{name}" for name in ("squeeze", "reduce", "refine", "expand"))
@@ -184,7 +212,9 @@ def test_shared_convolutions_are_quantized_once(project):
 
 def test_attention_network_computes_in_0_to_255(project):
     network, seen = small_network(ATTENTION), []
-    network.first.register_forward_hook(lambda module, args, output: seen.append(args[0].max().item()))
+    network.first.register_forward_hook(
+        lambda module, args, output: seen.append(args[0].max().item())
+    )
     output = network(torch.ones(1, 3, 12, 12))
     assert seen == [255] and output.shape == (1, 3, 24, 24)
 

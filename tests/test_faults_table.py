@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-ROWS = [line for line in (TESTS / "README.md").read_text().splitlines() if line.startswith("| ") and "::" in line]
+ROWS = [
+    line
+    for line in (TESTS / "README.md").read_text().splitlines()
+    if line.startswith("| ") and "::" in line
+]
 NAMED = sorted({named for row in ROWS for named in re.findall(r"`([\w/]+\.py::test_\w+)`", row)})
 
 

@@ -52,14 +52,19 @@ def check_refused(write, read, path):
     """Write ``path``, then fail to write it again; it is what it was."""
     write(path)
     before = path.read_bytes()
-    with no_file_above(100), pytest.raises(AdaBMError, match=rf"cannot write {path}: \[Errno 27\] File too large"):
+    with (
+        no_file_above(100),
+        pytest.raises(AdaBMError, match=rf"cannot write {path}: \[Errno 27\] File too large"),
+    ):
         write(path)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
     read(path)
 
 
 def test_checkpoint(net, tmp_path):
-    check_refused(lambda p: save_checkpoint(net, p), lambda p: load_checkpoint(net, p), tmp_path / "net.pth")
+    check_refused(
+        lambda p: save_checkpoint(net, p), lambda p: load_checkpoint(net, p), tmp_path / "net.pth"
+    )
 
 
 def test_packed_file(net, tmp_path):

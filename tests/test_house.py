@@ -25,7 +25,10 @@ def parsed(path):
 
 
 def test_most_functions_are_short():
-    assert median(length(function) for path in FILES for function in functions(parsed(path))) <= MAX_MEDIAN
+    assert (
+        median(length(function) for path in FILES for function in functions(parsed(path)))
+        <= MAX_MEDIAN
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -15,14 +15,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("adabm_basicsr", "options", "setup.py", "README.md", "LICENSE")
-BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+BUILD = (
+    "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+)
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_"))}
 
 pytestmark = pytest.mark.slow
 
 
 def run(*command, cwd):
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=CLEAN, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=CLEAN, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -46,10 +50,22 @@ def installed(request, built, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    site_packages = run(
+        python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
+    ).strip()
     (Path(site_packages) / "requirements.pth").write_text(sysconfig.get_path("purelib"))
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
-    run(sys.executable, "-m", "pip", "--python", python, "install", *offline, built[request.param], cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        *offline,
+        built[request.param],
+        cwd=folder,
+    )
     return folder, Path(site_packages)
 
 
@@ -63,7 +79,9 @@ def test_archives_hold_weights_options_and_licence(built):
     for kind, found in names.items():
         assert [name for name in found if name.endswith("LICENSE")], kind
         assert [name for name in found if name.endswith("adabm_basicsr/py.typed")], kind
-        assert len([name for name in found if name.endswith(".yml")]) == len(names_of("**/*.yml", ROOT / "options"))
+        assert len([name for name in found if name.endswith(".yml")]) == len(
+            names_of("**/*.yml", ROOT / "options")
+        )
 
 
 def test_installed_files_are_the_repositorys(installed):
@@ -102,6 +120,8 @@ def test_help_is_quick(installed):
 
 def test_demo_takes_its_installed_options(installed):
     folder, site_packages = installed
-    script = "from adabm_basicsr.demo.run import option_file; print(option_file('train_adaptive.yml'))"
+    script = (
+        "from adabm_basicsr.demo.run import option_file; print(option_file('train_adaptive.yml'))"
+    )
     path = Path(run(folder / "bin" / "python", "-c", script, cwd=folder).strip())
     assert path.is_file() and path.is_relative_to(site_packages)

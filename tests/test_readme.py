@@ -30,7 +30,10 @@ def snippet_with(text):
 
 def test_python_snippet_runs(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", snippet_with("quantize(")], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", snippet_with("quantize(")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "average bits (FAB)" in done.stdout and (tmp_path / "quantized.pth").is_file()
@@ -78,7 +81,12 @@ def test_yaml_names_every_key():
     from adabm_basicsr.models.setup import TRAIN_OPTIONS
 
     options = yaml.safe_load(snippets("yaml")[0])
-    assert set(options["network_g"]) == {"type", "network", "custom_imports", *QuantizationConfig.__dataclass_fields__}
+    assert set(options["network_g"]) == {
+        "type",
+        "network",
+        "custom_imports",
+        *QuantizationConfig.__dataclass_fields__,
+    }
     assert set(options["train"]) == set(TRAIN_OPTIONS)
 
 
@@ -86,7 +94,10 @@ def test_yaml_keys_run(workspace):
     shown = yaml.safe_load(snippets("yaml")[0])
     network = {**shown["network_g"], "network": workspace.network_options()["network"]}
     data = {**workspace.train_options()["datasets"]["train"], **shown["datasets"]["train"]}
-    train = {"datasets__train": {**data, "dataroot_lq": "lr", "lq_size": 24}, "train": shown["train"]}
+    train = {
+        "datasets__train": {**data, "dataroot_lq": "lr", "lq_size": 24},
+        "train": shown["train"],
+    }
     train["train"]["total_iter"] = 3
     workspace.train(network_g=network, **train)
 

@@ -23,8 +23,15 @@ def test_a_run_shows_a_line_per_phase_and_no_bars_without_a_terminal(workspace, 
     workspace.train()
     out, err = capfd.readouterr()
     lines = err.splitlines()
-    starts = ["Calibration: ", "Clipping search: ", "Fine-tuning weight ranges, iterations 1 to 4: "]
-    starts += ["Fine-tuning activation ranges, iterations 5 to 8: ", "Fine-tuning bit mappings, iterations 9 to 12: "]
+    starts = [
+        "Calibration: ",
+        "Clipping search: ",
+        "Fine-tuning weight ranges, iterations 1 to 4: ",
+    ]
+    starts += [
+        "Fine-tuning activation ranges, iterations 5 to 8: ",
+        "Fine-tuning bit mappings, iterations 9 to 12: ",
+    ]
     starts += ["Report: "]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
     assert all(" -> " in line for line in lines[1:5]) and out == ""
@@ -34,13 +41,19 @@ def test_quiet_and_json(workspace, capfd):
     workspace.train("--quiet", "--json")
     out, err = capfd.readouterr()
     assert err == ""
-    assert json.loads(out) == json.loads((workspace.root / "experiments/tiny/report/report.json").read_text())
+    assert json.loads(out) == json.loads(
+        (workspace.root / "experiments/tiny/report/report.json").read_text()
+    )
 
 
 def test_warnings_are_shown_even_if_quiet(capsys):
     handler = ConsoleHandler(quiet=True)
     several = "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's warning, untrue of ours
-    for level, text in ((logging.INFO, "much"), (logging.WARNING, "beware"), (logging.WARNING, several)):
+    for level, text in (
+        (logging.INFO, "much"),
+        (logging.WARNING, "beware"),
+        (logging.WARNING, several),
+    ):
         handler.emit(logging.LogRecord("basicsr", level, "", 0, text, (), None))
     assert shown(capsys) == ["beware"]
 

@@ -42,14 +42,18 @@ class AdaBMNetwork(QuantizedNetwork):
         AdaBMError: The architecture isn't registered, or an option is unknown or out of range.
     """
 
-    def __init__(self, network: dict | None = None, custom_imports: Sequence[str] | None = (), **options) -> None:
+    def __init__(
+        self, network: dict | None = None, custom_imports: Sequence[str] | None = (), **options
+    ) -> None:
         make_config(options)  # mistakes in these are told before the network is built
         import_modules(custom_imports or ())
         base = build_base(network)
         config = make_config({**getattr(base, "quantization_defaults", {}), **options})
         super().__init__(base, config, example_input(base, network))
         self.network_options = dict(network)
-        self.custom_imports = [custom_imports] if isinstance(custom_imports, str) else list(custom_imports or ())
+        self.custom_imports = (
+            [custom_imports] if isinstance(custom_imports, str) else list(custom_imports or ())
+        )
 
     @property
     def description(self) -> dict:
@@ -76,11 +80,15 @@ def build_described(description: Mapping, custom_imports: Sequence[str] = ()) ->
     """
     network, options = description.get("network"), description.get("options")
     if not isinstance(network, dict) or not isinstance(options, dict):
-        raise AdaBMError("the description of the network is damaged: network or options are missing")
+        raise AdaBMError(
+            "the description of the network is damaged: network or options are missing"
+        )
     try:
         return AdaBMNetwork(network, custom_imports, **options)
     except AdaBMError as error:
-        needed = [name for name in description.get("custom_imports") or () if name not in custom_imports]
+        needed = [
+            name for name in description.get("custom_imports") or () if name not in custom_imports
+        ]
         if needed and "is not registered" in str(error):
             raise AdaBMError(
                 f"the network {network.get('type')!r} is registered by {', '.join(map(str, needed))}: name what "
@@ -104,7 +112,9 @@ def import_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except Exception as error:  # whatever its own code raises
             reason = _import_problem(name, error)
-            raise AdaBMError(f"network_g: custom_imports: cannot import {name!r}: {reason}") from error
+            raise AdaBMError(
+                f"network_g: custom_imports: cannot import {name!r}: {reason}"
+            ) from error
 
 
 def _import_problem(name: str, error: Exception) -> str:
@@ -123,10 +133,14 @@ def build_base(options: dict, where: str = "network_g: network") -> nn.Module:
         AdaBMError: The type is missing or not registered, or doesn't take one of the options.
     """
     if not isinstance(options, dict) or "type" not in options:
-        raise AdaBMError(f"{where}: type is missing; give a registered architecture and its options")
+        raise AdaBMError(
+            f"{where}: type is missing; give a registered architecture and its options"
+        )
     name = str(options["type"])
     if name == AdaBMNetwork.__name__:
-        raise AdaBMError(f"{where}: type: {name} quantizes another network; name the architecture of that one")
+        raise AdaBMError(
+            f"{where}: type: {name} quantizes another network; name the architecture of that one"
+        )
     if reason := REFUSED.get(name.removesuffix("_basicsr")):
         raise AdaBMError(f"{where}: type: {name} can't be quantized here: {reason}")
     registered = [key for key in (name, f"{name}_basicsr") if key in ARCH_REGISTRY]
@@ -155,7 +169,11 @@ def _check_arch_options(where: str, arch: type, given: list[str]) -> None:
         return
     names = [key for key in parameters if key != "self"]
     check_keys(where, given, names)
-    missing = [key for key in names if parameters[key].default is inspect.Parameter.empty and key not in given]
+    missing = [
+        key
+        for key in names
+        if parameters[key].default is inspect.Parameter.empty and key not in given
+    ]
     if missing:
         raise AdaBMError(f"{where} needs {', '.join(missing)}")
 

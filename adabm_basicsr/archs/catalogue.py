@@ -41,8 +41,13 @@ class FusedECB(nn.Module):
     def __init__(self, block: ECB) -> None:
         super().__init__()
         weight, bias = block.rep_params()
-        self.conv = nn.Conv2d(block.in_channels, block.out_channels, 3, padding=1, device=weight.device)
-        self.conv.weight, self.conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        self.conv = nn.Conv2d(
+            block.in_channels, block.out_channels, 3, padding=1, device=weight.device
+        )
+        self.conv.weight, self.conv.bias = (
+            nn.Parameter(weight.detach()),
+            nn.Parameter(bias.detach()),
+        )
         self.act = nn.Identity() if block.act_type == "linear" else block.act
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,7 +33,10 @@ RECIPE = "paper"  # the only one that quantizes as the published code does
 PIXEL_RANGE = 255.0
 MEAN_DIGITS = 7  # of a mean in 0..1; float32 holds no more of it
 SIZES = ("num_block", "num_conv", "num_feat", "num_grow_ch", "res_scale")
-MEAN_SHIFTS = ("sub_mean.", "add_mean.")  # frozen convolutions; BasicSR's EDSR has the option rgb_mean instead
+MEAN_SHIFTS = (
+    "sub_mean.",
+    "add_mean.",
+)  # frozen convolutions; BasicSR's EDSR has the option rgb_mean instead
 
 # Published names, by ours.
 OWN_KEYS = (QUANTIZED_KEY, "stage")  # without a counterpart
@@ -71,7 +74,9 @@ class Imported:
         sizes = ", ".join(f"{key} {self.network[key]:g}" for key in SIZES if key in self.network)
         which = "fully quantized" if self.options["fully_quantized"] else "body quantized"
         bits = f"w_bits {self.options['w_bits']}, a_bits {self.options['a_bits']}"
-        return f"{self.network['type']} x{self.network['upscale']} ({sizes}), {which}, taken as {bits}"
+        return (
+            f"{self.network['type']} x{self.network['upscale']} ({sizes}), {which}, taken as {bits}"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ class _Layout:
     describe: Callable[[State], dict]
 
 
-def import_published(path: str | os.PathLike, w_bits: int = 4, a_bits: int = 4, res_scale: float = 1.0) -> Imported:
+def import_published(
+    path: str | os.PathLike, w_bits: int = 4, a_bits: int = 4, res_scale: float = 1.0
+) -> Imported:
     """Convert a quantized checkpoint of the published code.
 
     Args:
@@ -131,9 +138,13 @@ def _convert(state: State, bits: dict[str, int], res_scale: float) -> Imported:
 
 def _find_layout(state: State) -> _Layout:
     if is_quantized(state):
-        raise AdaBMError("this is a quantized checkpoint of ours already; name it as pretrain_network_g")
+        raise AdaBMError(
+            "this is a quantized checkpoint of ours already; name it as pretrain_network_g"
+        )
     if not any(key.endswith(".lower_a") for key in state):
-        raise AdaBMError("no layer has lower_a: a full-precision checkpoint; adabm-basicsr train quantizes one")
+        raise AdaBMError(
+            "no layer has lower_a: a full-precision checkpoint; adabm-basicsr train quantizes one"
+        )
     known = [layout for layout in LAYOUTS.values() if all(key in state for key in layout.needs)]
     if not known:
         names = "; ".join(f"{name}: {', '.join(layout.needs)}" for name, layout in LAYOUTS.items())
@@ -164,7 +175,9 @@ def _our_state(net: AdaBMNetwork, state: State, renamed: dict[str, str]) -> dict
     expected = {name: own[key] for key, name in published.items()}
     check_same(expected, found, f"published {type(net.network).__name__}")
     converted = {key: found[name] for key, name in published.items()}
-    stage = torch.full_like(own["stage"], Stage.CLIPPED)  # ranges of a finished run need no clipping any more
+    stage = torch.full_like(
+        own["stage"], Stage.CLIPPED
+    )  # ranges of a finished run need no clipping any more
     return {**converted, QUANTIZED_KEY: own[QUANTIZED_KEY], "stage": stage}
 
 
@@ -180,7 +193,12 @@ def _published_key(key: str, renamed: dict[str, str]) -> str:
 
 
 def _describe_edsr(state: State) -> dict:
-    return {"type": "EDSR", **_head_body_tail(state), "img_range": PIXEL_RANGE, "rgb_mean": _rgb_mean(state)}
+    return {
+        "type": "EDSR",
+        **_head_body_tail(state),
+        "img_range": PIXEL_RANGE,
+        "rgb_mean": _rgb_mean(state),
+    }
 
 
 def _describe_srresnet(state: State) -> dict:
@@ -223,7 +241,9 @@ def _channels(state: State, name: str) -> tuple[int, int]:
     """
     weight = state.get(f"{name}.weight")
     if weight is None or weight.dim() != 4:
-        raise AdaBMError(f"{name}.weight is {'missing' if weight is None else 'not that of a convolution'}")
+        raise AdaBMError(
+            f"{name}.weight is {'missing' if weight is None else 'not that of a convolution'}"
+        )
     return weight.shape[0], weight.shape[1]
 
 
@@ -235,7 +255,11 @@ def _count(state: State, pattern: str) -> int:
 def _convolutions(state: State, parent: str) -> list[str]:
     """Convolutions right below ``parent``, in order; at least the first, be it there or not."""
     pattern = re.compile(rf"{re.escape(parent)}\.(\d+)\.weight")
-    found = [int(m[1]) for key, value in state.items() if (m := pattern.fullmatch(key)) and value.dim() == 4]
+    found = [
+        int(m[1])
+        for key, value in state.items()
+        if (m := pattern.fullmatch(key)) and value.dim() == 4
+    ]
     return [f"{parent}.{index}" for index in sorted(found) or [0]]
 
 
@@ -257,8 +281,14 @@ def _rgb_mean(state: State) -> list[float]:
     for prefix in MEAN_SHIFTS:
         _channels(state, prefix.removesuffix("."))
         weight, bias = state[f"{prefix}weight"].float(), state.get(f"{prefix}bias", torch.zeros(0))
-        if weight.shape != (3, 3, 1, 1) or bias.shape != (3,) or not torch.allclose(weight[..., 0, 0], torch.eye(3)):
-            raise AdaBMError(f"{prefix}weight and {prefix}bias are no plain shift of three channels")
+        if (
+            weight.shape != (3, 3, 1, 1)
+            or bias.shape != (3,)
+            or not torch.allclose(weight[..., 0, 0], torch.eye(3))
+        ):
+            raise AdaBMError(
+                f"{prefix}weight and {prefix}bias are no plain shift of three channels"
+            )
         shifts.append(bias / PIXEL_RANGE)
     if not torch.allclose(shifts[0], -shifts[1]):
         raise AdaBMError("sub_mean and add_mean are not opposite")
@@ -271,13 +301,20 @@ def _renamed_modules(network: dict) -> dict[str, str]:
         return {}
     upsampler = {f"upsample.{index}": f"tail.0.{index}" for index in (0, 2)}
     after_body = f"body.{network['num_block']}"
-    return {"conv_first": "head.0", "conv_after_body": after_body, "conv_last": "tail.1", **upsampler}
+    return {
+        "conv_first": "head.0",
+        "conv_after_body": after_body,
+        "conv_last": "tail.1",
+        **upsampler,
+    }
 
 
 LAYOUTS = {
     "EDSR": _Layout(("head.0.weight", "body.0.conv1.weight"), "head.0", _describe_edsr),
     "RDN": _Layout(("SFENet1.weight", "SFENet2.weight"), "SFENet1", _describe_rdn),
-    "SRResNet": _Layout(("head.0.weight", "body.0.conv1.weight", "body.0.bn1.weight"), "head.0", _describe_srresnet),
+    "SRResNet": _Layout(
+        ("head.0.weight", "body.0.conv1.weight", "body.0.bn1.weight"), "head.0", _describe_srresnet
+    ),
 }
 
 
@@ -295,7 +332,11 @@ def write_imported(imported: Imported, out: Path) -> Path:
         AdaBMError: A file can't be written.
     """
     sections = {
-        "network_g": {"type": AdaBMNetwork.__name__, "network": imported.network, **imported.options},
+        "network_g": {
+            "type": AdaBMNetwork.__name__,
+            "network": imported.network,
+            **imported.options,
+        },
         "path": {"pretrain_network_g": out.as_posix()},
     }
     save_checkpoint(imported.net, out)
@@ -306,16 +347,30 @@ def write_imported(imported: Imported, out: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr import``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr import", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr import", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("published", type=Path, help="quantized checkpoint of the published code")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.pth", help="checkpoint to write")
-    parser.add_argument("--w-bits", type=int, default=4, help="bits of its weights, 2..8 (default: 4)")
-    parser.add_argument("--a-bits", type=int, default=4, help="base bits of its activations, 3..8 (default: 4)")
-    parser.add_argument("--res-scale", type=float, default=1.0, help="factor of EDSR's residuals (default: 1)")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="OUT.pth", help="checkpoint to write"
+    )
+    parser.add_argument(
+        "--w-bits", type=int, default=4, help="bits of its weights, 2..8 (default: 4)"
+    )
+    parser.add_argument(
+        "--a-bits", type=int, default=4, help="base bits of its activations, 3..8 (default: 4)"
+    )
+    parser.add_argument(
+        "--res-scale", type=float, default=1.0, help="factor of EDSR's residuals (default: 1)"
+    )
     args = parser.parse_args(argv)
     if args.out.suffix != ".pth" or args.out.resolve() == args.published.resolve():
-        raise AdaBMError(f"--out: {args.out} must be another file than the published one, and end in .pth")
+        raise AdaBMError(
+            f"--out: {args.out} must be another file than the published one, and end in .pth"
+        )
     imported = import_published(args.published, args.w_bits, args.a_bits, args.res_scale)
     sections = write_imported(imported, args.out)
     print(f"{args.published}: {imported} (the file doesn't hold its bits)")
-    print(f"written: {args.out}, and {sections} with its network_g and path for an option file (adabm-basicsr test)")
+    print(
+        f"written: {args.out}, and {sections} with its network_g and path for an option file (adabm-basicsr test)"
+    )

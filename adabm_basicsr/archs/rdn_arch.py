@@ -39,7 +39,9 @@ class ResidualDenseBlock(nn.Module):
 
     def __init__(self, num_feat: int, num_conv: int, num_grow_ch: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*[DenseConv(num_feat + i * num_grow_ch, num_grow_ch) for i in range(num_conv)])
+        self.convs = nn.Sequential(
+            *[DenseConv(num_feat + i * num_grow_ch, num_grow_ch) for i in range(num_conv)]
+        )
         self.LFF = nn.Conv2d(num_feat + num_conv * num_grow_ch, num_feat, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +69,10 @@ class RDN(nn.Module):
 
     # Roles that the published code gives to layers and that no run of the network shows: the local fusions stay at the
     # base bits, and the global fusion is quantized along with the blocks. Options of the same name override them.
-    quantization_defaults: ClassVar[dict[str, list[str]]] = {"non_adaptive": ["RDBs.*.LFF"], "body": ["GFF.*"]}
+    quantization_defaults: ClassVar[dict[str, list[str]]] = {
+        "non_adaptive": ["RDBs.*.LFF"],
+        "body": ["GFF.*"],
+    }
 
     def __init__(
         self,
@@ -84,9 +89,12 @@ class RDN(nn.Module):
         self.img_range = img_range
         self.SFENet1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.SFENet2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.RDBs = nn.ModuleList([ResidualDenseBlock(num_feat, num_conv, num_grow_ch) for _ in range(num_block)])
+        self.RDBs = nn.ModuleList(
+            [ResidualDenseBlock(num_feat, num_conv, num_grow_ch) for _ in range(num_block)]
+        )
         self.GFF = nn.Sequential(
-            nn.Conv2d(num_block * num_feat, num_feat, 1), nn.Conv2d(num_feat, num_feat, 3, padding=1)
+            nn.Conv2d(num_block * num_feat, num_feat, 1),
+            nn.Conv2d(num_feat, num_feat, 3, padding=1),
         )
         self.UPNet = _upsampler(num_feat, num_grow_ch, num_out_ch, upscale)
 
@@ -105,6 +113,9 @@ def _upsampler(num_feat: int, num_grow_ch: int, num_out_ch: int, upscale: int) -
     layers: list[nn.Module] = []
     channels = num_feat
     for factor in shuffle_factors(upscale):
-        layers += [nn.Conv2d(channels, num_grow_ch * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+        layers += [
+            nn.Conv2d(channels, num_grow_ch * factor**2, 3, padding=1),
+            nn.PixelShuffle(factor),
+        ]
         channels = num_grow_ch
     return nn.Sequential(*layers, nn.Conv2d(channels, num_out_ch, 3, padding=1))

@@ -78,7 +78,9 @@ def import_spandrel() -> ModuleType:
     try:
         import spandrel
     except ImportError as error:
-        raise AdaBMError(f"{WHERE}: type: Spandrel needs the package spandrel: pip install spandrel") from error
+        raise AdaBMError(
+            f"{WHERE}: type: Spandrel needs the package spandrel: pip install spandrel"
+        ) from error
     return spandrel
 
 
@@ -92,11 +94,18 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
         with own_unpickler():
             descriptor = spandrel.ModelLoader("cpu").load_from_file(file)
     except spandrel.UnsupportedModelError as error:
-        raise AdaBMError(f"{WHERE}: path: spandrel doesn't recognise the architecture of {path}") from error
-    except Exception as error:  # unpickling, tensors that don't fit, whatever a recogniser stumbles over
+        raise AdaBMError(
+            f"{WHERE}: path: spandrel doesn't recognise the architecture of {path}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # unpickling, tensors that don't fit, whatever a recogniser stumbles over
         reason = shorten(str(error), MAX_REASON, placeholder=" ...") or type(error).__name__
         raise AdaBMError(f"{WHERE}: path: spandrel cannot load {path}: {reason}") from error
-    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.purpose not in PURPOSES:
+    if (
+        not isinstance(descriptor, spandrel.ImageModelDescriptor)
+        or descriptor.purpose not in PURPOSES
+    ):
         raise AdaBMError(
             f"{WHERE}: path: {path} is a network for {descriptor.purpose} ({descriptor.architecture.name}); "
             f"only super-resolution and restoration networks can be quantized"

@@ -64,7 +64,11 @@ class SRResNet(nn.Module):
         self.body = nn.Sequential(*blocks, _conv(num_feat, num_feat, 3), nn.BatchNorm2d(num_feat))
         upsampler: list[nn.Module] = []
         for factor in shuffle_factors(upscale):
-            upsampler += [_conv(num_feat, num_feat * factor**2, 3), nn.PixelShuffle(factor), nn.PReLU()]
+            upsampler += [
+                _conv(num_feat, num_feat * factor**2, 3),
+                nn.PixelShuffle(factor),
+                nn.PReLU(),
+            ]
         self.tail = nn.Sequential(nn.Sequential(*upsampler), _conv(num_feat, num_out_ch, 9))
 
     def forward(self, x: Tensor) -> Tensor:

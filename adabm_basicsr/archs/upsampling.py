@@ -12,5 +12,7 @@ def shuffle_factors(upscale: int) -> tuple[int, ...]:
         ValueError: ``upscale`` is not 2, 3 or 4.
     """
     if upscale not in SHUFFLES:
-        raise ValueError(f"upscale {upscale!r} is not supported; valid: {', '.join(map(str, SHUFFLES))}")
+        raise ValueError(
+            f"upscale {upscale!r} is not supported; valid: {', '.join(map(str, SHUFFLES))}"
+        )
     return SHUFFLES[upscale]

@@ -31,7 +31,9 @@ class _BasicSRFinder(importlib.abc.MetaPathFinder):
     def __init__(self) -> None:
         self.searching = False
 
-    def find_spec(self, fullname: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path=None, target=None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "basicsr" or self.searching:
             return None
         self.searching = True

@@ -44,8 +44,12 @@ def after_import() -> None:
     from adabm_basicsr.data.images import write_image
 
     _give_epoch_to_dataset()
-    basicsr.models.sr_model.imwrite = write_image  # BasicSR's own leaves half a picture on a full disk
-    _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(basicsr.train.create_train_val_dataloader)
+    basicsr.models.sr_model.imwrite = (
+        write_image  # BasicSR's own leaves half a picture on a full disk
+    )
+    _REPLACED["create_train_val_dataloader"] = _wrap_create_dataloader(
+        basicsr.train.create_train_val_dataloader
+    )
     _REPLACED["init_wandb_logger"] = _wrap_init_wandb(basicsr.train.init_wandb_logger)
     vars(basicsr.train).update(_REPLACED)
     basicsr.utils.options.init_dist = init_dist
@@ -69,7 +73,9 @@ def _define_torchvision_operators() -> None:
         operators = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
-                operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                operators.define(
+                    f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
         _define_torchvision_operators.operators = operators  # they last as long as this object
 
 
@@ -79,14 +85,21 @@ def _torchvision_version() -> str:
     if spec is None or not spec.submodule_search_locations:
         return ""
     version_file = Path(spec.submodule_search_locations[0]) / "version.py"
-    found = re.search(r"__version__ = '(.+?)'", version_file.read_text()) if version_file.is_file() else None
+    found = (
+        re.search(r"__version__ = '(.+?)'", version_file.read_text())
+        if version_file.is_file()
+        else None
+    )
     return found.group(1) if found else ""
 
 
 def _provide_functional_tensor() -> None:
     """Stand in for the module ``functional_tensor``, gone since torchvision 0.17, that BasicSR 1.4.2 imports."""
     name = "torchvision.transforms.functional_tensor"
-    if importlib.util.find_spec("torchvision") is None or importlib.util.find_spec(name) is not None:
+    if (
+        importlib.util.find_spec("torchvision") is None
+        or importlib.util.find_spec(name) is not None
+    ):
         return
     from torchvision.transforms.functional import rgb_to_grayscale
 
@@ -106,7 +119,11 @@ def _give_epoch_to_dataset() -> None:
 
     def __iter__(self):
         epoch_keys = getattr(self.dataset, "epoch_keys", None)
-        return original(self) if epoch_keys is None else iter(epoch_keys(self.epoch, self.rank, self.num_replicas))
+        return (
+            original(self)
+            if epoch_keys is None
+            else iter(epoch_keys(self.epoch, self.rank, self.num_replicas))
+        )
 
     EnlargedSampler.__iter__ = __iter__
 
@@ -133,10 +150,16 @@ def load_resume_state(opt: dict) -> dict | None:
     if not paths.get("resume_state"):
         return None
     path = Path(paths["resume_state"])
-    state = read_state(path, f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu")
+    state = read_state(
+        path, f"cuda:{torch.cuda.current_device()}" if opt["num_gpu"] != 0 else "cpu"
+    )
     check_resume(opt, state["iter"])
-    for label in resumed_labels(opt):  # they belong together, though the experiment may lie elsewhere by now
-        paths[f"pretrain_network_{label}"] = str(path.parents[1] / "models" / f"net_{label}_{state['iter']}.pth")
+    for label in resumed_labels(
+        opt
+    ):  # they belong together, though the experiment may lie elsewhere by now
+        paths[f"pretrain_network_{label}"] = str(
+            path.parents[1] / "models" / f"net_{label}_{state['iter']}.pth"
+        )
     _continue_experiment(opt, state)
     return state
 
@@ -171,11 +194,16 @@ def init_dist(launcher: str, on_gpu: bool | None = None, **params) -> None:
     import torch.distributed as dist
     from basicsr.utils import dist_util
 
-    needed = {"pytorch": ("RANK", "WORLD_SIZE"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST")}[launcher]
+    needed = {
+        "pytorch": ("RANK", "WORLD_SIZE"),
+        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST"),
+    }[launcher]
     missing = [name for name in needed if name not in os.environ]
     if missing:
         starter = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
-        raise AdaBMError(f"--launcher {launcher}: {missing[0]} is not set in the environment; start with {starter}")
+        raise AdaBMError(
+            f"--launcher {launcher}: {missing[0]} is not set in the environment; start with {starter}"
+        )
     if torch.cuda.is_available() if on_gpu is None else on_gpu:
         dist_util.init_dist(launcher, **params)
         return

@@ -19,7 +19,9 @@ from adabm_basicsr.runs.training_state import find_state
 from adabm_basicsr.terminal import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 
 
-def run_pipeline(argv: Sequence[str] | None, is_train: bool, prog: str, own_log: bool = True) -> None:
+def run_pipeline(
+    argv: Sequence[str] | None, is_train: bool, prog: str, own_log: bool = True
+) -> None:
     """Run BasicSR's ``train_pipeline`` or ``test_pipeline`` below the working directory.
 
     Args:

@@ -25,7 +25,9 @@ def autoload_path() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr autoload``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr autoload", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr autoload", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("state", choices=["on", "off", "status"])
     state = parser.parse_args(argv).state
     path = autoload_path()

@@ -31,14 +31,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise AdaBMError("--symmetric and --level are for --format onnx")
     net = load_network(args.model, args.custom_imports)
     if not isinstance(net, QuantizedNetwork):
-        raise AdaBMError(f"--model: {args.model} is exported already; give the checkpoint or the packed file")
+        raise AdaBMError(
+            f"--model: {args.model} is exported already; give the checkpoint or the packed file"
+        )
     with bars(shown=not args.quiet):
         _save(net, out, args)
     size, full = out.stat().st_size, net.full_precision_bytes()
     if args.json:
         print(json.dumps({"file": str(out), "bytes": size, "full_precision_bytes": full}))
     elif not args.quiet:
-        print(f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights")
+        print(
+            f"written: {out}, {size / 1e6:.3f} MB: {size / full:.1%} of {full / 1e6:.3f} MB of float32 weights"
+        )
 
 
 def _format_of(out: Path | None) -> str:
@@ -57,13 +61,30 @@ def _save(net: QuantizedNetwork, out: Path, args: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file")
-    parser.add_argument("--format", choices=sorted(SUFFIXES), help="kind of file (default: as --out ends, or packed)")
-    parser.add_argument("-o", "--out", type=Path, help="file to write (default: the model's name, another ending)")
-    parser.add_argument("--symmetric", action="store_true", help="onnx: no zero points, for engines such as TensorRT")
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr export", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument(
-        "--level", type=int, choices=LEVELS, help="onnx: for images of one complexity alone, all scales being constants"
+        "-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file"
+    )
+    parser.add_argument(
+        "--format",
+        choices=sorted(SUFFIXES),
+        help="kind of file (default: as --out ends, or packed)",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, help="file to write (default: the model's name, another ending)"
+    )
+    parser.add_argument(
+        "--symmetric",
+        action="store_true",
+        help="onnx: no zero points, for engines such as TensorRT",
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        choices=LEVELS,
+        help="onnx: for images of one complexity alone, all scales being constants",
     )
     add_output_flags(parser)
     add_custom_imports(parser)

@@ -32,7 +32,9 @@ def one_line_errors() -> Iterator[None]:
 
     Ctrl-C gives a line too, with what its exception says of how to go on, and exit code 130.
     """
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong with an image is in that line
+    os.environ.setdefault(
+        "OPENCV_LOG_LEVEL", "SILENT"
+    )  # what is wrong with an image is in that line
     try:
         yield
     except (AdaBMError, OSError) as error:
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="adabm-basicsr", description="Adaptive quantization for BasicSR networks.", allow_abbrev=False
+        prog="adabm-basicsr",
+        description="Adaptive quantization for BasicSR networks.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

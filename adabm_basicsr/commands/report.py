@@ -42,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, metavar="EXPERIMENT_DIR", help="experiments/NAME or results/NAME")
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr report", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="EXPERIMENT_DIR", help="experiments/NAME or results/NAME"
+    )
     add_custom_imports(parser)
     add_output_flags(parser)
     return parser.parse_args(argv)

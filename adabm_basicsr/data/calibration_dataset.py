@@ -62,7 +62,9 @@ class CalibrationDataset(Dataset):
         self.channels = opt.get("channels", 3)
         if self.channels not in (1, 3):
             raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
-        self.rounds = check_positive(f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1))
+        self.rounds = check_positive(
+            f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1)
+        )
         self.fixed = False if opt.get("fixed_crops") is None else opt["fixed_crops"]
         if not isinstance(self.fixed, bool):
             raise AdaBMError(f"{where}: fixed_crops: {self.fixed!r} is not true or false")
@@ -88,9 +90,14 @@ class CalibrationDataset(Dataset):
         if self.fixed and key >= 0:
             key %= self.rounds * len(self)
         round_, index = divmod(key, len(self))
-        random = np.random.default_rng((self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index))
+        random = np.random.default_rng(
+            (self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index)
+        )
         patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
-        item = {"lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))), "lq_path": self.paths[index]}
+        item = {
+            "lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))),
+            "lq_path": self.paths[index],
+        }
         return {**item, "patch_key": key} if self.fixed else item
 
     def items_per_process(self, world_size: int) -> int:
@@ -143,17 +150,27 @@ def _image_names(opt: dict, where: str) -> list[Path]:
     root, list_file = Path(opt["dataroot_lq"]), opt.get("meta_info_file")
     if backend_type(where, opt.get("io_backend")) == "lmdb":
         return [Path(key) for key in read_keys(list_file or root / LMDB_LIST, root)]
-    return [root / name for name in read_names(list_file, root)] if list_file else list_images(root, "dataroot_lq")
+    return (
+        [root / name for name in read_names(list_file, root)]
+        if list_file
+        else list_images(root, "dataroot_lq")
+    )
 
 
 def _spread(names: list[Path], count: int) -> list[Path]:
     """At most ``count`` of ``names``, evenly spread: consecutive files often show the same scene."""
-    return [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
+    return (
+        [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
+    )
 
 
-def _read_images(opt: dict, where: str, names: list[Path], channels: int, max_pixels: int) -> list[np.ndarray]:
+def _read_images(
+    opt: dict, where: str, names: list[Path], channels: int, max_pixels: int
+) -> list[np.ndarray]:
     if backend_type(where, opt.get("io_backend")) == "disk":
         return [read_image(name, channels, max_pixels) for name in names]
     root = opt["dataroot_lq"]
     with open_lmdb(root) as read:
-        return [decode_image(read(str(name)), f"{root}:{name}", channels, max_pixels) for name in names]
+        return [
+            decode_image(read(str(name)), f"{root}:{name}", channels, max_pixels) for name in names
+        ]

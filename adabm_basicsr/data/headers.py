@@ -12,7 +12,9 @@ from tifffile import TiffFile
 
 from adabm_basicsr.errors import AdaBMError
 
-MAX_PIXELS = 1 << 27  # four images of 8K; a PNG of a few kilobytes can hold a thousand times as many
+MAX_PIXELS = (
+    1 << 27
+)  # four images of 8K; a PNG of a few kilobytes can hold a thousand times as many
 OPENCV_PIXELS = 1 << 30  # beyond which OpenCV decodes nothing
 TIFF_STARTS = (b"II*\0", b"MM\0*")
 PNG_START, PNG_ANIMATION, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", b"acTL", b"IDAT"
@@ -34,7 +36,9 @@ def check_header(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Non
     if width < 1 or height < 1:
         raise AdaBMError(f"image {name} is broken or of an unknown format")
     if width * height > max_pixels:
-        raise AdaBMError(f"image {name} has {width}x{height} pixels, more than max_pixels {max_pixels} allows")
+        raise AdaBMError(
+            f"image {name} has {width}x{height} pixels, more than max_pixels {max_pixels} allows"
+        )
     if several:
         raise AdaBMError(f"image {name} holds several frames or pages; only single images are read")
 

@@ -35,7 +35,9 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
         raise AdaBMError(f"{key}: folder {folder} cannot be read: {error.strerror}") from error
     paths = sorted(path for path in files if path.suffix.lower() in EXTENSIONS)
     if not paths:
-        raise AdaBMError(f"{key}: folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
+        raise AdaBMError(
+            f"{key}: folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))})"
+        )
     return paths
 
 
@@ -58,12 +60,16 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def _content(path: Path) -> bytes:
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device would be read for ever
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # a pipe or a device would be read for ever
         raise AdaBMError(f"image {path} cannot be read: it is no file")
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise AdaBMError(f"image {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise AdaBMError(
+            f"image {path} cannot be read: {getattr(error, 'strerror', error)}"
+        ) from error
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:
@@ -77,7 +83,9 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
         temporary.write_bytes(content)
 
 
-def decode_image(content: bytes, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(
+    content: bytes, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode an image file, whatever its name says that it is, rotated as its EXIF says that it is to be shown.
 
     Args:
@@ -100,7 +108,9 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np
     check_header(content, name, max_pixels)
     image = _decode(content, name)
     if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise AdaBMError(f"image {name} has values of type {image.dtype}; 8-bit, 16-bit and float32 images are read")
+        raise AdaBMError(
+            f"image {name} has values of type {image.dtype}; 8-bit, 16-bit and float32 images are read"
+        )
     if not np.isfinite(image).all():
         raise AdaBMError(f"image {name} holds NaN or infinite values")
     if image.dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
@@ -117,7 +127,9 @@ def _decode(content: bytes, name: str) -> np.ndarray:
     if content.startswith(TIFF_STARTS):  # turned already
         # Of 8-bit files OpenCV multiplies alpha into the colours.
         if has_alpha and image.dtype == np.uint8 and (image[..., 3:] != OPAQUE).any():
-            raise AdaBMError(f"image {name} is a TIFF file with transparent pixels; make it PNG, or drop its alpha")
+            raise AdaBMError(
+                f"image {name} is a TIFF file with transparent pixels; make it PNG, or drop its alpha"
+            )
         return image
     if not any(mark in content for mark in EXIF_MARKS):
         return image
@@ -125,7 +137,9 @@ def _decode(content: bytes, name: str) -> np.ndarray:
     if not has_alpha:
         return shown
     if not np.array_equal(shown, image[..., :3]):
-        raise AdaBMError(f"image {name} has alpha and EXIF that turns it; save it as it is to be shown")
+        raise AdaBMError(
+            f"image {name} has alpha and EXIF that turns it; save it as it is to be shown"
+        )
     return image
 
 
@@ -141,7 +155,9 @@ def _imdecode(content: bytes, flags: int, name: str) -> np.ndarray:
 
 def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if image.shape[2] >= 3:
-        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY)
+        image = cv2.cvtColor(
+            image[..., :3], cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGR2GRAY
+        )
         return image.reshape(*image.shape[:2], channels)
     return np.repeat(image[..., :1], channels, axis=2)
 

@@ -40,7 +40,9 @@ def mod_crop(image: np.ndarray, scale: int) -> np.ndarray:
     return np.ascontiguousarray(image[:height, :width])
 
 
-def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None, max_pixels: int = MAX_PIXELS) -> list[Path]:
+def prepare(
+    hr: Path, scale: int, out: Path, mod: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Path]:
     """Write the LR image of every image in ``hr``, by the same name as PNG.
 
     Args:
@@ -59,7 +61,11 @@ def prepare(hr: Path, scale: int, out: Path, mod: Path | None = None, max_pixels
     if mod is not None and mod.resolve() == out.resolve():
         raise AdaBMError(f"--mod: {mod} is the same as --out")
     for key, target in (("--out", out), ("--mod", mod)):
-        if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if (
+            target is not None
+            and target.exists()
+            and (not target.is_dir() or any(target.iterdir()))
+        ):
             raise AdaBMError(f"{key}: {target} exists and is not an empty folder")
     folder = out.with_suffix(".lmdb.images") if out.suffix == ".lmdb" else out
     images = ((path, read_image(path, max_pixels=max_pixels)) for path in paths)
@@ -87,15 +93,21 @@ def _check_names(paths: list[Path], keys: bool) -> None:
     seen: dict[str, Path] = {}
     for path in paths:
         if keys and (not path.stem.isascii() or "." in path.stem):
-            raise AdaBMError(f"--hr: {path.name} makes no key of an LMDB; name it in ASCII, with one dot")
+            raise AdaBMError(
+                f"--hr: {path.name} makes no key of an LMDB; name it in ASCII, with one dot"
+            )
         if path.stem in seen:
-            raise AdaBMError(f"--hr: {seen[path.stem].name} and {path.name} would both become {path.stem}.png")
+            raise AdaBMError(
+                f"--hr: {seen[path.stem].name} and {path.name} would both become {path.stem}.png"
+            )
         seen[path.stem] = path
 
 
 def _prepare_one(path: Path, image: np.ndarray, scale: int, folder: Path, mod: Path | None) -> Path:
     if min(image.shape[:2]) < scale:
-        raise AdaBMError(f"image {path} of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}")
+        raise AdaBMError(
+            f"image {path} of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}"
+        )
     image = mod_crop(image, scale)
     if mod is not None:
         _write_png(mod / f"{path.stem}.png", image)
@@ -116,16 +128,22 @@ def _to_lmdb(folder: Path, images: list[Path], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         out.rmdir()
-    make_lmdb_from_imgs(str(folder), str(out), [path.name for path in images], [path.stem for path in images])
+    make_lmdb_from_imgs(
+        str(folder), str(out), [path.name for path in images], [path.stem for path in images]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr prepare``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr prepare", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr prepare", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--hr", type=Path, required=True, help="folder of high-resolution images")
     parser.add_argument("--scale", type=int, required=True, choices=range(1, 9), metavar="1..8")
     parser.add_argument("--out", type=Path, required=True, help="new folder, or NAME.lmdb")
-    parser.add_argument("--mod", type=Path, help="new folder for the HR images, cropped to multiples of the scale")
+    parser.add_argument(
+        "--mod", type=Path, help="new folder for the HR images, cropped to multiples of the scale"
+    )
     add_max_pixels(parser)
     args = parser.parse_args(argv)
     written = prepare(args.hr, args.scale, args.out, args.mod, args.max_pixels)

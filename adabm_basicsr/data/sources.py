@@ -16,7 +16,10 @@ from adabm_basicsr.errors import AdaBMError, not_found
 
 LMDB_LIST = "meta_info.txt"
 LMDB_DATA = "data.mdb"
-BACKENDS = ("disk", "lmdb")  # BasicSR's third, memcached, runs code from a folder that the options name
+BACKENDS = (
+    "disk",
+    "lmdb",
+)  # BasicSR's third, memcached, runs code from a folder that the options name
 
 
 def backend_type(where: str, options: dict | None) -> str:
@@ -87,9 +90,13 @@ def open_lmdb(root: str | Path) -> Iterator[Callable[[str], bytes]]:
     if not os.path.isfile(file):
         raise AdaBMError(f"LMDB {root} does not exist, or has no {LMDB_DATA}")
     try:
-        with lmdb.open(str(root), readonly=True, lock=False, readahead=False, create=False) as environment:
+        with lmdb.open(
+            str(root), readonly=True, lock=False, readahead=False, create=False
+        ) as environment:
             # Reading beyond the end of the file would end the process.
-            if (environment.info()["last_pgno"] + 1) * environment.stat()["psize"] > file.stat().st_size:
+            if (environment.info()["last_pgno"] + 1) * environment.stat()[
+                "psize"
+            ] > file.stat().st_size:
                 raise AdaBMError(f"LMDB {root} is cut off: {LMDB_DATA} is shorter than it says")
             with environment.begin() as transaction:
                 yield lambda key: _entry(transaction, key, root)

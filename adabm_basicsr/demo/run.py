@@ -31,7 +31,9 @@ MARKER = "demo.log"  # tells a folder of an earlier demo from one that isn't our
 def option_file(name: str) -> Path:
     """Path of one of the demo's option files, in an installed package or in the repository."""
     installed = Path(str(resources.files("adabm_basicsr"))) / "options_files" / "demo" / name
-    return installed if installed.is_file() else Path(__file__).parents[2] / "options" / "demo" / name
+    return (
+        installed if installed.is_file() else Path(__file__).parents[2] / "options" / "demo" / name
+    )
 
 
 def run_demo(out: Path, quiet: bool = False) -> dict:
@@ -58,7 +60,10 @@ def run_demo(out: Path, quiet: bool = False) -> dict:
             _copy_weights(Path("weights"))
             say("Testing EDSR x4 in full precision")
             _run("test_full_precision.yml", is_train=False)
-            for name, text in (("static", "static quantization, W4A4"), ("adaptive", "adaptive quantization, W4A4")):
+            for name, text in (
+                ("static", "static quantization, W4A4"),
+                ("adaptive", "adaptive quantization, W4A4"),
+            ):
                 say(f"Quantizing: {text}")
                 _run(f"train_{name}.yml", is_train=True)
                 say(f"Testing: {text}")
@@ -72,7 +77,9 @@ def run_demo(out: Path, quiet: bool = False) -> dict:
 
 def _clear(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise AdaBMError(f"--out: {out} holds files that are not an earlier demo's; name another folder")
+        raise AdaBMError(
+            f"--out: {out} holds files that are not an earlier demo's; name another folder"
+        )
     for name in ("data", "weights", "experiments", "results", "report"):
         shutil.rmtree(out / name, ignore_errors=True)
     try:
@@ -89,8 +96,15 @@ def _copy_weights(folder: Path) -> None:
 
 def _run(options: str, is_train: bool) -> None:
     # One GPU at most: more would multiply the batch, and the demo is short as it is.
-    flags = ["-opt", str(option_file(options)), "--force_yml", f"num_gpu={min(torch.cuda.device_count(), 1)}"]
-    run_pipeline(flags, is_train, prog=f"adabm-basicsr {'train' if is_train else 'test'}", own_log=False)
+    flags = [
+        "-opt",
+        str(option_file(options)),
+        "--force_yml",
+        f"num_gpu={min(torch.cuda.device_count(), 1)}",
+    ]
+    run_pipeline(
+        flags, is_train, prog=f"adabm-basicsr {'train' if is_train else 'test'}", own_log=False
+    )
 
 
 def _collect_pictures() -> None:
@@ -110,9 +124,14 @@ def _collect_pictures() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr demo``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr demo", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr demo", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument(
-        "--out", type=Path, default=Path("adabm_demo"), help="folder to write to (default: ./adabm_demo)"
+        "--out",
+        type=Path,
+        default=Path("adabm_demo"),
+        help="folder to write to (default: ./adabm_demo)",
     )
     add_output_flags(parser)
     args = parser.parse_args(argv)
@@ -122,5 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print_figures(figures)
     elif not args.quiet:
-        print(f"\n{sets_table(figures).text()}\n\n{time.time() - start:.0f} s. Written to {args.out}:")
+        print(
+            f"\n{sets_table(figures).text()}\n\n{time.time() - start:.0f} s. Written to {args.out}:"
+        )
         print("  report/report.html  demo.log  experiments/adaptive/models/net_g_latest.pth")

@@ -19,7 +19,9 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         AdaBMError: The network hasn't been calibrated, or a weight isn't finite.
     """
     if int(net.stage) < Stage.CALIBRATED:
-        raise AdaBMError("the network has not been quantized yet: calibrate it or load a quantized checkpoint")
+        raise AdaBMError(
+            "the network has not been quantized yet: calibrate it or load a quantized checkpoint"
+        )
     frozen = copy.deepcopy(net).requires_grad_(False)
     untie(frozen)
     for name, quantizer in frozen.weight_quantizers().items():
@@ -30,7 +32,9 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
             quantizer.bias_correction.zero_()
         original = net.network.get_submodule(name)
         if not torch.equal(quantizer(layer.weight), original.weight_quantizer(original.weight)):
-            raise AdaBMError(f"{name}: its weights can't be told from their levels; are they finite?")
+            raise AdaBMError(
+                f"{name}: its weights can't be told from their levels; are they finite?"
+            )
     return frozen
 
 

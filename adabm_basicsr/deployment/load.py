@@ -15,7 +15,10 @@ PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
 
 
 def load_network(
-    path: str | os.PathLike, custom_imports: Sequence[str] = (), runtime: str = DEFAULT_RUNTIME, threads: int = 0
+    path: str | os.PathLike,
+    custom_imports: Sequence[str] = (),
+    runtime: str = DEFAULT_RUNTIME,
+    threads: int = 0,
 ) -> QuantizedNetwork | OnnxNetwork:
     """The quantized network of a checkpoint (``.pth``), packed (``.safetensors``) or ONNX file, ready to infer.
 

@@ -39,12 +39,16 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     """
     description = getattr(net, "description", None)
     if description is None:
-        raise AdaBMError("only networks that were built from options can be packed: build it as AdaBMNetwork")
+        raise AdaBMError(
+            "only networks that were built from options can be packed: build it as AdaBMNetwork"
+        )
     tensors, kinds = pack(net)
     description = {"format": FORMAT, **description, "kinds": kinds}
     description[CHECKSUM] = checksum(description, tensors)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))}))
+        temporary.write_bytes(
+            save(tensors, {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))})
+        )
 
 
 def checksum(description: Mapping, tensors: Mapping[str, Tensor]) -> str:
@@ -91,9 +95,13 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
             description = json.loads((file.metadata() or {})[DESCRIPTION_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
     except (SafetensorError, OSError) as error:
-        raise AdaBMError(f"packed file {path} cannot be read (truncated or corrupt): {error}") from error
+        raise AdaBMError(
+            f"packed file {path} cannot be read (truncated or corrupt): {error}"
+        ) from error
     except (KeyError, ValueError) as error:
-        raise AdaBMError(f"{path} is no packed file of adabm-basicsr: its description is missing") from error
+        raise AdaBMError(
+            f"{path} is no packed file of adabm-basicsr: its description is missing"
+        ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise AdaBMError(f"packed file {path} has format {found!r}; this version reads {FORMAT}")
@@ -116,7 +124,10 @@ def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
         else:
             small[kind].append(value.flatten())
             kinds += kind
-    return {**tensors, **{SMALL + kind: torch.cat(values) for kind, values in small.items() if values}}, kinds
+    return {
+        **tensors,
+        **{SMALL + kind: torch.cat(values) for kind, values in small.items() if values},
+    }, kinds
 
 
 @torch.no_grad()
@@ -128,7 +139,10 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: str) -> 
     """
     untie(net)
     kept, tensors, kinds = _kept(net), dict(tensors), iter(kinds if isinstance(kinds, str) else "")
-    small = {kind: tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype)) for kind, dtype in KINDS.items()}
+    small = {
+        kind: tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype))
+        for kind, dtype in KINDS.items()
+    }
     for key, own in kept.items():
         if own.numel() > SMALL_SIZE:
             value = tensors.pop(key, None)
@@ -139,7 +153,9 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: str) -> 
         _fill(key, own, value)
     for name, quantizer in net.weight_quantizers().items():
         layer = net.network.get_submodule(name)
-        levels = unpack_bits(name, tensors.pop(WEIGHTS + name, None), quantizer.bits, layer.weight.shape)
+        levels = unpack_bits(
+            name, tensors.pop(WEIGHTS + name, None), quantizer.bits, layer.weight.shape
+        )
         scale = getattr(layer.input_quantizer, "channel_scale", None)
         if scale is not None:
             quantizer.channel_scale.copy_(layer.channel_views(scale.flatten())[1])
@@ -173,7 +189,9 @@ def _kind(value: Tensor) -> str:
 
 def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
     if value is None or value.numel() != own.numel():
-        raise AdaBMError(f"the packed file doesn't fit the network: {key} is missing or of another size")
+        raise AdaBMError(
+            f"the packed file doesn't fit the network: {key} is missing or of another size"
+        )
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise AdaBMError(f"the packed file is damaged: {key} holds NaN or infinite values")
     own.copy_(value.view(own.shape))
@@ -195,6 +213,8 @@ def unpack_bits(name: str, packed: Tensor | None, bits: int, shape: torch.Size) 
     """
     count = shape.numel()
     if packed is None or packed.dtype is not torch.uint8 or packed.numel() != -(-count * bits // 8):
-        raise AdaBMError(f"the packed file doesn't fit the network: weights of {name} are missing or of another size")
+        raise AdaBMError(
+            f"the packed file doesn't fit the network: weights of {name} are missing or of another size"
+        )
     digits = np.unpackbits(packed.numpy())[: count * bits].reshape(count, bits)
     return torch.from_numpy(np.packbits(digits, axis=1)[:, 0] >> (8 - bits)).view(shape)

@@ -61,7 +61,9 @@ class OnnxNetwork:
             or can't compile the graph; or the file is for one level alone.
     """
 
-    def __init__(self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0) -> None:
+    def __init__(
+        self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0
+    ) -> None:
         if runtime not in RUNTIMES:
             raise AdaBMError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
         self.path, self.runtime, self.threads = path, runtime, threads
@@ -79,7 +81,9 @@ class OnnxNetwork:
         """The network at one image level: ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32."""
         graph = self._graph_of(level)
         if self._latest not in (None, level):
-            self._graphs[self._latest].release()  # together, the three levels would take three times the memory
+            self._graphs[
+                self._latest
+            ].release()  # together, the three levels would take three times the memory
         self._latest = level
         return graph.run
 
@@ -105,7 +109,9 @@ class OnnxNetwork:
     def at_level(self, image: Tensor, level: int) -> Tensor:
         """Super-resolve ``image``, ``(B, C, H, W)`` in 0..1 and float32, at a given image level."""
         run = self.compiled(level)
-        return run_padded(lambda x: torch.from_numpy(run(x.contiguous().numpy())), image, self.size_multiple)
+        return run_padded(
+            lambda x: torch.from_numpy(run(x.contiguous().numpy())), image, self.size_multiple
+        )
 
     def graph_at(self, level: int):
         """The graph of one image level as the runtime is given it, an ``onnx.ModelProto``."""
@@ -117,7 +123,9 @@ class OnnxNetwork:
 
     def _graph_of(self, level: int | None) -> Compiled:
         if level not in self._graphs:
-            self._graphs[level] = self._chooser() if level is None else self._compile(self.graph_at(level))
+            self._graphs[level] = (
+                self._chooser() if level is None else self._compile(self.graph_at(level))
+            )
         return self._graphs[level]
 
     def _chooser(self) -> Compiled:
@@ -150,16 +158,26 @@ def read_onnx(path: str | os.PathLike):
         onnx.checker.check_model(model)
         described = {entry.key: entry.value for entry in model.metadata_props}
         description = json.loads(described.get(DESCRIPTION_KEY, "null"))
-    except Exception as error:  # protobuf's own, the checker's, json's: which one depends on the damage
-        raise AdaBMError(f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # protobuf's own, the checker's, json's: which one depends on the damage
+        raise AdaBMError(
+            f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}"
+        ) from error
     if not isinstance(description, dict):
         raise AdaBMError(f"{path} was not written by adabm-basicsr: its description is missing")
     if description.get("format") != FORMAT:
-        raise AdaBMError(f"ONNX file {path} has format {description.get('format')!r}; this version reads {FORMAT}")
+        raise AdaBMError(
+            f"ONNX file {path} has format {description.get('format')!r}; this version reads {FORMAT}"
+        )
     if LEVEL not in (output.name for output in model.graph.output):
-        raise AdaBMError(f"ONNX file {path} is for one image level alone; export it without --level")
+        raise AdaBMError(
+            f"ONNX file {path} is for one image level alone; export it without --level"
+        )
     if not is_whole(content):
-        raise AdaBMError(f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong")
+        raise AdaBMError(
+            f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
+        )
     return model, description
 
 
@@ -184,11 +202,17 @@ def openvino_core():
 def _openvino(model: bytes, threads: int) -> Compiled:
     core = openvino_core()
     # What isn't quantized keeps its precision; CPUs with BF16 units would round it.
-    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
     try:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except Exception as error:
-        raise AdaBMError(f"OpenVINO can't compile the graph: {first_line(error, OPENVINO_PLACES)}") from error
+        raise AdaBMError(
+            f"OpenVINO can't compile the graph: {first_line(error, OPENVINO_PLACES)}"
+        ) from error
 
     def run(image: np.ndarray) -> np.ndarray:
         try:
@@ -208,7 +232,9 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
     options.enable_mem_pattern = False  # it keeps memory for each size of tile, a third more in all
     providers = ["CPUExecutionProvider"]
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers, disabled_optimizers=KEPT_OUT)
+        session = onnxruntime.InferenceSession(
+            model, options, providers=providers, disabled_optimizers=KEPT_OUT
+        )
     except Exception as error:  # its exceptions have no common base
         raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
 
@@ -216,7 +242,9 @@ def _onnxruntime(model: bytes, threads: int) -> Compiled:
         try:
             return session.run(None, {"image": image})[0]
         except Exception as error:
-            raise AdaBMError(f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}") from error
+            raise AdaBMError(
+                f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}"
+            ) from error
 
     return Compiled(run, _nothing)
 
@@ -225,7 +253,10 @@ def _nothing() -> None:
     """Release no memory."""
 
 
-RUNTIMES: dict[str, Callable[[bytes, int], Compiled]] = {"openvino": _openvino, "onnxruntime": _onnxruntime}
+RUNTIMES: dict[str, Callable[[bytes, int], Compiled]] = {
+    "openvino": _openvino,
+    "onnxruntime": _onnxruntime,
+}
 
 
 def import_runtime(name: str):

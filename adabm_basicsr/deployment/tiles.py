@@ -35,13 +35,21 @@ def check_tiles(where: str, tile: int, overlap: int) -> None:
     """Raise `AdaBMError` if tiles of this size and overlap can't cover an image; ``where`` names the options."""
     for name, value, least in (("tile", tile, 1), ("tile_overlap", overlap, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise AdaBMError(f"{where}: {name}: {value!r} is not a whole number of at least {least}")
+            raise AdaBMError(
+                f"{where}: {name}: {value!r} is not a whole number of at least {least}"
+            )
     if 3 * overlap > tile:
-        raise AdaBMError(f"{where}: tile_overlap: {overlap} is more than a third of the tile, {tile}")
+        raise AdaBMError(
+            f"{where}: tile_overlap: {overlap} is more than a third of the tile, {tile}"
+        )
 
 
 def upscale_tiles(
-    network: Callable[[Tensor], Tensor], image: Tensor, tile: int, overlap: int = DEFAULT_OVERLAP, batch: int = 1
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    tile: int,
+    overlap: int = DEFAULT_OVERLAP,
+    batch: int = 1,
 ) -> Tensor:
     """Super-resolve an image tile by tile.
 
@@ -59,7 +67,10 @@ def upscale_tiles(
         AdaBMError: ``tile`` or ``overlap`` is out of range.
     """
     blocks = finished_blocks(network, image, tile, overlap, batch)
-    rows = [torch.cat([block.pixels for block in row], 3) for _, row in groupby(blocks, key=attrgetter("top"))]
+    rows = [
+        torch.cat([block.pixels for block in row], 3)
+        for _, row in groupby(blocks, key=attrgetter("top"))
+    ]
     return torch.cat(rows, 2)
 
 
@@ -79,7 +90,9 @@ def finished_blocks(
         for index, ((left, right), output) in enumerate(zip(columns, outputs)):
             scale = _scale(output, right - left)
             reach = overlap * scale
-            part = output * _weights(output, reach, top > 0, bottom < height, left > 0, right < width)
+            part = output * _weights(
+                output, reach, top > 0, bottom < height, left > 0, right < width
+            )
             if beside is not None:
                 part[..., :reach] += beside
             if right < width:
@@ -100,7 +113,9 @@ def _spans(size: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in starts]
 
 
-def _row_of_tiles(network, row: Tensor, columns: list[tuple[int, int]], batch: int) -> Iterator[Tensor]:
+def _row_of_tiles(
+    network, row: Tensor, columns: list[tuple[int, int]], batch: int
+) -> Iterator[Tensor]:
     """Outputs of the tiles of a row of the image, each ``(1, C', h, w)``; those of one width run together."""
     for _, same in groupby(columns, key=lambda span: span[1] - span[0]):
         same = list(same)
@@ -112,7 +127,9 @@ def _row_of_tiles(network, row: Tensor, columns: list[tuple[int, int]], batch: i
 def _scale(output: Tensor, width: int) -> int:
     scale, left = divmod(output.shape[3], width)
     if left or not scale:
-        raise AdaBMError(f"tiles: {width} pixels become {output.shape[3]}; only whole scales can be put together")
+        raise AdaBMError(
+            f"tiles: {width} pixels become {output.shape[3]}; only whole scales can be put together"
+        )
     return scale
 
 
@@ -122,7 +139,9 @@ def _split(part: Tensor, reach: int, axis: int) -> tuple[Tensor, Tensor]:
     return part.narrow(axis, 0, length), part.narrow(axis, length, reach).clone()
 
 
-def _weights(output: Tensor, reach: int, top: bool, bottom: bool, left: bool, right: bool) -> Tensor:
+def _weights(
+    output: Tensor, reach: int, top: bool, bottom: bool, left: bool, right: bool
+) -> Tensor:
     """Weight of each pixel of a tile: falls off linearly towards those sides where another tile follows."""
     down = _ramps(output.shape[2], reach, top, bottom).to(output)
     return down.unsqueeze(1) * _ramps(output.shape[3], reach, left, right).to(output)

@@ -30,7 +30,11 @@ DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with 
 COLOURS = 3
 DEEP_EXTENSIONS = {".png", ".tif", ".tiff"}  # that hold 16 bits
 WITHOUT_ALPHA = {".jpg", ".jpeg", ".bmp", ".ppm", ".pgm"}
-QUALITY = {".jpg": cv2.IMWRITE_JPEG_QUALITY, ".jpeg": cv2.IMWRITE_JPEG_QUALITY, ".webp": cv2.IMWRITE_WEBP_QUALITY}
+QUALITY = {
+    ".jpg": cv2.IMWRITE_JPEG_QUALITY,
+    ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
+    ".webp": cv2.IMWRITE_WEBP_QUALITY,
+}
 BEST_LOSSY = 95
 Network = Callable[[Tensor], Tensor]
 
@@ -42,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_max_pixels("--max-pixels", args.max_pixels)
     check_positive("--batch", args.batch)
     if args.threads < 0:
-        raise AdaBMError(f"--threads: {args.threads} is not a number of threads, or 0 for the runtime's own choice")
+        raise AdaBMError(
+            f"--threads: {args.threads} is not a number of threads, or 0 for the runtime's own choice"
+        )
     jobs = _share(plan_outputs(args.input, args.out, args.ext))
     network = _load(args)
     done, skipped, failed, pixels, start = 0, 0, {}, 0, time.perf_counter()
@@ -55,22 +61,36 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tiling = args.tile, args.tile_overlap, args.batch
                 pixels += upscale_file(network, source, target, *tiling, args.max_pixels)
                 done += 1
-            except (AdaBMError, cv2.error, RuntimeError, MemoryError) as error:  # one bad image doesn't stop the rest
+            except (
+                AdaBMError,
+                cv2.error,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # one bad image doesn't stop the rest
                 failed[source] = (str(error).strip() or type(error).__name__).splitlines()[0]
             progress.set_postfix_str(_speed(pixels, start))
     if args.json:
         seconds = time.perf_counter() - start
-        told = {"upscaled": done, "existed": skipped, "failed": {str(source): why for source, why in failed.items()}}
+        told = {
+            "upscaled": done,
+            "existed": skipped,
+            "failed": {str(source): why for source, why in failed.items()},
+        }
         print(json.dumps({**told, "pixels": pixels, "seconds": seconds}))
     elif not args.quiet:
         existed = f"existed already: {skipped}{' (--overwrite makes them anew)' if skipped else ''}"
         print(f"images upscaled: {done}, {_speed(pixels, start)}; {existed}; failed: {len(failed)}")
     if failed:
-        told = [error if str(source) in error else f"{source}: {error}" for source, error in failed.items()]
+        told = [
+            error if str(source) in error else f"{source}: {error}"
+            for source, error in failed.items()
+        ]
         raise AdaBMError(f"{len(failed)} of {len(jobs)} images failed:\n  " + "\n  ".join(told))
 
 
-def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None) -> list[tuple[Path, Path]]:
+def plan_outputs(
+    inputs: Sequence[str], out: Path, extension: str | None = None
+) -> list[tuple[Path, Path]]:
     """Which file becomes which.
 
     Args:
@@ -88,19 +108,26 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
         )
     if out.suffix.lower() in EXTENSIONS and not os.path.isdir(out):
         if len(sources) > 1:
-            raise AdaBMError(f"--out: {out} is one file, but {len(sources)} images are put in; name a folder")
+            raise AdaBMError(
+                f"--out: {out} is one file, but {len(sources)} images are put in; name a folder"
+            )
         planned = [(sources[0], out)]
     elif out.exists() and not out.is_dir():
         raise AdaBMError(f"--out: {out} is a file, and none of an image; name a folder")
     else:
-        planned = [(path, out / (f"{path.stem}.{extension}" if extension else path.name)) for path in sources]
+        planned = [
+            (path, out / (f"{path.stem}.{extension}" if extension else path.name))
+            for path in sources
+        ]
     targets: dict[Path, Path] = {}
     inputs = {path.resolve() for path in sources}
     for source, target in planned:
         if target in targets:
             raise AdaBMError(f"--out: {targets[target]} and {source} would both become {target}")
         if target.resolve() in inputs:
-            raise AdaBMError(f"--out: {target} would be overwritten, but is put in itself; name another folder or file")
+            raise AdaBMError(
+                f"--out: {target} would be overwritten, but is put in itself; name another folder or file"
+            )
         targets[target] = source
     return [(source, target) for target, source in targets.items()]
 
@@ -113,7 +140,9 @@ def _find(given: str) -> list[Path]:
     found = sorted(Path(name) for name in glob.glob(given, recursive=True))
     found = [path for path in found if path.is_file() and path.suffix.lower() in EXTENSIONS]
     if not found:
-        raise AdaBMError(f"--input: {given} is no file, no folder, and no pattern that matches an image")
+        raise AdaBMError(
+            f"--input: {given} is no file, no folder, and no pattern that matches an image"
+        )
     return found
 
 
@@ -154,11 +183,17 @@ def upscale_file(
     colour, alpha = _split_alpha(image)
     result = upscale_pixels(network, colour, tile, overlap, np.uint16 if deep else np.uint8, batch)
     if alpha is not None and kind not in WITHOUT_ALPHA:
-        resized = cv2.resize(to_unit_range(alpha), result.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        resized = cv2.resize(
+            to_unit_range(alpha), result.shape[1::-1], interpolation=cv2.INTER_CUBIC
+        )
         result = np.dstack([result, _to_integers(resized, result.dtype)])
-    encoded, content = cv2.imencode(kind, result, [QUALITY[kind], BEST_LOSSY] if kind in QUALITY else [])
+    encoded, content = cv2.imencode(
+        kind, result, [QUALITY[kind], BEST_LOSSY] if kind in QUALITY else []
+    )
     if not encoded:
-        raise AdaBMError(f"{kind} can't hold an image of {result.shape[1]}x{result.shape[0]} pixels")
+        raise AdaBMError(
+            f"{kind} can't hold an image of {result.shape[1]}x{result.shape[0]} pixels"
+        )
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
     return result.shape[0] * result.shape[1]
@@ -196,10 +231,14 @@ def upscale_pixels(
     result = None
     for block in finished_blocks(network, x, tile, overlap, batch):
         if result is None:
-            result = np.empty([size * block.scale for size in image.shape[:2]] + [image.shape[2]], kind)
+            result = np.empty(
+                [size * block.scale for size in image.shape[:2]] + [image.shape[2]], kind
+            )
         part = block.pixels[0].permute(1, 2, 0).numpy()
         part = part.mean(2, keepdims=True) if grey else part[..., ::-1]
-        rows, columns = (slice(at, at + size) for at, size in zip((block.top, block.left), part.shape))
+        rows, columns = (
+            slice(at, at + size) for at, size in zip((block.top, block.left), part.shape)
+        )
         result[rows, columns] = _to_integers(part, kind)
     return result
 
@@ -220,8 +259,12 @@ def _load(args: argparse.Namespace) -> Network:
             f"--runtime: {args.runtime} runs {ONNX_SUFFIX} files; {args.model} runs in torch, see --device"
         )
     if args.device not in (None, "cpu") and args.model.suffix == ONNX_SUFFIX:
-        raise AdaBMError(f"--device: {args.device} runs files of torch; {args.model} runs in a --runtime, on the CPU")
-    network = load_network(args.model, args.custom_imports, args.runtime or DEFAULT_RUNTIME, args.threads)
+        raise AdaBMError(
+            f"--device: {args.device} runs files of torch; {args.model} runs in a --runtime, on the CPU"
+        )
+    network = load_network(
+        args.model, args.custom_imports, args.runtime or DEFAULT_RUNTIME, args.threads
+    )
     if not isinstance(network, torch.nn.Module):
         return network
     return _OnDevice(network, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -233,7 +276,10 @@ class _OnDevice:
     def __init__(self, network: torch.nn.Module, device: str) -> None:
         try:
             self.network = network.to(device).eval()
-        except (RuntimeError, AssertionError) as error:  # torch's own errors of unknown or absent devices
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # torch's own errors of unknown or absent devices
             raise AdaBMError(f"--device: {device}: {str(error).splitlines()[0]}") from error
         self.device, self.in_channels = device, network.in_channels
 
@@ -243,26 +289,58 @@ class _OnDevice:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr upscale", description=__doc__, allow_abbrev=False)
-    parser.add_argument("-m", "--model", type=Path, required=True, help=".onnx, packed file or checkpoint (.pth)")
-    parser.add_argument("-i", "--input", nargs="+", required=True, help="images, folders or patterns such as '*.png'")
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="folder to write to, or a file for a single image"
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr upscale", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--ext", help="format of the results, such as png (default: that of each image)")
-    parser.add_argument("--overwrite", action="store_true", help="make results anew that exist already")
-    parser.add_argument("--tile", type=int, default=DEFAULT_TILE, help="largest tile in pixels (default: %(default)s)")
     parser.add_argument(
-        "--tile-overlap", type=int, default=DEFAULT_OVERLAP, help="pixels that tiles share (default: %(default)s)"
+        "-m", "--model", type=Path, required=True, help=".onnx, packed file or checkpoint (.pth)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="tiles that are computed at once (default: 1)")
+    parser.add_argument(
+        "-i",
+        "--input",
+        nargs="+",
+        required=True,
+        help="images, folders or patterns such as '*.png'",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write to, or a file for a single image",
+    )
+    parser.add_argument(
+        "--ext", help="format of the results, such as png (default: that of each image)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make results anew that exist already"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=DEFAULT_TILE,
+        help="largest tile in pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=int,
+        default=DEFAULT_OVERLAP,
+        help="pixels that tiles share (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="tiles that are computed at once (default: 1)"
+    )
     parser.add_argument(
         "--runtime",
         choices=sorted(RUNTIMES),
         help=f"what runs .onnx files (default: {DEFAULT_RUNTIME})",
     )
-    parser.add_argument("--threads", type=int, default=0, help="of the runtime (default: its own choice)")
-    parser.add_argument("--device", help="what runs other files: cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the runtime (default: its own choice)"
+    )
+    parser.add_argument(
+        "--device", help="what runs other files: cpu, cuda, ... (default: cuda where there is one)"
+    )
     add_output_flags(parser)
     add_max_pixels(parser)
     add_custom_imports(parser)

@@ -10,7 +10,9 @@ from basicsr.utils.registry import METRIC_REGISTRY
 SELF_PSNR = "calculate_self_psnr"
 
 
-def split_metrics(asked: Mapping[str, Mapping], has_truth: bool) -> tuple[dict[str, Mapping], dict[str, Mapping]]:
+def split_metrics(
+    asked: Mapping[str, Mapping], has_truth: bool
+) -> tuple[dict[str, Mapping], dict[str, Mapping]]:
     """The metrics that judge a set's images, and those that compare with full precision.
 
     Args:
@@ -20,7 +22,9 @@ def split_metrics(asked: Mapping[str, Mapping], has_truth: bool) -> tuple[dict[s
     own = {name: options for name, options in asked.items() if options["type"] == SELF_PSNR}
     judged = {name: options for name, options in asked.items() if name not in own}
     if not has_truth:
-        judged = {name: options for name, options in judged.items() if not needs_truth(options["type"])}
+        judged = {
+            name: options for name, options in judged.items() if not needs_truth(options["type"])
+        }
     return judged, own
 
 

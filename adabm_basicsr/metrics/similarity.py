@@ -29,7 +29,9 @@ def calculate_self_psnr(img: np.ndarray, img2: np.ndarray, **kwargs) -> float:
 
 
 @METRIC_REGISTRY.register()
-def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int, net: str = "alex", **kwargs) -> float:
+def calculate_lpips(
+    img: np.ndarray, img2: np.ndarray, crop_border: int, net: str = "alex", **kwargs
+) -> float:
     """LPIPS, a learned distance (arXiv 1801.03924), 0 for equal images; by the package ``lpips``.
 
     Args:
@@ -42,8 +44,13 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int, net: st
     Raises:
         AdaBMError: ``lpips`` isn't installed, ``net`` is unknown, or its weights can't be fetched.
     """
-    images = [_to_tensor(image)[..., crop_border or None : -crop_border or None, :] for image in (img, img2)]
-    images = [image[..., crop_border or None : -crop_border or None] / 127.5 - 1 for image in images]
+    images = [
+        _to_tensor(image)[..., crop_border or None : -crop_border or None, :]
+        for image in (img, img2)
+    ]
+    images = [
+        image[..., crop_border or None : -crop_border or None] / 127.5 - 1 for image in images
+    ]
     with torch.no_grad():
         return float(_lpips(net)(*images))
 
@@ -51,7 +58,9 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int, net: st
 @lru_cache
 def _lpips(net: str) -> nn.Module:
     if net not in LPIPS_NETS:
-        raise AdaBMError(f"calculate_lpips: net: {net!r} is unknown; valid: {', '.join(LPIPS_NETS)}")
+        raise AdaBMError(
+            f"calculate_lpips: net: {net!r} is unknown; valid: {', '.join(LPIPS_NETS)}"
+        )
     try:
         import lpips
     except ImportError as error:
@@ -59,7 +68,9 @@ def _lpips(net: str) -> nn.Module:
     try:
         return lpips.LPIPS(net=net, verbose=False).eval()
     except OSError as error:
-        raise AdaBMError(f"calculate_lpips: the weights of {net} cannot be fetched: {error}") from error
+        raise AdaBMError(
+            f"calculate_lpips: the weights of {net} cannot be fetched: {error}"
+        ) from error
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

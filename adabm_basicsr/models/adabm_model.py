@@ -22,10 +22,25 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, set_up_training
-from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits, log_image_bits
+from adabm_basicsr.models.tensorboard import (
+    TrainingBits,
+    current_writer,
+    layer_bits,
+    log_image_bits,
+)
 from adabm_basicsr.quantization.calibration.calibrate import calibrate, check_finite, representative
-from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description, save_checkpoint, save_tensors
-from adabm_basicsr.quantization.distributed import gather_objects, own_share, wait_for_all, weighted_mean
+from adabm_basicsr.quantization.checkpoint import (
+    load_checkpoint,
+    read_description,
+    save_checkpoint,
+    save_tensors,
+)
+from adabm_basicsr.quantization.distributed import (
+    gather_objects,
+    own_share,
+    wait_for_all,
+    weighted_mean,
+)
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.measures.summary import summarize
@@ -58,7 +73,9 @@ class AdaBMModel(SRModel):
 
     def __init__(self, opt: dict) -> None:
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
-            raise AdaBMError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)")
+            raise AdaBMError(
+                f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)"
+            )
         wait_for_all()  # the first process makes the folders that the others may write to
         self.record = RunRecord(opt)
         self.made_with: str | None = None
@@ -86,7 +103,9 @@ class AdaBMModel(SRModel):
         gpus = gpus_per_process(self.opt)
         return nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net
 
-    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None
+    ) -> None:
         """Load a plain or quantized checkpoint, told apart by content; see `load_checkpoint`."""
         get_root_logger().info(f"Loading {load_path}")
         net = load_checkpoint(self.get_bare_model(net), load_path, param_key)
@@ -97,16 +116,25 @@ class AdaBMModel(SRModel):
         """Networks of some recipes look alike; which one made a checkpoint, it says itself."""
         self.made_with = ((read_description(path) or {}).get("options") or {}).get("recipe", asked)
         if self.made_with != asked:
-            get_root_logger().warning(f"network_g: recipe: {asked}, but {path} was made with {self.made_with}")
+            get_root_logger().warning(
+                f"network_g: recipe: {asked}, but {path} was made with {self.made_with}"
+            )
 
     def init_training_settings(self) -> None:
         """Calibrate, unless a quantized checkpoint was loaded, and set up fine-tuning."""
-        net, setup = self.get_bare_model(self.net_g), set_up_training(self.opt, self.get_bare_model(self.net_g))
+        net, setup = (
+            self.get_bare_model(self.net_g),
+            set_up_training(self.opt, self.get_bare_model(self.net_g)),
+        )
         if self.opt["auto_resume"] and not self.opt["path"].get("resume_state"):
-            say(f"--auto_resume: {self.opt['path']['training_states']} holds no training state; the run begins anew")
+            say(
+                f"--auto_resume: {self.opt['path']['training_states']} holds no training state; the run begins anew"
+            )
         is_fresh = net.stage == Stage.FRESH
         if is_fresh:
-            seconds = self._calibrate(net, setup.dataset.calibration_batches(setup.calibration_batch_size))
+            seconds = self._calibrate(
+                net, setup.dataset.calibration_batches(setup.calibration_batch_size)
+            )
         self.patches = [patch.to(self.device) for patch in setup.dataset.calibration_batches(1)]
         self._set_up_finetuning(net, setup)
         self.bits_log = self._open_bits_log(net, setup.dataset)
@@ -121,10 +149,14 @@ class AdaBMModel(SRModel):
         calibrate(net, tracked(batches, "Calibration"))
         seconds = time.perf_counter() - start
         if self.opt["rank"] == 0:
-            get_root_logger().info(f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}")
+            get_root_logger().info(
+                f"Calibrated on {sum(map(len, batches))} images:\n{summarize(net, batches[0])}"
+            )
         return seconds
 
-    def _open_bits_log(self, net: QuantizedNetwork, dataset: CalibrationDataset) -> TrainingBits | None:
+    def _open_bits_log(
+        self, net: QuantizedNetwork, dataset: CalibrationDataset
+    ) -> TrainingBits | None:
         """What TensorBoard is told beside validation; None where BasicSR has no writer for it."""
         writer, name = current_writer(), self.opt["datasets"]["train"]["name"]
         return TrainingBits(writer, net, name, self.patches, dataset) if writer else None
@@ -133,7 +165,10 @@ class AdaBMModel(SRModel):
         total = self.opt["train"]["total_iter"]
         self.tuner = Finetuner(net, setup.finetune, setup.iterations_per_epoch, total)
         self.optimizers, self.iteration, self.log_dict = self.tuner.optimizers, 1, OrderedDict()
-        self.course = {"iterations_per_epoch": setup.iterations_per_epoch, "phases": self.tuner.phases}
+        self.course = {
+            "iterations_per_epoch": setup.iterations_per_epoch,
+            "phases": self.tuner.phases,
+        }
         self.random_state: dict | None = None
         self.phases = Phases(self.tuner, total, representative(self.patches, PROBED), self.record)
 
@@ -155,7 +190,9 @@ class AdaBMModel(SRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         """One step of fine-tuning on ``self.lq``."""
         if self.random_state is not None:
-            set_random_state(self.random_state)  # as it was saved, whatever loaders have drawn since
+            set_random_state(
+                self.random_state
+            )  # as it was saved, whatever loaders have drawn since
             self.random_state = None
         self.phases.before_step(current_iter, self.lq, self.net_g)
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
@@ -172,7 +209,9 @@ class AdaBMModel(SRModel):
         bits = layer_bits(self.get_bare_model(self.net_g))
         told = ", ".join(f"{name} {of_layer:.0f}" for name, of_layer in bits.items())
         phase = self.phases.name(iteration)
-        get_root_logger().info(f"Fine-tuning {phase} from iteration {iteration}; bits of layers: {told}")
+        get_root_logger().info(
+            f"Fine-tuning {phase} from iteration {iteration}; bits of layers: {told}"
+        )
         if self.bits_log:
             self.bits_log.write(iteration - 1)
 
@@ -183,7 +222,9 @@ class AdaBMModel(SRModel):
             PictureStore(self.record.folder).clear()  # of the run before it was resumed
             net = self.get_bare_model(self.net_g)
             summary = summarize(net, self.phases.patches)
-            get_root_logger().info(f"Quantized network, on {len(self.phases.patches)} calibration patches:\n{summary}")
+            get_root_logger().info(
+                f"Quantized network, on {len(self.phases.patches)} calibration patches:\n{summary}"
+            )
             self.record.note(**describe_result(net, summary, self.patches))
             if self.bits_log:
                 self.bits_log.write(self.opt["train"]["total_iter"])
@@ -215,7 +256,9 @@ class AdaBMModel(SRModel):
     def _size_multiple(self, net: nn.Module) -> int:
         """Of a plain network too, so that full precision is measured on the same images as a quantized network."""
         if self.size_multiple is None:
-            self.size_multiple = getattr(net, "size_multiple", None) or find_size_multiple(net, self.lq)
+            self.size_multiple = getattr(net, "size_multiple", None) or find_size_multiple(
+                net, self.lq
+            )
         return self.size_multiple
 
     def validation(self, dataloader, current_iter, tb_logger, save_img=False) -> None:
@@ -232,20 +275,28 @@ class AdaBMModel(SRModel):
         is_only_copy = len(share) < len(indices) or self.opt["rank"] == 0
         self.nondist_validation(own, current_iter, tb_logger, save_img and is_only_copy)
 
-    def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter) -> None:
+    def _update_best_metric_result(
+        self, dataset_name: str, metric: str, val: float, current_iter
+    ) -> None:
         """BasicSR gives the mean over this process's images; what counts is that over all."""
         self.metric_results[metric] = weighted_mean(val, len(self.observed.images))
-        super()._update_best_metric_result(dataset_name, metric, self.metric_results[metric], current_iter)
+        super()._update_best_metric_result(
+            dataset_name, metric, self.metric_results[metric], current_iter
+        )
 
     def nondist_validation(self, dataloader, current_iter, tb_logger, save_img) -> None:
         """BasicSR's validation, with FAB, BitOPs, size and self-PSNR as further metrics."""
         asked, name = self.opt["val"].get("metrics"), dataloader.dataset.opt["name"]
         judged, self_psnr = split_metrics(asked or {}, "dataroot_gt" in dataloader.dataset.opt)
         self.opt["val"]["metrics"] = judged if asked else None
-        vars(self).pop("metric_results", None)  # BasicSR keeps the names of the first validation set's metrics
+        vars(self).pop(
+            "metric_results", None
+        )  # BasicSR keeps the names of the first validation set's metrics
         start = time.perf_counter()
         net = self.get_bare_model(self.net_g)
-        observed = Observations(net, name, len(dataloader), self._forward, self.opt["val"], self_psnr)
+        observed = Observations(
+            net, name, len(dataloader), self._forward, self.opt["val"], self_psnr
+        )
         with observed as self.observed:
             super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         self.observed.gather(len(dataloader.dataset))
@@ -256,7 +307,10 @@ class AdaBMModel(SRModel):
 
     def _log_costs(self, dataset: str, costs: dict[str, float], tb_logger, current_iter) -> None:
         shown = {"bitops": "{:.4e}", "weight_bytes": "{}"}
-        lines = [f"\t # {name}: {shown.get(name, '{:.4f}').format(value)}" for name, value in costs.items()]
+        lines = [
+            f"\t # {name}: {shown.get(name, '{:.4f}').format(value)}"
+            for name, value in costs.items()
+        ]
         get_root_logger().info("\n".join([f"Validation {dataset}", *lines]) + "\n")
         if tb_logger:
             for metric, value in costs.items():
@@ -286,7 +340,9 @@ class AdaBMModel(SRModel):
         write_json(path, {**kept, dataset: metrics})
 
     @master_only
-    def save_network(self, net: nn.Module, net_label: str, current_iter: int, param_key: str = "params") -> None:
+    def save_network(
+        self, net: nn.Module, net_label: str, current_iter: int, param_key: str = "params"
+    ) -> None:
         """Save atomically; a write error stops the run (BasicSR only warns)."""
         name = f"{net_label}_{'latest' if current_iter == -1 else current_iter}.pth"
         save_checkpoint(self.get_bare_model(net), os.path.join(self.opt["path"]["models"], name))
@@ -300,13 +356,20 @@ class AdaBMModel(SRModel):
             return
         self.random_state = random_state()
         state = {
-            **{"epoch": epoch, "iter": current_iter, "manual_seed": self.opt["manual_seed"], **self.course},
+            **{
+                "epoch": epoch,
+                "iter": current_iter,
+                "manual_seed": self.opt["manual_seed"],
+                **self.course,
+            },
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [],  # learning rates follow from the iteration
             "random": gather_objects(self.random_state),  # of each process
         }
         if self.opt["rank"] == 0:
-            save_tensors(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}{SUFFIX}")
+            save_tensors(
+                state, Path(self.opt["path"]["training_states"]) / f"{current_iter}{SUFFIX}"
+            )
 
     def resume_training(self, resume_state: dict) -> None:
         """Take up optimizers, random states and place in the course of training where an earlier run left them.
@@ -323,7 +386,11 @@ class AdaBMModel(SRModel):
         try:
             super().resume_training(resume_state)
         except (AssertionError, ValueError) as error:
-            raise AdaBMError(f"cannot resume: the training state doesn't fit the options: {error}") from error
+            raise AdaBMError(
+                f"cannot resume: the training state doesn't fit the options: {error}"
+            ) from error
         self.record.forget_phases_after(resume_state["iter"])
         states = resume_state.get("random", [])
-        self.random_state = states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None
+        self.random_state = (
+            states[self.opt["rank"]] if len(states) == self.opt["world_size"] else None
+        )

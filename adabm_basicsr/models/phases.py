@@ -35,7 +35,9 @@ class Phases:
         self.began_at: float | None = None  # loss before the first step of this process
         self.first: int | None = None  # iteration of the phase at work
         self.started = 0.0  # of the step at work
-        self.seconds = 0.0  # that the steps of the phase took, without validation and saving between them
+        self.seconds = (
+            0.0  # that the steps of the phase took, without validation and saving between them
+        )
         self.bar: Bar | None = None
 
     def name(self, iteration: int) -> str:
@@ -79,7 +81,9 @@ class Phases:
             )
 
     def _ends(self, iteration: int) -> bool:
-        return iteration == self.total or self.tuner.phase_index(iteration + 1) != self.tuner.phase_index(iteration)
+        return iteration == self.total or self.tuner.phase_index(
+            iteration + 1
+        ) != self.tuner.phase_index(iteration)
 
     def _note(self, name: str, iteration: int, seconds: float, forward: nn.Module) -> None:
         before, self.loss = self.loss, self.tuner.loss(self.patches, forward)

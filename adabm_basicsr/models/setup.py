@@ -38,23 +38,33 @@ def set_up_training(opt: dict, net: nn.Module) -> TrainingSetup:
     train_opt = opt["train"]
     check_keys("train", train_opt, TRAIN_OPTIONS)
     if not isinstance(net, QuantizedNetwork):
-        raise AdaBMError("network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network")
+        raise AdaBMError(
+            "network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network"
+        )
     if not opt["path"].get("pretrain_network_g") and not getattr(net.network, "has_weights", False):
         raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
-    size = check_positive("train: calibration_batch_size", train_opt.get("calibration_batch_size", 16))
+    size = check_positive(
+        "train: calibration_batch_size", train_opt.get("calibration_batch_size", 16)
+    )
     settings = FinetuneSettings.from_options(train_opt.get("finetune") or {})
     if train_opt["total_iter"] and not _is_trainable(net):
-        raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0")
+        raise AdaBMError(
+            f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0"
+        )
     dataset = _read_dataset(opt["datasets"]["train"], net.in_channels)
     batch = opt["datasets"]["train"]["batch_size_per_gpu"] * gpus_per_process(opt)
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
-        raise AdaBMError(f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu")
+        raise AdaBMError(
+            f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu"
+        )
     return TrainingSetup(dataset, size, iterations, settings)
 
 
 def _is_trainable(net: QuantizedNetwork) -> bool:
-    return bool(net.config.preset.phases and (net.weight_quantizers() or net.activation_quantizers()))
+    return bool(
+        net.config.preset.phases and (net.weight_quantizers() or net.activation_quantizers())
+    )
 
 
 def _read_dataset(options: dict, channels: int) -> CalibrationDataset:
@@ -63,5 +73,7 @@ def _read_dataset(options: dict, channels: int) -> CalibrationDataset:
         raise AdaBMError("datasets: train: type must be CalibrationDataset")
     dataset = kind(options)
     if dataset.channels != channels:
-        raise AdaBMError(f"datasets: train: channels: {dataset.channels}, but the network takes {channels} channels")
+        raise AdaBMError(
+            f"datasets: train: channels: {dataset.channels}, but the network takes {channels} channels"
+        )
     return dataset

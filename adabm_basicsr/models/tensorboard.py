@@ -59,7 +59,9 @@ class TrainingBits:
     ) -> None:
         self.writer, self.net, self.name, self.patches = writer, net, name, patches
         largest = max(dataset.images, key=lambda image: image.size)
-        self.image = torch.from_numpy(to_unit_range(largest)).permute(2, 0, 1)[None].to(patches[0].device)
+        self.image = (
+            torch.from_numpy(to_unit_range(largest)).permute(2, 0, 1)[None].to(patches[0].device)
+        )
 
     def write(self, step: int) -> None:
         """Write what the bits are after ``step`` iterations."""
@@ -70,7 +72,10 @@ class TrainingBits:
 
 def layer_bits(net: QuantizedNetwork) -> dict[str, float]:
     """Bits of each layer whose input is quantized, base and layer factor together, in execution order."""
-    return {name: quantizer.bits_of_layer().item() for name, quantizer in net.activation_quantizers().items()}
+    return {
+        name: quantizer.bits_of_layer().item()
+        for name, quantizer in net.activation_quantizers().items()
+    }
 
 
 def log_layer_bits(writer: SummaryWriter, found: Mapping[str, float], step: int) -> None:
@@ -83,7 +88,9 @@ def log_layer_bits(writer: SummaryWriter, found: Mapping[str, float], step: int)
     writer.add_figure("bits of layers", layer_plot(found), step)
 
 
-def log_image_bits(writer: SummaryWriter, name: str, bits: Sequence[float], tiles: Mapping | None, step: int) -> None:
+def log_image_bits(
+    writer: SummaryWriter, name: str, bits: Sequence[float], tiles: Mapping | None, step: int
+) -> None:
     """Write the bits that the images of a set ``name`` were quantized at, and those of a large one's tiles.
 
     Args:
@@ -95,4 +102,6 @@ def log_image_bits(writer: SummaryWriter, name: str, bits: Sequence[float], tile
     """
     writer.add_histogram(f"bits of images/{name}", np.array(bits), step)
     if tiles:
-        writer.add_image(f"bit map/{name}", map_colours(tiles["bits"], scale=16), step, dataformats="HWC")
+        writer.add_image(
+            f"bit map/{name}", map_colours(tiles["bits"], scale=16), step, dataformats="HWC"
+        )

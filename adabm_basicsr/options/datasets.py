@@ -16,10 +16,20 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
-from adabm_basicsr.data.sources import LMDB_LIST, backend_type, check_inside, open_lmdb, read_keys, read_names
+from adabm_basicsr.data.sources import (
+    LMDB_LIST,
+    backend_type,
+    check_inside,
+    open_lmdb,
+    read_keys,
+    read_names,
+)
 from adabm_basicsr.errors import AdaBMError, check_keys, not_found
 
-ROOTS = {"PairedImageDataset": ("dataroot_lq", "dataroot_gt"), "SingleImageDataset": ("dataroot_lq",)}
+ROOTS = {
+    "PairedImageDataset": ("dataroot_lq", "dataroot_gt"),
+    "SingleImageDataset": ("dataroot_lq",),
+}
 KEYS = (
     "name", "type", "phase", "scale", "dataroot_lq", "dataroot_gt", "meta_info_file", "io_backend", "filename_tmpl",
     "color", "mean", "std", "max_pixels", "gt_size", "use_hflip", "use_rot", "use_shuffle", "batch_size_per_gpu",
@@ -62,7 +72,9 @@ def _check_names(datasets: dict[str, dict]) -> None:
     for key, dataset in datasets.items():
         other = key if key.startswith("train") else found.setdefault(dataset["name"], key)
         if other != key:
-            raise AdaBMError(f"datasets: {key}: name: {dataset['name']!r} is that of {other} too; give each its own")
+            raise AdaBMError(
+                f"datasets: {key}: name: {dataset['name']!r} is that of {other} too; give each its own"
+            )
 
 
 def _lists_folder(dataset: dict) -> bool:
@@ -80,12 +92,18 @@ def _check_options(where: str, dataset: dict | None, opt: dict) -> None:
     if dataset["type"] == "PairedImageDataset" and opt.get("scale") is None:
         raise AdaBMError(f"{where}: scale is missing from the option file")
     if dataset["type"] == "SingleImageDataset" and dataset.get("dataroot_gt") is not None:
-        raise AdaBMError(f"{where}: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has")
+        raise AdaBMError(
+            f"{where}: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset has"
+        )
     if dataset.get("meta_info_file") is None:
         dataset.pop("meta_info_file", None)  # BasicSR takes None for a file's name
     given = dataset.get("io_backend") or {}
     backend = {**given, "type": backend_type(where, given)}
-    check_keys(f"{where}: io_backend", backend, BACKEND_KEYS if backend["type"] == "lmdb" else BACKEND_KEYS[:1])
+    check_keys(
+        f"{where}: io_backend",
+        backend,
+        BACKEND_KEYS if backend["type"] == "lmdb" else BACKEND_KEYS[:1],
+    )
     dataset["io_backend"] = backend
 
 
@@ -104,7 +122,9 @@ def check_metrics(metrics: dict[str, dict], sizes: list[Size]) -> None:
             problem = f"fails ({error})"
         if problem:
             given = ", ".join(f"{key} {value!r}" for key, value in options.items() if key != "type")
-            raise AdaBMError(f"val: metrics: {name}: with {given} it {problem} on an image of {width}x{height} pixels")
+            raise AdaBMError(
+                f"val: metrics: {name}: with {given} it {problem} on an image of {width}x{height} pixels"
+            )
 
 
 def _check_metric_options(where: str, options: dict) -> None:
@@ -112,7 +132,9 @@ def _check_metric_options(where: str, options: dict) -> None:
     parameters = inspect.signature(METRIC_REGISTRY.get(options["type"])).parameters
     own = ["type", "better", *(key for key in parameters if key not in ("img", "img2"))]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    check_keys(where, [key for key in options if not takes_any or difflib.get_close_matches(key, own)], own)
+    check_keys(
+        where, [key for key in options if not takes_any or difflib.get_close_matches(key, own)], own
+    )
     for key, value in options.items():
         name, usual = f"{where}: {key}", parameters[key].default if key in parameters else None
         if isinstance(usual, bool) and not isinstance(value, bool):
@@ -156,7 +178,9 @@ def _names(where: str, dataset: dict) -> dict[str, list[str]]:
         found = {key: _folder_names(f"{where}: {key}", root) for key, root in roots.items()}
         names = list(found.values())[-1]
         if len(names) != len(found["dataroot_lq"]):
-            raise AdaBMError(f"{where}: dataroot_lq holds {len(found['dataroot_lq'])} images, dataroot_gt {len(names)}")
+            raise AdaBMError(
+                f"{where}: dataroot_lq holds {len(found['dataroot_lq'])} images, dataroot_gt {len(names)}"
+            )
     if len(roots) == 1:
         return {"dataroot_lq": names}
     return {"dataroot_lq": [_lq_name(where, dataset, name) for name in names], "dataroot_gt": names}
@@ -175,8 +199,12 @@ def _lmdb_keys(where: str, roots: dict[str, Path]) -> dict[str, list[str]]:
 
 def _folder_names(key: str, folder: Path) -> list[str]:
     paths = list_images(folder, key)
-    known = set(paths)  # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image
-    strays = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in known)
+    known = set(
+        paths
+    )  # BasicSR reads every file of the folder, and fails deep inside at one that isn't an image
+    strays = sorted(
+        p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p not in known
+    )
     if strays:
         raise AdaBMError(f"{key}: {strays[0]} is not an image")
     return [path.name for path in paths]
@@ -185,7 +213,9 @@ def _folder_names(key: str, folder: Path) -> list[str]:
 def _lq_name(where: str, dataset: dict, gt_name: str) -> str:
     path, template = Path(gt_name), dataset.get("filename_tmpl", "{}")
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-        raise AdaBMError(f"{where}: filename_tmpl: {template!r} must hold {{}} once, in place of the image's name")
+        raise AdaBMError(
+            f"{where}: filename_tmpl: {template!r} must hold {{}} once, in place of the image's name"
+        )
     name = f"{template.format(path.stem)}{path.suffix}"
     check_inside(name, dataset["dataroot_lq"], f"{where}: filename_tmpl")
     return name
@@ -195,9 +225,14 @@ def _sizes(dataset: dict, key: str, names: list[str], max_pixels: int) -> list[S
     root = Path(dataset[key])
     if dataset["io_backend"]["type"] == "lmdb":
         with open_lmdb(root) as read:
-            return [_size(decode_image(read(name), f"{root}:{name}", 3, max_pixels), name) for name in names]
+            return [
+                _size(decode_image(read(name), f"{root}:{name}", 3, max_pixels), name)
+                for name in names
+            ]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda name: _size(read_image(root / name, 3, max_pixels), name), names))
+        return list(
+            pool.map(lambda name: _size(read_image(root / name, 3, max_pixels), name), names)
+        )
 
 
 def _size(image: np.ndarray, name: str) -> Size:

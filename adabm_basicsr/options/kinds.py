@@ -45,7 +45,9 @@ TEXTS = Kind("a list of texts", lambda value: _is_text(value) or _is_list(value,
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 SEED = Kind("a whole number", _is_whole)
 COUNT = Kind("a positive whole number", lambda value: _is_whole(value, 1))
-FREQUENCY = Kind("a positive whole number", lambda value: _is_number(value) and value >= 1 and value % 1 == 0)  # 5e3
+FREQUENCY = Kind(
+    "a positive whole number", lambda value: _is_number(value) and value >= 1 and value % 1 == 0
+)  # 5e3
 NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, _is_number))
 SUFFIX = Kind("part of a file's name", lambda value: _is_text(value) and "/" not in value)
 PREFETCH = Kind("'cpu' or 'cuda'", lambda value: value in ("cpu", "cuda"))
@@ -110,7 +112,9 @@ KINDS = {
 def check_kinds(opt: dict) -> None:
     """Raise `AdaBMError` for the first option whose value is not of its kind; None stands for a default."""
     for keys, value in _options(opt, ()):
-        kind = next((kind for pattern, kind in KINDS.items() if _matches(keys, pattern.split(": "))), None)
+        kind = next(
+            (kind for pattern, kind in KINDS.items() if _matches(keys, pattern.split(": "))), None
+        )
         if kind is not None and value is not None and not kind.fits(value):
             raise AdaBMError(f"{': '.join(keys)}: {reprlib.repr(value)} is not {kind.name}")
 

@@ -26,18 +26,32 @@ VAL_KEYS = ("val_freq", "save_img", "suffix", "metrics", "pbar", "tile", "tile_o
 LOGGER_KEYS = ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb")
 TRIED = 24  # pixels of the image that the network's scale is tried on
 # BasicSR makes a folder of every other value in this section.
-PATH_KEYS = ("pretrain_network_g", "param_key_g", "strict_load_g", "resume_state", "ignore_resume_networks")
+PATH_KEYS = (
+    "pretrain_network_g",
+    "param_key_g",
+    "strict_load_g",
+    "resume_state",
+    "ignore_resume_networks",
+)
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The flags of BasicSR's ``train.py`` and ``test.py``."""
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
-    parser.add_argument("--auto_resume", action="store_true", help="continue from the newest training state")
-    parser.add_argument("--debug", action="store_true", help="log, validate and save every few iterations")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher"
+    )
+    parser.add_argument(
+        "--auto_resume", action="store_true", help="continue from the newest training state"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="log, validate and save every few iterations"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options")
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="override options"
+    )
     return parser
 
 
@@ -74,8 +88,12 @@ def check_options(opt: dict, is_train: bool) -> None:
     """Raise `AdaBMError` for the first mistake that can be seen without building anything."""
     for key in (*REQUIRED, "train", "logger") if is_train else (*REQUIRED, "val"):
         if opt.get(key) is None:
-            near = difflib.get_close_matches(key, [given for given in opt if given not in TOP_LEVEL], n=1)
-            raise AdaBMError(f"{key} is missing from the option file{f'; {near[0]!r} is no key' if near else ''}")
+            near = difflib.get_close_matches(
+                key, [given for given in opt if given not in TOP_LEVEL], n=1
+            )
+            raise AdaBMError(
+                f"{key} is missing from the option file{f'; {near[0]!r} is no key' if near else ''}"
+            )
     if opt["model_type"] == "AdaBMModel":
         check_keys("option file", opt, TOP_LEVEL)
     check_kinds(opt)
@@ -96,8 +114,13 @@ def _set_defaults(opt: dict, is_train: bool) -> None:
     if opt.get("val") is not None:
         opt["val"].setdefault("suffix", None)
         # BasicSR validates at the end of a run in any case: once is enough.
-        defaults = {"save_img": False, "val_freq": opt["train"]["total_iter"] + 1 if is_train else None}
-        opt["val"].update({key: value for key, value in defaults.items() if opt["val"].get(key) is None})
+        defaults = {
+            "save_img": False,
+            "val_freq": opt["train"]["total_iter"] + 1 if is_train else None,
+        }
+        opt["val"].update(
+            {key: value for key, value in defaults.items() if opt["val"].get(key) is None}
+        )
     if is_train:
         opt["logger"].setdefault("use_tb_logger", False)
 
@@ -111,7 +134,9 @@ def _check_validation(opt: dict) -> None:
     if val.get("tile") is not None:
         from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP, check_tiles
 
-        val["tile_overlap"] = DEFAULT_OVERLAP if val.get("tile_overlap") is None else val["tile_overlap"]
+        val["tile_overlap"] = (
+            DEFAULT_OVERLAP if val.get("tile_overlap") is None else val["tile_overlap"]
+        )
         check_tiles("val", val["tile"], val["tile_overlap"])
 
 
@@ -119,7 +144,11 @@ def set_recipe_defaults(opt: dict) -> None:
     """What the recipe says about the calibration data and the length of the run, where the options don't."""
     from adabm_basicsr.quantization.api import make_config
 
-    network, dataset, train = opt.get("network_g") or {}, opt["datasets"].get("train") or {}, opt.get("train")
+    network, dataset, train = (
+        opt.get("network_g") or {},
+        opt["datasets"].get("train") or {},
+        opt.get("train"),
+    )
     if network.get("type") != "AdaBMNetwork" or dataset.get("type") != "CalibrationDataset":
         return
     recipe = make_config({key: network.get(key) for key in ("recipe", "ingredients")}).preset
@@ -156,14 +185,24 @@ def _check_registered(opt: dict) -> None:
     for name, dataset in opt["datasets"].items():
         named.append((f"datasets: {name}: type", dataset["type"], registry.DATASET_REGISTRY))
     metrics = (opt.get("val") or {}).get("metrics") or {}
-    kinds = {name: metric.get("type") if isinstance(metric, dict) else None for name, metric in metrics.items()}
-    named += [(f"val: metrics: {name}: type", kind, registry.METRIC_REGISTRY) for name, kind in kinds.items()]
+    kinds = {
+        name: metric.get("type") if isinstance(metric, dict) else None
+        for name, metric in metrics.items()
+    }
+    named += [
+        (f"val: metrics: {name}: type", kind, registry.METRIC_REGISTRY)
+        for name, kind in kinds.items()
+    ]
     for key, value, choices in named:
         if value not in choices and f"{value}_basicsr" not in choices:
-            raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}")
+            raise AdaBMError(
+                f"{key}: {value!r} is not registered; {did_you_mean(value, choices.keys())}"
+            )
     for name, kind in kinds.items():
         if kind == "calculate_lpips" and not find_spec("lpips"):
-            raise AdaBMError(f"val: metrics: {name}: {kind} needs the package lpips: pip install lpips")
+            raise AdaBMError(
+                f"val: metrics: {name}: {kind} needs the package lpips: pip install lpips"
+            )
 
 
 def _check_model(model_type: str) -> None:
@@ -173,7 +212,9 @@ def _check_model(model_type: str) -> None:
     from adabm_basicsr.models.adabm_model import AdaBMModel
 
     if not issubclass(MODEL_REGISTRY.get(model_type), AdaBMModel):
-        raise AdaBMError(f"model_type: {model_type!r} doesn't quantize; AdaBMModel trains AdaBMNetwork")
+        raise AdaBMError(
+            f"model_type: {model_type!r} doesn't quantize; AdaBMModel trains AdaBMNetwork"
+        )
 
 
 def _check_network(opt: dict, is_train: bool) -> None:
@@ -184,7 +225,9 @@ def _check_network(opt: dict, is_train: bool) -> None:
     from adabm_basicsr.quantization.checkpoint import load_checkpoint
 
     quantized, paths = opt["network_g"]["type"] == "AdaBMNetwork", opt["path"]
-    net = build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
+    net = (
+        build_network(opt["network_g"]) if quantized else build_base(opt["network_g"], "network_g")
+    )
     if paths.get("pretrain_network_g") and not paths.get("resume_state"):
         load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
     if is_train:
@@ -202,7 +245,9 @@ def _check_scale(scale: int, net: QuantizedNetwork) -> None:
     with net.full_precision():
         made = net(torch.zeros(1, net.in_channels, TRIED, TRIED)).shape[2] / TRIED
     if made != scale:
-        raise AdaBMError(f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}")
+        raise AdaBMError(
+            f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}"
+        )
 
 
 def _check_training(opt: dict) -> None:
@@ -210,20 +255,34 @@ def _check_training(opt: dict) -> None:
         raise AdaBMError("datasets: train is missing")
     for phase in opt["datasets"]:
         if phase.split("_")[0] not in ("train", "val"):
-            raise AdaBMError(f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ...")
+            raise AdaBMError(
+                f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ..."
+            )
     if opt["model_type"] == "AdaBMModel":
         check_keys("logger", opt["logger"], LOGGER_KEYS)
         _check_wandb(opt["logger"])
     set_recipe_defaults(opt)
-    for section, key in (("train", "total_iter"), ("logger", "print_freq"), ("logger", "save_checkpoint_freq")):
+    for section, key in (
+        ("train", "total_iter"),
+        ("logger", "print_freq"),
+        ("logger", "save_checkpoint_freq"),
+    ):
         value = opt[section].get(key)
         value = int(value) if isinstance(value, float) and value.is_integer() else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if section == "train" else 1):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or value < (0 if section == "train" else 1)
+        ):
             raise AdaBMError(f"{section}: {key}: {value!r} is not a whole number of iterations")
         opt[section][key] = value
     for key in ("batch_size_per_gpu", "num_worker_per_gpu"):
         value = opt["datasets"]["train"].get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < (1 if key.startswith("batch") else 0):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or value < (1 if key.startswith("batch") else 0)
+        ):
             raise AdaBMError(f"datasets: train: {key}: {value!r} is not a whole number")
 
 
@@ -232,9 +291,13 @@ def _check_wandb(logger: dict) -> None:
     if (logger.get("wandb") or {}).get("project") is None:
         return
     if not logger.get("use_tb_logger"):
-        raise AdaBMError("logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true")
+        raise AdaBMError(
+            "logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true"
+        )
     if not find_spec("wandb"):
-        raise AdaBMError("logger: wandb: project: the package wandb is not installed: pip install wandb")
+        raise AdaBMError(
+            "logger: wandb: project: the package wandb is not installed: pip install wandb"
+        )
 
 
 def _check_device(opt: dict) -> None:
@@ -250,8 +313,12 @@ def _check_device(opt: dict) -> None:
             f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: {available} or auto"
         )
     for name, dataset in opt["datasets"].items():
-        if (dataset or {}).get("prefetch_mode") == "cuda" and not (num_gpu and dataset.get("pin_memory")):
-            raise AdaBMError(f"datasets: {name}: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: true")
+        if (dataset or {}).get("prefetch_mode") == "cuda" and not (
+            num_gpu and dataset.get("pin_memory")
+        ):
+            raise AdaBMError(
+                f"datasets: {name}: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: true"
+            )
 
 
 def _check_checkpoint_paths(paths: dict) -> None:
@@ -291,7 +358,10 @@ def _set_paths(opt: dict, root: Path, is_train: bool) -> None:
     paths["experiments_root" if is_train else "results_root"] = str(base)
     paths["log"], paths["visualization"] = str(base), str(base / "visualization")
     if is_train:
-        paths["models"], paths["training_states"] = str(base / "models"), str(base / "training_states")
+        paths["models"], paths["training_states"] = (
+            str(base / "models"),
+            str(base / "training_states"),
+        )
         if "debug" in opt["name"]:
             if opt.get("val"):
                 opt["val"]["val_freq"] = 8

@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
         own = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = [key for index, key in enumerate(own) if key in own[:index]]
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice[0]!r} stands twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -39,15 +41,26 @@ def load_yaml(path: str | Path) -> dict:
     try:
         opt = yaml.load(path.read_bytes(), _Loader)
     # Besides its own errors PyYAML lets those of int, float, dates and of deep nesting through.
-    except (yaml.YAMLError, OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise AdaBMError(f"option file {path}{where} is not valid YAML: {problem}") from error
     if not isinstance(opt, dict):
-        raise AdaBMError(f"option file {path} holds no keys; expected name, model_type, network_g, ...")
+        raise AdaBMError(
+            f"option file {path} holds no keys; expected name, model_type, network_g, ..."
+        )
     if _count(opt, {}) > MAX_VALUES:
-        raise AdaBMError(f"option file {path} repeats itself through anchors to more than {MAX_VALUES} values")
+        raise AdaBMError(
+            f"option file {path} repeats itself through anchors to more than {MAX_VALUES} values"
+        )
     _check_keys(opt, ())
     return opt
 
@@ -58,7 +71,9 @@ def _count(value: object, known: dict[int, float]) -> float:
         return 1
     if id(value) not in known:
         known[id(value)] = float("inf")  # until it is counted
-        known[id(value)] = 1 + sum(_count(v, known) for v in (value.values() if isinstance(value, dict) else value))
+        known[id(value)] = 1 + sum(
+            _count(v, known) for v in (value.values() if isinstance(value, dict) else value)
+        )
     return known[id(value)]
 
 

@@ -38,12 +38,18 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
     _check_param_key(path, content, param_key)
     state = unwrap(content, param_key)
     if not state:
-        held = ", ".join(map(repr, content)) if isinstance(content, Mapping) and content else type(content).__name__
+        held = (
+            ", ".join(map(repr, content))
+            if isinstance(content, Mapping) and content
+            else type(content).__name__
+        )
         raise AdaBMError(
             f"checkpoint {path} holds no weights: it holds {held}; weights are looked for under {', '.join(PARAM_KEYS)}"
         )
     for key, value in state.items():
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # it may say any size
+        if (
+            value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):  # it may say any size
             raise AdaBMError(f"checkpoint {path}: {key} is larger than what the file holds of it")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
@@ -52,11 +58,19 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
 
 def _check_param_key(path: str | os.PathLike, content: object, param_key: str | None) -> None:
     """A misspelt key would give other weights; BasicSR's own default and checkpoints of ours need no key."""
-    if param_key in (None, PARAM_KEYS[0]) or (isinstance(content, Mapping) and DESCRIPTION_KEY in content):
+    if param_key in (None, PARAM_KEYS[0]) or (
+        isinstance(content, Mapping) and DESCRIPTION_KEY in content
+    ):
         return
-    held = [key for key, value in content.items() if isinstance(value, Mapping)] if isinstance(content, Mapping) else []
+    held = (
+        [key for key, value in content.items() if isinstance(value, Mapping)]
+        if isinstance(content, Mapping)
+        else []
+    )
     if param_key not in held:
-        raise AdaBMError(f"param_key_g: {param_key!r} is no key of checkpoint {path}; {did_you_mean(param_key, held)}")
+        raise AdaBMError(
+            f"param_key_g: {param_key!r} is no key of checkpoint {path}; {did_you_mean(param_key, held)}"
+        )
 
 
 def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
@@ -72,11 +86,17 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever unpickling stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch advises to run whatever code the file holds
+        if isinstance(
+            error, pickle.UnpicklingError
+        ):  # torch advises to run whatever code the file holds
             reason = "it holds something else than tensors and plain values; save a network's state_dict()"
-        elif isinstance(error, (KeyError, IndexError, EOFError, OSError)):  # of codes that are no pickle's
+        elif isinstance(
+            error, (KeyError, IndexError, EOFError, OSError)
+        ):  # of codes that are no pickle's
             reason = "it is something else, or damaged"
-        raise AdaBMError(f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}") from error
+        raise AdaBMError(
+            f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}"
+        ) from error
 
 
 def _check_whole(path: str | os.PathLike) -> None:
@@ -101,7 +121,11 @@ def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
     content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     parallel = all(key.startswith(PARALLEL_PREFIX) for key in state)
-    return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()} if parallel else state
+    return (
+        {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
+        if parallel
+        else state
+    )
 
 
 def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +139,9 @@ def is_quantized(state: Mapping[str, Tensor]) -> bool:
     return QUANTIZED_KEY in state
 
 
-def fit_state(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
+def fit_state(
+    net: nn.Module, state: Mapping[str, Tensor], strict: bool = True
+) -> dict[str, Tensor]:
     """The full state of the quantized network ``net`` that a plain or quantized state dict stands for.
 
     A plain one fills in the base network's weights and leaves the quantizers uncalibrated.
@@ -186,7 +212,11 @@ def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
-    net = net.module if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else net
+    net = (
+        net.module
+        if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        else net
+    )
     state = {key: value.cpu() for key, value in net.state_dict().items()}
     description = getattr(net, "description", None)
     described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
@@ -220,7 +250,9 @@ def read_description(path: str | os.PathLike) -> dict | None:
     return described if isinstance(described, dict) else None
 
 
-def load_checkpoint(net: nn.Module, path: str | os.PathLike, param_key: str | None = None) -> nn.Module:
+def load_checkpoint(
+    net: nn.Module, path: str | os.PathLike, param_key: str | None = None
+) -> nn.Module:
     """Load a plain or quantized checkpoint into a quantized network, or a plain one into any network.
 
     Raises:

@@ -69,7 +69,12 @@ class Recipe:
 
 PHASES = ("weight_range", "activation_range", "bit_mapping", "distillation")
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
-PAPER_RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
+PAPER_RATES = {
+    "weight_range": 0.01,
+    "activation_range": 0.01,
+    "layer_factor": 0.01,
+    "image_threshold": 0.1,
+}
 RELATIVE_RATES = {
     **PAPER_RATES,
     **{"weight_range": 0.001, "activation_range": 0.002, "weight_correction": 0.03, "bias": 0.01},
@@ -120,7 +125,15 @@ RECIPES = {
 }
 RECIPES["fast"] = replace(RECIPES["best"], iterations=20)
 # Fields of a recipe that say what a quantized network is; the others say how it is made.
-INFERENCE_FIELDS = ("adaptive", "integer", "allocate", "reconstruct", "image_bits", "image_ranges", "bit_range")
+INFERENCE_FIELDS = (
+    "adaptive",
+    "integer",
+    "allocate",
+    "reconstruct",
+    "image_bits",
+    "image_ranges",
+    "bit_range",
+)
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}  # and what their values lie below
 CHOICES = {"observer": tuple(OBSERVERS), "phases": PHASES, "pixel_loss": tuple(PIXEL_LOSSES)}
 
@@ -184,8 +197,12 @@ class QuantizationConfig:
                 raise AdaBMError(f"{key}: {getattr(self, key)!r} is not true or false")
         for key in PATTERN_KEYS:
             patterns = getattr(self, key)
-            if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
-                raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns such as ['body.0']")
+            if not isinstance(patterns, (list, tuple)) or not all(
+                isinstance(pattern, str) for pattern in patterns
+            ):
+                raise AdaBMError(
+                    f"{key}: {patterns!r} is not a list of patterns such as ['body.0']"
+                )
         if self.size_multiple is not None:
             check_positive("size_multiple", self.size_multiple)
         self._check_bits("w_bits", self.w_bits)
@@ -194,27 +211,43 @@ class QuantizationConfig:
             raise AdaBMError(f"layers: {self.layers!r} is not a mapping from patterns to bits")
         for pattern, bits in self.layers.items():
             if not isinstance(bits, Mapping):
-                raise AdaBMError(f"layers: {pattern}: {bits!r} is not a mapping; give w_bits, a_bits or both")
+                raise AdaBMError(
+                    f"layers: {pattern}: {bits!r} is not a mapping; give w_bits, a_bits or both"
+                )
             check_keys(f"layers: {pattern}", bits, ("w_bits", "a_bits"))
             for key, value in bits.items():
                 self._check_bits(f"layers: {pattern}: {key}", value)
 
     def _check_target(self) -> None:
         if not isinstance(self.target, Mapping) or len(self.target) > 1:
-            raise AdaBMError(f"target: {self.target!r} is not one of {', '.join(TARGETS)} with its value")
+            raise AdaBMError(
+                f"target: {self.target!r} is not one of {', '.join(TARGETS)} with its value"
+            )
         check_keys("target", self.target, TARGETS)
         for key, value in self.target.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < TARGETS[key]:
-                raise AdaBMError(f"target: {key}: {value!r} is out of range; valid: above 0 and below {TARGETS[key]}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 < value < TARGETS[key]
+            ):
+                raise AdaBMError(
+                    f"target: {key}: {value!r} is out of range; valid: above 0 and below {TARGETS[key]}"
+                )
             if not self.preset.allocate:
                 names = [name for name, recipe in RECIPES.items() if recipe.allocate]
-                raise AdaBMError(f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}")
+                raise AdaBMError(
+                    f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}"
+                )
 
     def _check_bits(self, key: str, bits: int) -> None:
         if isinstance(bits, str):
             raise AdaBMError(f"{key}: {bits!r} is text; give the number without quotes")
         low = self.preset.min_a_bits if key.endswith("a_bits") else 2
-        if isinstance(bits, bool) or not isinstance(bits, int) or not (low <= bits <= 8 or bits == FLOAT_BITS):
+        if (
+            isinstance(bits, bool)
+            or not isinstance(bits, int)
+            or not (low <= bits <= 8 or bits == FLOAT_BITS)
+        ):
             why = f" with recipe {self.recipe}" if low > 2 else ""
             raise AdaBMError(
                 f"{key}: {bits!r} is out of range; valid{why}: {low} to 8, or {FLOAT_BITS} for full precision"
@@ -223,7 +256,10 @@ class QuantizationConfig:
     @property
     def preset(self) -> Recipe:
         """The recipe that ``recipe`` names, with its ``ingredients`` replaced."""
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in self.ingredients.items()}
+        own = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in self.ingredients.items()
+        }
         return replace(RECIPES[self.recipe], **own)
 
 
@@ -241,8 +277,12 @@ _KINDS = {bool: bool, str: str, int: int, tuple: (list, tuple)}
 def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
     """Raise `AdaBMError` unless each of ``ingredients`` is a field of `Recipe` with a value of its kind."""
     if not isinstance(ingredients, Mapping):
-        raise AdaBMError(f"ingredients: {ingredients!r} is not a mapping from fields of a recipe to values")
-    check_keys("ingredients", ingredients, [f.name for f in fields(Recipe) if f.name != "learning_rates"])
+        raise AdaBMError(
+            f"ingredients: {ingredients!r} is not a mapping from fields of a recipe to values"
+        )
+    check_keys(
+        "ingredients", ingredients, [f.name for f in fields(Recipe) if f.name != "learning_rates"]
+    )
     for key, value in ingredients.items():
         name, usual = f"ingredients: {key}", getattr(RECIPES[recipe], key)
         kinds = _KINDS.get(type(usual), (int, float))  # None stands for no number
@@ -258,7 +298,9 @@ def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
 def _check_pair(name: str, value: Sequence[object], usual: tuple[float, float]) -> None:
     kinds = int if isinstance(usual[0], int) else (int, float)
     if len(value) != 2 or not all(isinstance(end, kinds) for end in value) or value[0] > value[1]:
-        raise AdaBMError(f"{name}: {value!r} is not a pair of numbers in ascending order like {list(usual)}")
+        raise AdaBMError(
+            f"{name}: {value!r} is not a pair of numbers in ascending order like {list(usual)}"
+        )
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
@@ -272,13 +314,19 @@ def match(key: str, pattern: str, names: list[str], kind: str = "layer") -> list
     Raises:
         AdaBMError: Nothing matches; the message names the near misses.
     """
-    matched = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+    matched = [
+        name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    ]
     if not matched:
-        raise AdaBMError(f"{key}: pattern {pattern!r} matches no {kind}; {did_you_mean(pattern, names)}")
+        raise AdaBMError(
+            f"{key}: pattern {pattern!r} matches no {kind}; {did_you_mean(pattern, names)}"
+        )
     return matched
 
 
-def match_all(key: str, patterns: Sequence[str], names: list[str], kind: str = "layer") -> list[str]:
+def match_all(
+    key: str, patterns: Sequence[str], names: list[str], kind: str = "layer"
+) -> list[str]:
     """The ``names`` that any of ``patterns`` matches, in their order; each pattern must match something."""
     matched = {name for pattern in patterns for name in match(key, pattern, names, kind)}
     return [name for name in names if name in matched]

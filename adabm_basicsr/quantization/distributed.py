@@ -56,7 +56,9 @@ def from_first(value: Result) -> Result:
     return box[0]
 
 
-def map_shared(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+def map_shared(
+    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device
+) -> list[Result]:
     """``[function(item) for item in items]``, each item's result computed by one of the processes.
 
     Args:
@@ -96,7 +98,9 @@ def mean_over_processes(values: Tensor) -> Tensor:
     size = rank_and_size()[1]
     if size == 1:
         return values
-    return values - values.detach() + sum_over_processes(values) / size  # to the bit the same in all processes
+    return (
+        values - values.detach() + sum_over_processes(values) / size
+    )  # to the bit the same in all processes
 
 
 def weighted_mean(value: float, weight: float) -> float:
@@ -106,7 +110,9 @@ def weighted_mean(value: float, weight: float) -> float:
     return sum(v * w for v, w in pairs) / total if total else float("nan")
 
 
-def set_mean_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+def set_mean_gradients(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+) -> None:
     """Give ``parameters`` the mean of all processes' gradients.
 
     `DistributedDataParallel` can't, as what is trained changes from epoch to epoch. A parameter that the images of no
@@ -119,13 +125,21 @@ def set_mean_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[T
         parameter.grad = None if gradient is None else (gradient / size).to(parameter)
 
 
-def _summed(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _summed(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """Sums over the processes, all in one go."""
-    reached = torch.tensor([gradient is not None for gradient in gradients]).to(parameters[0]).double()
-    values = [torch.zeros_like(p).double() if g is None else g for p, g in zip(parameters, gradients)]
+    reached = (
+        torch.tensor([gradient is not None for gradient in gradients]).to(parameters[0]).double()
+    )
+    values = [
+        torch.zeros_like(p).double() if g is None else g for p, g in zip(parameters, gradients)
+    ]
     total = sum_over_processes(torch.cat([reached, *(value.flatten() for value in values)]))
     counts, *sums = total.split([len(parameters), *(p.numel() for p in parameters)])
-    return [s.view_as(p) if count else None for p, s, count in zip(parameters, sums, counts.tolist())]
+    return [
+        s.view_as(p) if count else None for p, s, count in zip(parameters, sums, counts.tolist())
+    ]
 
 
 def copy_from_first(net: nn.Module) -> None:

@@ -103,7 +103,9 @@ class QuantizedNetwork(nn.Module):
     def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
         super().__init__()
         if example.dtype is not torch.float32:
-            raise AdaBMError(f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())")
+            raise AdaBMError(
+                f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())"
+            )
         self.config = config
         self.lock = _Lock()
         self.in_channels = example.shape[1]
@@ -114,14 +116,19 @@ class QuantizedNetwork(nn.Module):
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
         self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
-        size = example.shape[2:] if config.size_multiple else trial_size(self.size_multiple)  # one that is taken
+        size = (
+            example.shape[2:] if config.size_multiple else trial_size(self.size_multiple)
+        )  # one that is taken
         small = example.new_zeros(1, self.in_channels, *size)
         self.structure = find_structure(network, example, config, small)
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, self.structure, config)
         network.eval()  # the new quantizers too
         self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
-        bits = [[plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed] for plan in self.plan.layers.values()]
+        bits = [
+            [plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed]
+            for plan in self.plan.layers.values()
+        ]
         # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
         self.register_buffer("layer_bits", torch.tensor(bits, dtype=torch.uint8))
         self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
@@ -136,7 +143,9 @@ class QuantizedNetwork(nn.Module):
         self.training = mode
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ):
         """Load a quantized checkpoint, or a plain one of the base network, told apart by content.
 
         Raises:
@@ -157,19 +166,29 @@ class QuantizedNetwork(nn.Module):
         return self._unprepared[0].state_dict() if self._unprepared else self._without_quantizers()
 
     def _without_quantizers(self) -> dict[str, Tensor]:
-        modules = self.network.named_modules(remove_duplicate=False)  # a shared layer has a key at each of its places
+        modules = self.network.named_modules(
+            remove_duplicate=False
+        )  # a shared layer has a key at each of its places
         quantizers = [name for name, m in modules if isinstance(m, QUANTIZERS)]
         prefixes = tuple(f"{name}." for name in quantizers)
-        return {key: value for key, value in self.network.state_dict().items() if not key.startswith(prefixes)}
+        return {
+            key: value
+            for key, value in self.network.state_dict().items()
+            if not key.startswith(prefixes)
+        }
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Parameters of the prepared base network, those of the quantizers left out."""
-        learned = {p for m in self.network.modules() if isinstance(m, QUANTIZERS) for p in m.parameters()}
+        learned = {
+            p for m in self.network.modules() if isinstance(m, QUANTIZERS) for p in m.parameters()
+        }
         return [parameter for parameter in self.network.parameters() if parameter not in learned]
 
     def full_precision_bytes(self) -> int:
         """Bytes that the parameters of the prepared base network take in float32."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.base_parameters())
+        return sum(
+            parameter.numel() * parameter.element_size() for parameter in self.base_parameters()
+        )
 
     def layers(self) -> dict[str, QuantizedLayer | QuantizedProduct]:
         """Quantized layers and products by name, in execution order."""
@@ -177,13 +196,25 @@ class QuantizedNetwork(nn.Module):
 
     def weight_quantizers(self) -> dict[str, WeightQuantizer]:
         """Weight quantizers by the name of their layer, in execution order."""
-        found = {name: getattr(layer, "weight_quantizer", None) for name, layer in self.layers().items()}
-        return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, WeightQuantizer)}
+        found = {
+            name: getattr(layer, "weight_quantizer", None) for name, layer in self.layers().items()
+        }
+        return {
+            name: quantizer
+            for name, quantizer in found.items()
+            if isinstance(quantizer, WeightQuantizer)
+        }
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Activation quantizers by the name of their layer, of products with ``.left`` and ``.right``, in order."""
-        found = {key: q for name, layer in self.layers().items() for key, q in layer.inputs(name).items()}
-        return {name: quantizer for name, quantizer in found.items() if isinstance(quantizer, ActivationQuantizer)}
+        found = {
+            key: q for name, layer in self.layers().items() for key, q in layer.inputs(name).items()
+        }
+        return {
+            name: quantizer
+            for name, quantizer in found.items()
+            if isinstance(quantizer, ActivationQuantizer)
+        }
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
@@ -219,7 +250,11 @@ class QuantizedNetwork(nn.Module):
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
         self.check_calibrated(quantizers)
-        _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None, last_bits=None)
+        _set(
+            quantizers,
+            image_factor=self.image_mapping(image) if self.image_mapping else None,
+            last_bits=None,
+        )
         for block in blocks:
             block.kept_outputs = [] if details else None
         try:
@@ -292,7 +327,9 @@ def visit_in_order(
             bar.update(1)
 
     with net.lock:
-        hooks = [module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending]
+        hooks = [
+            module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending
+        ]
         try:
             net(images)
         finally:

@@ -14,7 +14,13 @@ from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import cut, draw_crops, find_crops
 from adabm_basicsr.report.figures import FULL, VERSIONS, gather, own_version
 from adabm_basicsr.report.page import write_page
-from adabm_basicsr.report.plots import complexity_plot, histogram_plot, layer_plot, save_plot, tradeoff_plot
+from adabm_basicsr.report.plots import (
+    complexity_plot,
+    histogram_plot,
+    layer_plot,
+    save_plot,
+    tradeoff_plot,
+)
 from adabm_basicsr.report.tables import Table, all_tables
 from adabm_basicsr.runs.pictures import PictureStore
 from adabm_basicsr.runs.record import plain, read_record, write_json
@@ -75,7 +81,10 @@ def add_versions(figures: dict, store: PictureStore, own: str) -> None:
         for version in VERSIONS:
             kept = store.metrics(name, version)
             if kept is not None:
-                facts["versions"][version] = {**kept, **facts["versions"].get(version, {})}  # the run's own stay
+                facts["versions"][version] = {
+                    **kept,
+                    **facts["versions"].get(version, {}),
+                }  # the run's own stay
         full = facts["versions"].get(FULL)
         for version, metrics in facts["versions"].items() if full else ():
             facts["versions"][version] = _with_shares(metrics, full)
@@ -100,7 +109,9 @@ def draw_plots(figures: Mapping, out: Path) -> dict[str, Path]:
     points = _complexities(figures)
     if points:
         made["complexity"] = partial(complexity_plot, points, figures["thresholds"])
-    counts = {name: facts["bit_counts"] for name, facts in figures["sets"].items() if facts["bit_counts"]}
+    counts = {
+        name: facts["bit_counts"] for name, facts in figures["sets"].items() if facts["bit_counts"]
+    }
     if counts:
         made["histogram"] = partial(histogram_plot, counts)
     if spread := tradeoff_points(figures):
@@ -125,8 +136,14 @@ def tradeoff_points(figures: Mapping) -> list[dict]:
     """PSNR and BitOPs of the runs in the folder, and of this run's other versions."""
     points = [{"run": p["name"], "set": p["set"], **p["metrics"]} for p in figures["runs"]]
     for name, facts in figures.get("sets", {}).items():
-        others = {version: m for version, m in facts["versions"].items() if m["bitops"] not in _bitops(points, name)}
-        points += [{"run": version.replace("_", " "), "set": name, **m} for version, m in others.items()]
+        others = {
+            version: m
+            for version, m in facts["versions"].items()
+            if m["bitops"] not in _bitops(points, name)
+        }
+        points += [
+            {"run": version.replace("_", " "), "set": name, **m} for version, m in others.items()
+        ]
     return [point for point in points if point.get("psnr") is not None and point.get("bitops")]
 
 
@@ -136,7 +153,10 @@ def _bitops(points: list[dict], name: str) -> list[float]:
 
 def write_tables(name: str, tables: Mapping[str, Table], path: Path) -> None:
     """Write tables as Markdown, under the ``name`` of what they are of."""
-    parts = [f"# {name}\n", *(f"## {table.name}\n\n{table.text('github')}\n" for table in tables.values())]
+    parts = [
+        f"# {name}\n",
+        *(f"## {table.name}\n\n{table.text('github')}\n" for table in tables.values()),
+    ]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
 

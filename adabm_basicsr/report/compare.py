@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     figures = plain({"name": "Comparison", "runs": run_points(find_runs(args.folders))})
     if not figures["runs"]:
-        raise AdaBMError("none of these runs validated a set: give the option file of train a val, or run test")
+        raise AdaBMError(
+            "none of these runs validated a set: give the option file of train a val, or run test"
+        )
     if args.out:
         write(figures, args.out)
     if args.json:
@@ -40,9 +42,15 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        runs = [folder] if os.path.isfile(folder / FILE) else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        runs = (
+            [folder]
+            if os.path.isfile(folder / FILE)
+            else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        )
         if not runs:
-            raise AdaBMError(f"{folder} neither is the folder of a run nor holds any: there is no {FILE}")
+            raise AdaBMError(
+                f"{folder} neither is the folder of a run nor holds any: there is no {FILE}"
+            )
         found += runs
     return list(dict.fromkeys(found))
 
@@ -59,10 +67,18 @@ def write(figures: dict, out: Path) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="adabm-basicsr compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="DIR", help="folders of runs, or folders that hold some"
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr compare", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("-o", "--out", type=Path, help="folder to write compare.html, .json, .md and the plot to")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of runs, or folders that hold some",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder to write compare.html, .json, .md and the plot to"
+    )
     add_output_flags(parser)
     return parser.parse_args(argv)

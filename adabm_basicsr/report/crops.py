@@ -68,14 +68,18 @@ def find_crops(store: PictureStore, sets: list[str], own: str) -> list[dict]:
                 best += _extremes(errors, size, name, image, 1)[:1]
     worst = sorted(worst, key=lambda place: -place.mse)[:SHOWN]
     best = sorted(best, key=lambda place: place.mse)[:SHOWN]
-    return [place.describe("worst") for place in worst] + [place.describe("best") for place in reversed(best)]
+    return [place.describe("worst") for place in worst] + [
+        place.describe("best") for place in reversed(best)
+    ]
 
 
 def crop_errors(full: np.ndarray, mine: np.ndarray) -> tuple[np.ndarray, int]:
     """Mean squared error of every square crop, by its upper left corner, ``(H - size + 1, W - size + 1)``; its size."""
     size = min(CROP, *full.shape[:2])
     error = np.square(full.astype(np.float32) - mine).mean(2)
-    boxes = cv2.boxFilter(error, cv2.CV_32F, (size, size), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+    boxes = cv2.boxFilter(
+        error, cv2.CV_32F, (size, size), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT
+    )
     return boxes[: full.shape[0] - size + 1, : full.shape[1] - size + 1], size
 
 
@@ -86,7 +90,9 @@ def _extremes(errors: np.ndarray, size: int, name: str, image: str, sign: int) -
         top, left = (int(at) for at in np.unravel_index(errors.argmin(), errors.shape))
         if not np.isfinite(errors[top, left]):
             break
-        places.append(Place(name, image, top, left, size, max(float(sign * errors[top, left]), 0.0)))
+        places.append(
+            Place(name, image, top, left, size, max(float(sign * errors[top, left]), 0.0))
+        )
         errors[max(top - size + 1, 0) : top + size, max(left - size + 1, 0) : left + size] = np.inf
     return places
 
@@ -99,7 +105,9 @@ def cut(store: PictureStore, crop: Mapping, own: str) -> dict[str, np.ndarray]:
     full = pictures[FULL]
     if LOW in pictures:
         # LR pixels stay visible: interpolated, they would look better than what the networks are given.
-        pictures[LOW] = cv2.resize(pictures[LOW], full.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        pictures[LOW] = cv2.resize(
+            pictures[LOW], full.shape[1::-1], interpolation=cv2.INTER_NEAREST
+        )
     error = np.abs(pictures[own].astype(int) - full) * AMPLIFIED
     pictures[ERROR] = error.clip(0, 255).astype(np.uint8)
     rows, columns = (slice(crop[side], crop[side] + crop["size"]) for side in ("top", "left"))
@@ -116,7 +124,9 @@ def column_title(column: str) -> str:
     return f"error against\nfull precision x {AMPLIFIED}" if column == ERROR else title(column)
 
 
-def draw_crops(rows: list[dict[str, np.ndarray]], versions: Mapping[str, Mapping], path: Path) -> None:
+def draw_crops(
+    rows: list[dict[str, np.ndarray]], versions: Mapping[str, Mapping], path: Path
+) -> None:
     """Draw crops, a row each, under the PSNR and bits of each version, and write them as PNG.
 
     Args:

@@ -65,7 +65,9 @@ def directory_of(record: Mapping) -> Iterator[None]:
     """Work below the folder that the run was started in, which the paths in its options are relative to."""
     before = Path.cwd()
     if not Path(record["directory"]).is_dir():
-        raise AdaBMError(f"the folder {record['directory']} that the run was started in is gone; its images are needed")
+        raise AdaBMError(
+            f"the folder {record['directory']} that the run was started in is gone; its images are needed"
+        )
     os.chdir(record["directory"])
     try:
         yield
@@ -79,7 +81,11 @@ def picture_sets(record: Mapping) -> Iterator[PictureSet]:
     Raises:
         AdaBMError: Images are gone.
     """
-    found = {phase: o for phase, o in record["options"]["datasets"].items() if phase.split("_")[0] != "train"}
+    found = {
+        phase: o
+        for phase, o in record["options"]["datasets"].items()
+        if phase.split("_")[0] != "train"
+    }
     for options in found.values():
         key = _stamp(options)
         yield PictureSet(options["name"], build_dataset(deepcopy(options)), key)

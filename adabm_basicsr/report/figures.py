@@ -11,7 +11,19 @@ from adabm_basicsr.terminal import say
 
 FULL, STATIC, ADAPTIVE = "full_precision", "static", "adaptive"
 VERSIONS = (FULL, STATIC, ADAPTIVE)
-OF_RUN = ("name", "kind", "command", "directory", "started", "versions", "device", "seed", "scale", "network", "recipe")
+OF_RUN = (
+    "name",
+    "kind",
+    "command",
+    "directory",
+    "started",
+    "versions",
+    "device",
+    "seed",
+    "scale",
+    "network",
+    "recipe",
+)
 OF_NETWORK = ("reached", "coverage", "thresholds", "calibration")
 
 
@@ -27,7 +39,9 @@ def training_record(record: Mapping) -> dict | None:
     if record["kind"] == "train":
         return dict(record)
     checkpoint = record["options"]["path"].get("pretrain_network_g")
-    folder = (Path(record["directory"]) / (checkpoint or "")).parent.parent  # experiments/NAME of .../models/X.pth
+    folder = (
+        Path(record["directory"]) / (checkpoint or "")
+    ).parent.parent  # experiments/NAME of .../models/X.pth
     try:
         return read_record(folder) if checkpoint else None
     except AdaBMError:
@@ -56,7 +70,9 @@ def gather(folder: Path) -> dict:
         figures["seconds"]["train"] = training["seconds"]
     figures["phases"] = training.get("phases", [])
     figures["layers"] = worst_first(training.get("layers", []))
-    figures["sets"] = {name: _set_figures(found, own_version(record)) for name, found in record["sets"].items()}
+    figures["sets"] = {
+        name: _set_figures(found, own_version(record)) for name, found in record["sets"].items()
+    }
     figures["crops"] = []
     figures["runs"] = run_points(_runs_beside(folder))
     return figures
@@ -76,7 +92,9 @@ def _runs_beside(folder: Path) -> list[Path]:
 
 def worst_first(layers: list[dict]) -> list[dict]:
     """Layers by signal to quantization noise; those that aren't quantized, or didn't run, last."""
-    return sorted(layers, key=lambda layer: float("inf") if layer["sqnr_db"] is None else layer["sqnr_db"])
+    return sorted(
+        layers, key=lambda layer: float("inf") if layer["sqnr_db"] is None else layer["sqnr_db"]
+    )
 
 
 def _set_figures(found: Mapping, version: str) -> dict:
@@ -90,6 +108,9 @@ def run_points(folders: list[Path]) -> list[dict]:
     for folder in folders:
         record = read_record(folder)
         for name, found in record["sets"].items():
-            facts = {key: record[key] for key in ("name", "network", "recipe", "scale", "asked", "seed", "seconds")}
+            facts = {
+                key: record[key]
+                for key in ("name", "network", "recipe", "scale", "asked", "seed", "seconds")
+            }
             points.append({**facts, "set": name, "metrics": found["metrics"]})
     return points

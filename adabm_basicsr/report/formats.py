@@ -47,7 +47,12 @@ NAMES = {
     "lpips": "LPIPS",
     "fab": "FAB",
 }
-NAMES |= {"bitops": "BitOPs", "weight_bytes": "size", "bitops_share": "of full", "size_share": "of full"}
+NAMES |= {
+    "bitops": "BitOPs",
+    "weight_bytes": "size",
+    "bitops_share": "of full",
+    "size_share": "of full",
+}
 
 
 def format_figure(name: str, value: float | None) -> str:

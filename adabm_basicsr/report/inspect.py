@@ -19,7 +19,13 @@ from adabm_basicsr.runs.facts import describe_size, mean_weight_bits
 from adabm_basicsr.terminal import add_output_flags, json_alone
 
 COLUMNS = {
-    "quantized network": {"layer": "name", "role": "role", "w bits": "w_bits", "a bits": "a_bits", "lower": "lower"}
+    "quantized network": {
+        "layer": "name",
+        "role": "role",
+        "w bits": "w_bits",
+        "a bits": "a_bits",
+        "lower": "lower",
+    }
     | {"upper": "upper", "weights": "weights", "MACs": "macs"},
     "ONNX graph": {"layer": "name", "operator": "operator", "weights": "weights", "type": "type"},
     "plain checkpoint": {"tensor": "name", "shape": "shape", "type": "type"},
@@ -29,8 +35,12 @@ ONNX_LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr inspect``."""
-    parser = argparse.ArgumentParser(prog="adabm-basicsr inspect", description=__doc__, allow_abbrev=False)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file or ONNX file")
+    parser = argparse.ArgumentParser(
+        prog="adabm-basicsr inspect", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file or ONNX file"
+    )
     add_custom_imports(parser)
     add_output_flags(parser)
     args = parser.parse_args(argv)
@@ -71,8 +81,14 @@ def _inspect_network(net: QuantizedNetwork) -> dict:
     for name, layer in net.layers().items():
         inputs, weight = layer.inputs(name), getattr(layer, "weight", None)
         for row_name, quantizer in inputs.items():
-            lower, upper = (_rounded(end) for end in getattr(quantizer, "clipping_range", (None, None)))
-            row = {"name": row_name, "role": net.structure.roles[name].value, "w_bits": weight_bits(layer)}
+            lower, upper = (
+                _rounded(end) for end in getattr(quantizer, "clipping_range", (None, None))
+            )
+            row = {
+                "name": row_name,
+                "role": net.structure.roles[name].value,
+                "w_bits": weight_bits(layer),
+            }
             row |= {
                 "a_bits": _bits(net, quantizer),
                 "lower": lower,
@@ -81,7 +97,10 @@ def _inspect_network(net: QuantizedNetwork) -> dict:
             }
             rows.append({**row, "macs": net.structure.macs[name] / total / len(inputs)})
     mapping = net.image_mapping
-    facts = describe(net.description) | {"mean weight bits": round(mean_weight_bits(net), 3), **describe_size(net)}
+    facts = describe(net.description) | {
+        "mean weight bits": round(mean_weight_bits(net), 3),
+        **describe_size(net),
+    }
     if mapping is not None:
         facts["image thresholds"] = [round(mapping.lower.item(), 3), round(mapping.upper.item(), 3)]
     return {"kind": "quantized network", "facts": facts, "rows": rows}
@@ -97,13 +116,19 @@ def _bits(net: QuantizedNetwork, quantizer: object) -> str:
         return "32"
     of_layer = round(quantizer.bits_of_layer().item())
     reach = quantizer.image_bits if quantizer.adaptive and net.image_mapping is not None else (0, 0)
-    low, high = (min(max(of_layer + more, quantizer.bit_range[0]), quantizer.bit_range[1]) for more in reach)
+    low, high = (
+        min(max(of_layer + more, quantizer.bit_range[0]), quantizer.bit_range[1]) for more in reach
+    )
     return str(low) if low == high else f"{low}..{high}"
 
 
 def _inspect_plain(path: Path) -> dict:
     rows = [
-        {"name": name, "shape": " x ".join(map(str, tensor.shape)) or "scalar", "type": str(tensor.dtype)[6:]}
+        {
+            "name": name,
+            "shape": " x ".join(map(str, tensor.shape)) or "scalar",
+            "type": str(tensor.dtype)[6:],
+        }
         for name, tensor in read_checkpoint(path).items()
     ]
     return {"kind": "plain checkpoint", "facts": {"tensors": len(rows)}, "rows": rows}
@@ -119,17 +144,34 @@ def _inspect_onnx(path: Path) -> dict:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except (DecodeError, OSError, onnx.checker.ValidationError) as error:
-        raise AdaBMError(f"{path} cannot be read (corrupt, or no ONNX file): {str(error).splitlines()[0]}") from error
+        raise AdaBMError(
+            f"{path} cannot be read (corrupt, or no ONNX file): {str(error).splitlines()[0]}"
+        ) from error
     told = {entry.key: entry.value for entry in model.metadata_props}.get(DESCRIPTION_KEY)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    integers = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    integers = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     rows = []
     for node in model.graph.node:
-        weight = stored.get(integers.get(node.input[1], node.input[1])) if node.op_type in ONNX_LAYERS else None
+        weight = (
+            stored.get(integers.get(node.input[1], node.input[1]))
+            if node.op_type in ONNX_LAYERS
+            else None
+        )
         if weight is not None:
             kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
             size = " x ".join(map(str, weight.dims))
-            rows.append({"name": node.name or node.output[0], "operator": node.op_type, "weights": size, "type": kind})
+            rows.append(
+                {
+                    "name": node.name or node.output[0],
+                    "operator": node.op_type,
+                    "weights": size,
+                    "type": kind,
+                }
+            )
     facts = describe(json.loads(told)) if told else {}
     facts |= {"nodes": len(model.graph.node), "opset": model.opset_import[0].version}
     return {"kind": "ONNX graph", "facts": facts, "rows": rows}
@@ -145,7 +187,9 @@ def describe(description: Mapping) -> dict[str, object]:
 
 def show(found: Mapping) -> str:
     """The table for the terminal, under a line on the file."""
-    facts = ", ".join(f"{key} {value}" for key, value in found["facts"].items() if value is not None)
+    facts = ", ".join(
+        f"{key} {value}" for key, value in found["facts"].items() if value is not None
+    )
     columns = COLUMNS[found["kind"]]
     writers = {"macs": lambda share: f"{100 * share:.1f} %"}
     rows = [

@@ -56,24 +56,34 @@ def write_page(
         crops=rows,
         columns=[(column, column_title(column)) for column in crop_columns(crops)],
         bit_map=_bit_map(figures, store),
-        plots={name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()},
+        plots={
+            name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()
+        },
         distributions=[_distribution(layer) for layer in figures["layers"]],
     )
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
-def write_comparison(figures: Mapping, tables: Mapping[str, Table], plots: Mapping, path: Path) -> None:
+def write_comparison(
+    figures: Mapping, tables: Mapping[str, Table], plots: Mapping, path: Path
+) -> None:
     """Write the page that puts runs side by side; arguments as in `write_page`."""
-    plots = {name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()}
-    html = _template("compare.html").render(figures=figures, version=__version__, tables=tables, plots=plots)
+    plots = {
+        name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()
+    }
+    html = _template("compare.html").render(
+        figures=figures, version=__version__, tables=tables, plots=plots
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
 def _template(name: str):
     loader = PackageLoader("adabm_basicsr.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     environment.lstrip_blocks = True
     environment.filters["value"] = json.dumps
     return environment.get_template(name)
@@ -89,17 +99,24 @@ def _cards(figures: Mapping) -> list[tuple[str, Cell | None, Cell]]:
     for metric in ("psnr", "self_psnr", "fab", "bitops", "weight_bytes"):
         before, after = (("sets", name, "versions", version, metric) for version in (FULL, own))
         if facts["versions"][own].get(metric) is not None:
-            cards.append((title(metric), cell(figures, before, metric), cell(figures, after, metric)))
+            cards.append(
+                (title(metric), cell(figures, before, metric), cell(figures, after, metric))
+            )
     quantized = own != FULL
     return [
-        (label, before if quantized and before.value is not None else None, after) for label, before, after in cards
+        (label, before if quantized and before.value is not None else None, after)
+        for label, before, after in cards
     ]
 
 
 def _crop_row(place: Mapping, crop: Mapping[str, np.ndarray], name_set: bool) -> dict:
     psnr = "no error" if place["self_psnr"] is None else f"{place['self_psnr']:.1f} dB"
     names = [place["set"], place["image"]] if name_set else [place["image"]]
-    return {**place, "label": ", ".join([*names, psnr]), "pixels": {c: _embed(p) for c, p in crop.items()}}
+    return {
+        **place,
+        "label": ", ".join([*names, psnr]),
+        "pixels": {c: _embed(p) for c, p in crop.items()},
+    }
 
 
 def _bit_map(figures: Mapping, store: PictureStore) -> dict | None:
@@ -125,7 +142,10 @@ def _bit_map(figures: Mapping, store: PictureStore) -> dict | None:
         "overlay": _embed(map_colours(told["bits"])),
         "width": 100 * len(told["bits"][0]) * told["tile"] / low.shape[1],
         "height": 100 * len(told["bits"]) * told["tile"] / low.shape[0],
-        "legend": [(f"{value:.2f}", "rgb({}, {}, {})".format(*colour)) for value, colour in zip(values, colours)],
+        "legend": [
+            (f"{value:.2f}", "rgb({}, {}, {})".format(*colour))
+            for value, colour in zip(values, colours)
+        ],
     }
 
 
@@ -152,6 +172,8 @@ def _distribution(layer: Mapping) -> dict | None:
     heights = 22 * counts / max(counts.max(), 1e-12)
     step = (highest - lowest) / len(counts)
     bars = "".join(
-        f"M{lowest + i * step:.1f} 24v-{height:.1f}h{step:.2f}V24z" for i, height in enumerate(heights) if height
+        f"M{lowest + i * step:.1f} 24v-{height:.1f}h{step:.2f}V24z"
+        for i, height in enumerate(heights)
+        if height
     )
     return {"bars": bars, "lower": f"{lower:.1f}", "upper": f"{upper:.1f}"}

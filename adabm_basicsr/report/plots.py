@@ -23,7 +23,13 @@ MARGINS = {"left": 0.15, "right": 0.97, "top": 0.87, "bottom": 0.17}
 STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False}
 STYLE |= {"text.parse_math": False}  # names may hold dollars
-LEGEND = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 8.5}
+LEGEND = {
+    "loc": "lower left",
+    "bbox_to_anchor": (0, 1),
+    "ncols": 4,
+    "frameon": False,
+    "fontsize": 8.5,
+}
 LEGEND |= {"handletextpad": 0.4, "columnspacing": 1.0, "borderpad": 0.1}
 COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
 COLOUR_MAP = "viridis"
@@ -40,19 +46,31 @@ def _figure(height: float = 1.0) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def layer_plot(layer_bits: Mapping[str, float], weight_bits: Mapping[str, float] | None = None) -> Figure:
+def layer_plot(
+    layer_bits: Mapping[str, float], weight_bits: Mapping[str, float] | None = None
+) -> Figure:
     """Bits along the network: base and layer factor together, and those of the weights."""
     figure, axes = _figure()
     places = np.arange(len(layer_bits)) + 1
-    axes.bar(places, list(layer_bits.values()), width=0.8, color=COLOURS[0], label="input: base bits + layer factor")
+    axes.bar(
+        places,
+        list(layer_bits.values()),
+        width=0.8,
+        color=COLOURS[0],
+        label="input: base bits + layer factor",
+    )
     if weight_bits:
         axes.plot(places, list(weight_bits.values()), ".", color=COLOURS[1], label="weight")
-    axes.set(xlabel="layer, in execution order", ylabel="bits", ylim=(0, 8.5), yticks=range(0, 9, 2))
+    axes.set(
+        xlabel="layer, in execution order", ylabel="bits", ylim=(0, 8.5), yticks=range(0, 9, 2)
+    )
     axes.legend(**LEGEND)
     return figure
 
 
-def complexity_plot(points: Mapping[str, Sequence[tuple[float, float]]], thresholds: Sequence[float] | None) -> Figure:
+def complexity_plot(
+    points: Mapping[str, Sequence[tuple[float, float]]], thresholds: Sequence[float] | None
+) -> Figure:
     """Bits used against complexity of images, ``(complexity, bits)``, by the set they are of."""
     figure, axes = _figure()
     for (name, found), colour in zip(points.items(), cycle(COLOURS)):
@@ -76,7 +94,11 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         shares = [100 * found.get(str(b), 0) / total for b in bits]
         places = np.array(bits) + (i - (len(counts) - 1) / 2) * width
         axes.bar(places, shares, width=width * 0.95, color=colour, label=name)
-    axes.set(xlabel="bits used by a layer that counts in FAB, on an image", ylabel="share (%)", xticks=bits)
+    axes.set(
+        xlabel="bits used by a layer that counts in FAB, on an image",
+        ylabel="share (%)",
+        xticks=bits,
+    )
     axes.legend(**LEGEND)
     return figure
 
@@ -88,7 +110,14 @@ def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
     figure, axes = _figure(height=1.15)
     for name, colour in zip(dict.fromkeys(point["set"] for point in points), cycle(COLOURS)):
         own = [point for point in points if point["set"] == name]
-        axes.plot([p["bitops"] / 1e9 for p in own], [p["psnr"] for p in own], "o", ms=6, color=colour, label=name)
+        axes.plot(
+            [p["bitops"] / 1e9 for p in own],
+            [p["psnr"] for p in own],
+            "o",
+            ms=6,
+            color=colour,
+            label=name,
+        )
     axes.set(xlabel="GigaBitOPs per image", ylabel="PSNR (dB)", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
@@ -105,12 +134,17 @@ def _name_points(axes: Axes, points: Sequence[Mapping]) -> None:
     """Write the names of runs over their points; those that lie together share a label."""
     together: dict[tuple[int, int], list[Mapping]] = {}
     for point in points:
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point["bitops"] / 1e9, point["psnr"])))
+        x, y = axes.transAxes.inverted().transform(
+            axes.transData.transform((point["bitops"] / 1e9, point["psnr"]))
+        )
         together.setdefault((round(x / NEAR[0]), round(y / NEAR[1])), []).append(point)
     for found in together.values():
         names = list(dict.fromkeys(point["run"] for point in found))
         rest = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-        place = mean(point["bitops"] for point in found) / 1e9, max(point["psnr"] for point in found)
+        place = (
+            mean(point["bitops"] for point in found) / 1e9,
+            max(point["psnr"] for point in found),
+        )
         text = "\n".join([*names[:MAX_NAMES], *rest])
         axes.annotate(text, place, (0, 6), textcoords="offset points", fontsize=8, ha="center")
 
@@ -121,7 +155,9 @@ def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray
 
     grid = np.array(values)
     span = grid.max() - grid.min()
-    colours = colormaps[COLOUR_MAP]((grid - grid.min()) / span if span else np.full_like(grid, 0.5))[..., :3]
+    colours = colormaps[COLOUR_MAP](
+        (grid - grid.min()) / span if span else np.full_like(grid, 0.5)
+    )[..., :3]
     return (colours * 255).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
 
 
@@ -130,7 +166,9 @@ def save_plot(make: Callable[[], Figure], path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a run's name; the page writes it in full
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # in a run's name; the page writes it in full
         figure = make()
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=DPI)

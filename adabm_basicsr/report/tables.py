@@ -52,9 +52,12 @@ class Table:
         """The table for a terminal, or ``github`` for Markdown."""
         align = ["right" if flush else "left" for flush in self.numeric]
         rows = [
-            [cell.text.replace("|", "\\|") if style == "github" else cell.text for cell in row] for row in self.rows
+            [cell.text.replace("|", "\\|") if style == "github" else cell.text for cell in row]
+            for row in self.rows
         ]
-        return tabulate(rows, headers=self.headers, tablefmt=style, disable_numparse=True, colalign=align)
+        return tabulate(
+            rows, headers=self.headers, tablefmt=style, disable_numparse=True, colalign=align
+        )
 
 
 def look_up(figures: object, path: Where) -> object:
@@ -72,7 +75,9 @@ def cell(figures: Mapping, path: Where, shown: str | Callable[[object], str] = s
     value = look_up(figures, path)
     if value is None:
         return Cell(MISSING, None, path)
-    return Cell(format_figure(shown, value) if isinstance(shown, str) else shown(value), value, path)
+    return Cell(
+        format_figure(shown, value) if isinstance(shown, str) else shown(value), value, path
+    )
 
 
 def heading(text: str) -> Cell:
@@ -88,7 +93,10 @@ SUMMARY: dict[str, tuple[Where, str | Callable]] = {
     "weight bits reached": (("reached", "w_bits"), "fab"),
     "activation bits asked": (("asked", "a_bits"), str),
     "activation bits reached (calibration images)": (("reached", "a_bits"), "fab"),
-    "target asked": (("asked", "target"), lambda target: ", ".join(f"{k} {v:g}" for k, v in target.items()) or MISSING),
+    "target asked": (
+        ("asked", "target"),
+        lambda target: ", ".join(f"{k} {v:g}" for k, v in target.items()) or MISSING,
+    ),
     "quantized share of MACs": (("coverage", "macs"), lambda share: f"{100 * share:.1f} %"),
     "size": (("size", "bytes"), "weight_bytes"),
     "size in full precision": (("size", "float_bytes"), "weight_bytes"),
@@ -97,7 +105,10 @@ SUMMARY: dict[str, tuple[Where, str | Callable]] = {
     "device": (("device",), str),
     "seed": (("seed",), str),
     "started": (("started",), str),
-    "versions": (("versions",), lambda versions: ", ".join(f"{name} {v}" for name, v in versions.items())),
+    "versions": (
+        ("versions",),
+        lambda versions: ", ".join(f"{name} {v}" for name, v in versions.items()),
+    ),
     "command": (("command",), str),
 }
 
@@ -117,7 +128,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 def sets_table(figures: Mapping) -> Table:
     """Metrics before and after quantization, a row for each set and version."""
     found = {name: facts["versions"] for name, facts in figures["sets"].items()}
-    metrics = in_order(m for versions in found.values() for metrics in versions.values() for m in metrics)
+    metrics = in_order(
+        m for versions in found.values() for metrics in versions.values() for m in metrics
+    )
     rows = []
     for name, versions in found.items():
         for version in [version for version in VERSIONS if version in versions]:
@@ -133,7 +146,10 @@ def phases_table(figures: Mapping) -> Table:
         [
             cell(figures, ("phases", i, "name"), str),
             cell(figures, ("phases", i, "seconds"), format_seconds),
-            *(cell(figures, ("phases", i, key), "{:.4g}".format) for key in ("loss_before", "loss_after")),
+            *(
+                cell(figures, ("phases", i, key), "{:.4g}".format)
+                for key in ("loss_before", "loss_after")
+            ),
         ]
         for i in range(len(figures["phases"]))
     ]
@@ -168,7 +184,9 @@ def runs_table(figures: Mapping) -> Table:
     metrics = in_order(metric for point in figures["runs"] for metric in point["metrics"])
     rows = []
     for i in range(len(figures["runs"])):
-        facts = [cell(figures, ("runs", i, key), str) for key in ("name", "set", "network", "recipe")]
+        facts = [
+            cell(figures, ("runs", i, key), str) for key in ("name", "set", "network", "recipe")
+        ]
         bits = [cell(figures, ("runs", i, "asked", key), str) for key in ("w_bits", "a_bits")]
         cells = [cell(figures, ("runs", i, "metrics", metric), metric) for metric in metrics]
         rows.append([*facts, *bits, *cells, cell(figures, ("runs", i, "seconds"), "seconds")])
@@ -178,6 +196,11 @@ def runs_table(figures: Mapping) -> Table:
 
 def all_tables(figures: Mapping) -> dict[str, Table]:
     """Those that have rows, by a short name."""
-    made = {"summary": summary_table, "sets": sets_table, "phases": phases_table, "layers": layers_table}
+    made = {
+        "summary": summary_table,
+        "sets": sets_table,
+        "phases": phases_table,
+        "layers": layers_table,
+    }
     tables = {name: make(figures) for name, make in {**made, "runs": runs_table}.items()}
     return {name: table for name, table in tables.items() if table.rows}

@@ -83,7 +83,11 @@ class Versions:
             from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 
             options = deepcopy(self.training["options"])
-            asked = {key: value for key, value in options["network_g"].items() if key not in ("type", "custom_imports")}
+            asked = {
+                key: value
+                for key, value in options["network_g"].items()
+                if key not in ("type", "custom_imports")
+            }
             asked |= {"recipe": STATIC, "ingredients": {}, "target": {}}
             net = AdaBMNetwork(custom_imports=self.custom_imports, **asked)
             if weights := options["path"].get("pretrain_network_g"):
@@ -91,7 +95,9 @@ class Versions:
             size = options["train"].get("calibration_batch_size", 16)
             batches = calibration_dataset(self.training).calibration_batches(size)
             batches = [batch.to(self.device) for batch in batches]
-            self._static = calibrate(net.to(self.device), tracked(batches, "Calibrating static quantization"))
+            self._static = calibrate(
+                net.to(self.device), tracked(batches, "Calibrating static quantization")
+            )
         return self._static
 
 
@@ -106,9 +112,14 @@ def make_pictures(folder: Path, record: Mapping, custom_imports: Sequence[str]) 
     Raises:
         AdaBMError: The checkpoint, images or an architecture are missing.
     """
-    store, checkpoint = PictureStore(folder.resolve()), folder.resolve() / "models" / "net_g_latest.pth"
+    store, checkpoint = (
+        PictureStore(folder.resolve()),
+        folder.resolve() / "models" / "net_g_latest.pth",
+    )
     if record["kind"] == "train" and not checkpoint.is_file():
-        raise AdaBMError(f"{folder} holds no models/{checkpoint.name}: finish the run (train --auto_resume) first")
+        raise AdaBMError(
+            f"{folder} holds no models/{checkpoint.name}: finish the run (train --auto_resume) first"
+        )
     with directory_of(record):
         if record["kind"] == "test":
             checkpoint = Path(record["options"]["path"]["pretrain_network_g"]).resolve()
@@ -144,18 +155,32 @@ def _metrics(record: Mapping, pictures: PictureSet) -> dict[str, Mapping]:
 
 
 @torch.no_grad()
-def _run(store: PictureStore, versions: Versions, version: str, pictures: PictureSet, metrics: Mapping, key: str):
+def _run(
+    store: PictureStore,
+    versions: Versions,
+    version: str,
+    pictures: PictureSet,
+    metrics: Mapping,
+    key: str,
+):
     """Pictures and metrics of a set by one version."""
     label = f"{pictures.name}, {title(version)}"
     judged: dict[str, list[float]] = {}
-    with versions.running(version) as net, Observations(net, label, len(pictures), net, versions.val) as observed:
+    with (
+        versions.running(version) as net,
+        Observations(net, label, len(pictures), net, versions.val) as observed,
+    ):
         for picture in pictures:
             image = picture.low.to(versions.device)
             output = observed.upscale(image)
             observed.note(picture.name, image, output)
             store.keep(pictures.name, version, picture.name, to_pixels(output))
             for name, options in metrics.items():
-                full = store.read(pictures.name, FULL, picture.name) if options["type"] == SELF_PSNR else None
+                full = (
+                    store.read(pictures.name, FULL, picture.name)
+                    if options["type"] == SELF_PSNR
+                    else None
+                )
                 other = full if full is not None else picture.truth
                 if options["type"] != SELF_PSNR or version != FULL:
                     judged.setdefault(name, []).append(judge(output, other, options))
@@ -164,14 +189,19 @@ def _run(store: PictureStore, versions: Versions, version: str, pictures: Pictur
         bitops = mean(row["float_bitops"] for row in observed.images)
         figures |= {"bitops": bitops, "weight_bytes": describe_size(versions.net)["float_bytes"]}
     store.keep_metrics(pictures.name, version, key, figures, observed.facts())
-    say(f"Report: {label}: " + ", ".join(f"{name} {format_figure(name, value)}" for name, value in figures.items()))
+    say(
+        f"Report: {label}: "
+        + ", ".join(f"{name} {format_figure(name, value)}" for name, value in figures.items())
+    )
 
 
 def judge(output: Tensor, other: Tensor | np.ndarray | None, options: Mapping) -> float:
     """A metric of BasicSR's for an output, ``(1, C, H, W)``, against another image if there is one."""
     images = {"img": _as_basicsr(to_pixels(output))}
     if other is not None:
-        images["img2"] = _as_basicsr(to_pixels(other) if isinstance(other, Tensor) else other[..., : output.shape[1]])
+        images["img2"] = _as_basicsr(
+            to_pixels(other) if isinstance(other, Tensor) else other[..., : output.shape[1]]
+        )
     return calculate_metric(images, options)
 
 

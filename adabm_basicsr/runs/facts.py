@@ -19,9 +19,18 @@ def describe_network(net: nn.Module, options: Mapping) -> dict:
     base = options["network"]["type"] if "network" in options else options["type"]
     if not isinstance(net, QuantizedNetwork):
         return {"network": base, "recipe": None, "asked": None, "size": {"bytes": size_bytes(net)}}
-    asked = {"w_bits": net.config.w_bits, "a_bits": net.config.a_bits, "target": dict(net.config.target)}
+    asked = {
+        "w_bits": net.config.w_bits,
+        "a_bits": net.config.a_bits,
+        "target": dict(net.config.target),
+    }
     asked["fully_quantized"] = net.config.fully_quantized
-    return {"network": base, "recipe": net.config.recipe, "asked": asked, "size": describe_size(net)}
+    return {
+        "network": base,
+        "recipe": net.config.recipe,
+        "asked": asked,
+        "size": describe_size(net),
+    }
 
 
 def describe_size(net: QuantizedNetwork) -> dict[str, int]:
@@ -45,7 +54,10 @@ def describe_result(net: QuantizedNetwork, summary: Summary, patches: Sequence[T
         "reached": {"w_bits": mean_weight_bits(net), "a_bits": sum(bits) / len(bits)},
         "size": describe_size(net),
         "thresholds": [mapping.lower.item(), mapping.upper.item()] if mapping is not None else None,
-        "calibration": {"complexity": [float(image_complexity(patch)) for patch in patches], "bits": bits},
+        "calibration": {
+            "complexity": [float(image_complexity(patch)) for patch in patches],
+            "bits": bits,
+        },
     }
 
 

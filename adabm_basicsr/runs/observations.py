@@ -73,7 +73,11 @@ class Observations:
     def upscale(self, image: Tensor) -> Tensor:
         """Super-resolve ``image``, ``(1, C, H, W)``, in tiles if the options ask for them, and note each pass."""
         tile = self.tiles.get("tile")
-        return upscale_tiles(self._run, image, tile, self.tiles["tile_overlap"]) if tile else self._run(image)
+        return (
+            upscale_tiles(self._run, image, tile, self.tiles["tile_overlap"])
+            if tile
+            else self._run(image)
+        )
 
     def _run(self, image: Tensor) -> Tensor:
         self.meter.macs.clear()  # judging an image, or trying what sizes the network takes, is no cost of this one
@@ -112,18 +116,27 @@ class Observations:
         if len(self.images) == count:
             return
         shares = gather_objects((self.images, self.bit_counts))
-        self.images = [shares[index % len(shares)][0][index // len(shares)] for index in range(count)]
+        self.images = [
+            shares[index % len(shares)][0][index // len(shares)] for index in range(count)
+        ]
         self.bit_counts = sum((counts for _, counts in shares), Counter())
 
     def means(self) -> dict[str, float]:
         """Metrics of the set: its FAB, BitOPs, size and self-PSNR."""
         costs = {name: mean(row[name] for row in self.images) for name in self.self_psnr}
-        costs |= {"fab": mean(row["bits"] for row in self.images), "bitops": mean(row["bitops"] for row in self.images)}
+        costs |= {
+            "fab": mean(row["bits"] for row in self.images),
+            "bitops": mean(row["bitops"] for row in self.images),
+        }
         return {**costs, "weight_bytes": size_bytes(self.net)}
 
     def facts(self) -> dict:
         """What a record or report keeps of the set, in JSON's types."""
-        return {"images": self.images, "bit_counts": dict(self.bit_counts), "bit_map": self.bit_map()}
+        return {
+            "images": self.images,
+            "bit_counts": dict(self.bit_counts),
+            "bit_map": self.bit_map(),
+        }
 
     def bit_map(self) -> dict | None:
         """That of the largest image, see `bit_map`."""

@@ -62,9 +62,16 @@ class PictureStore:
         """Names of the sets that there are pictures of."""
         return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
 
-    def keep_metrics(self, name: str, version: str, key: str, metrics: Mapping, facts: Mapping | None = None) -> None:
+    def keep_metrics(
+        self, name: str, version: str, key: str, metrics: Mapping, facts: Mapping | None = None
+    ) -> None:
         """Keep the metrics of a set, all of whose pictures are kept, and further ``facts``."""
-        content = {"key": key, "metrics": metrics, "images": self.names(name, version), "facts": facts}
+        content = {
+            "key": key,
+            "metrics": metrics,
+            "images": self.names(name, version),
+            "facts": facts,
+        }
         write_json(self.folder / name / version / FIGURES, content)
 
     def metrics(self, name: str, version: str, key: str | None = None) -> dict | None:

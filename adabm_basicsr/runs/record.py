@@ -37,8 +37,12 @@ class RunRecord:
         self.folder = Path(opt["path"]["log"])
         self.writes = opt["rank"] == 0
         self.started = time.perf_counter()
-        resumes = opt["is_train"] and opt["path"].get("resume_state") and (self.folder / FILE).is_file()
-        self.facts = read_record(self.folder) if resumes else {"phases": [], "sets": {}, "seconds": 0.0}
+        resumes = (
+            opt["is_train"] and opt["path"].get("resume_state") and (self.folder / FILE).is_file()
+        )
+        self.facts = (
+            read_record(self.folder) if resumes else {"phases": [], "sets": {}, "seconds": 0.0}
+        )
         self.seconds_before = self.facts["seconds"]
         self.facts |= _describe_run(opt)
 
@@ -50,16 +54,31 @@ class RunRecord:
             write_json(self.folder / FILE, self.facts)
 
     def note_phase(
-        self, name: str, iteration: int, seconds: float, before: float | None = None, after: float | None = None
+        self,
+        name: str,
+        iteration: int,
+        seconds: float,
+        before: float | None = None,
+        after: float | None = None,
     ) -> None:
         """Add a phase that ended at ``iteration``, with the loss before and after it, and say so in a line."""
-        phase = {"name": name, "iteration": iteration, "seconds": seconds, "loss_before": before, "loss_after": after}
+        phase = {
+            "name": name,
+            "iteration": iteration,
+            "seconds": seconds,
+            "loss_before": before,
+            "loss_after": after,
+        }
         self.note(phases=[*self.facts["phases"], phase])
         say(describe_phase(phase))
 
     def forget_phases_after(self, iteration: int) -> None:
         """Drop the phases that an interrupted run, which is resumed from ``iteration``, does again."""
-        self.note(phases=[phase for phase in self.facts["phases"] if phase.get("iteration", 0) <= iteration])
+        self.note(
+            phases=[
+                phase for phase in self.facts["phases"] if phase.get("iteration", 0) <= iteration
+            ]
+        )
 
 
 def describe_phase(phase: Mapping) -> str:
@@ -89,10 +108,14 @@ def _describe_run(opt: Mapping) -> dict:
         "directory": os.getcwd(),
         "started": datetime.now().isoformat(timespec="seconds"),
         "versions": versions,
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, threads: {torch.get_num_threads()}",
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else f"CPU, threads: {torch.get_num_threads()}",
         "seed": opt["manual_seed"],
         "scale": opt.get("scale", 1),
-        "options": plain({key: value for key, value in opt.items() if key != "command"}),  # datasets change theirs
+        "options": plain(
+            {key: value for key, value in opt.items() if key != "command"}
+        ),  # datasets change theirs
     }
 
 
@@ -104,7 +127,9 @@ def read_record(folder: Path) -> dict:
     """
     path = folder / FILE
     if not os.path.isfile(path):
-        runs = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{FILE}"))[:MAX_LISTED])
+        runs = ", ".join(
+            sorted(str(found.parent) for found in folder.glob(f"*/{FILE}"))[:MAX_LISTED]
+        )
         raise AdaBMError(
             f"{folder} holds no {FILE}: name a folder of one run, experiments/NAME or results/NAME, that "
             f"adabm-basicsr train or test wrote{f', such as {runs}' if runs else near_paths(folder)}"

@@ -27,8 +27,12 @@ def read_state(path: str | Path, device: str = "cpu") -> dict:
     except AdaBMError as error:
         if not Path(path).is_file():
             raise
-        raise AdaBMError(f"{error}; delete that file and --auto_resume takes the one before") from error
-    missing = [key for key in NEEDED if key not in state] if isinstance(state, Mapping) else list(NEEDED)
+        raise AdaBMError(
+            f"{error}; delete that file and --auto_resume takes the one before"
+        ) from error
+    missing = (
+        [key for key in NEEDED if key not in state] if isinstance(state, Mapping) else list(NEEDED)
+    )
     if missing:
         raise AdaBMError(f"{path} is no training state: {', '.join(missing)} missing")
     return dict(state)
@@ -44,7 +48,9 @@ def newest_state(folder: str | Path, models: str | Path, labels: list[str]) -> P
     """
     states = [path for path in Path(folder).glob(f"*{SUFFIX}") if path.stem.isdigit()]
     whole = [
-        state for state in states if all((Path(models) / f"net_{label}_{state.stem}.pth").is_file() for label in labels)
+        state
+        for state in states
+        if all((Path(models) / f"net_{label}_{state.stem}.pth").is_file() for label in labels)
     ]
     return max(whole, key=lambda path: int(path.stem), default=None)
 
@@ -57,13 +63,21 @@ def find_state(opt: Mapping) -> Path | None:
 def resumed_labels(opt: Mapping) -> list[str]:
     """Labels of the networks that a run takes up when it is resumed."""
     labels = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
-    return [label for label in labels if f"network_{label}" not in (opt["path"].get("ignore_resume_networks") or ())]
+    return [
+        label
+        for label in labels
+        if f"network_{label}" not in (opt["path"].get("ignore_resume_networks") or ())
+    ]
 
 
 def random_state() -> dict:
     """States of the random generators of Python, numpy and torch, of this process's GPU too; in plain types."""
     kind, keys, *rest = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
     return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import torch
 
 SR = {"num_in_ch": 3, "num_out_ch": 3}
-SWINIR = {"img_size": 16, "window_size": 8, "depths": [2, 2], "embed_dim": 60, "num_heads": [6, 6], "mlp_ratio": 2}
+SWINIR = {
+    "img_size": 16,
+    "window_size": 8,
+    "depths": [2, 2],
+    "embed_dim": 60,
+    "num_heads": [6, 6],
+    "mlp_ratio": 2,
+}
 RCAN = {"num_feat": 16, "num_group": 2, "num_block": 2, "squeeze_factor": 4}
 
 ARCHITECTURES = {

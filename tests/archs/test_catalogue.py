@@ -8,7 +8,9 @@ from adabm_basicsr.archs.catalogue import FusedECB
 
 
 @pytest.mark.parametrize("act_type", ["prelu", "relu", "rrelu", "softplus", "linear"])
-@pytest.mark.parametrize(("channels", "with_idt"), [((3, 8), False), ((8, 8), True), ((8, 8), False)])
+@pytest.mark.parametrize(
+    ("channels", "with_idt"), [((3, 8), False), ((8, 8), True), ((8, 8), False)]
+)
 def test_fused_block_computes_the_same(act_type, channels, with_idt):
     torch.manual_seed(0)
     block = ECB(*channels, depth_multiplier=2.0, act_type=act_type, with_idt=with_idt).eval()

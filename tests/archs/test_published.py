@@ -19,12 +19,45 @@ from adabm_basicsr.quantization.network import Stage
 
 COMMON = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 2, "img_range": 255.0}
 NETWORKS = {
-    "EDSR": {**COMMON, "type": "EDSR", "upscale": 2, "res_scale": 1.0, "rgb_mean": [0.4488, 0.4371, 0.404]},
-    "EDSR x4": {**COMMON, "type": "EDSR", "upscale": 4, "res_scale": 1.0, "rgb_mean": [0.0, 0.0, 0.0], "num_block": 1},
-    "EDSR x3": {**COMMON, "type": "EDSR", "upscale": 3, "res_scale": 0.5, "rgb_mean": [0.5, 0.25, 0.125]},
+    "EDSR": {
+        **COMMON,
+        "type": "EDSR",
+        "upscale": 2,
+        "res_scale": 1.0,
+        "rgb_mean": [0.4488, 0.4371, 0.404],
+    },
+    "EDSR x4": {
+        **COMMON,
+        "type": "EDSR",
+        "upscale": 4,
+        "res_scale": 1.0,
+        "rgb_mean": [0.0, 0.0, 0.0],
+        "num_block": 1,
+    },
+    "EDSR x3": {
+        **COMMON,
+        "type": "EDSR",
+        "upscale": 3,
+        "res_scale": 0.5,
+        "rgb_mean": [0.5, 0.25, 0.125],
+    },
     "RDN": {**COMMON, "type": "RDN", "upscale": 2, "num_conv": 3, "num_grow_ch": 6},
-    "RDN x3": {**COMMON, "type": "RDN", "upscale": 3, "num_conv": 2, "num_grow_ch": 5, "num_block": 3},
-    "RDN x4": {**COMMON, "type": "RDN", "upscale": 4, "num_conv": 1, "num_grow_ch": 4, "num_block": 1},
+    "RDN x3": {
+        **COMMON,
+        "type": "RDN",
+        "upscale": 3,
+        "num_conv": 2,
+        "num_grow_ch": 5,
+        "num_block": 3,
+    },
+    "RDN x4": {
+        **COMMON,
+        "type": "RDN",
+        "upscale": 4,
+        "num_conv": 1,
+        "num_grow_ch": 4,
+        "num_block": 1,
+    },
     "SRResNet": {**COMMON, "type": "SRResNet", "upscale": 4},
     "SRResNet x2": {**COMMON, "type": "SRResNet", "upscale": 2, "num_block": 1},
     "SRResNet x3": {**COMMON, "type": "SRResNet", "upscale": 3, "num_block": 3},
@@ -55,7 +88,10 @@ def to_published(net, network):
         (r"^image_mapping\.upper$", "measure_u"),
     ]
     if network["type"] == "EDSR":
-        names += [(r"^conv_first\.", "head.0."), (r"^conv_after_body\.", f"body.{network['num_block']}.")]
+        names += [
+            (r"^conv_first\.", "head.0."),
+            (r"^conv_after_body\.", f"body.{network['num_block']}."),
+        ]
         names += [(r"^upsample\.", "tail.0."), (r"^conv_last\.", "tail.1.")]
     state = {}
     for key, value in net.state_dict().items():
@@ -66,7 +102,10 @@ def to_published(net, network):
     if any(network.get("rgb_mean", [])):
         shift = 255 * torch.tensor(network["rgb_mean"])
         for name, sign in (("sub_mean", -1), ("add_mean", 1)):
-            state[f"{name}.weight"], state[f"{name}.bias"] = torch.eye(3).view(3, 3, 1, 1), sign * shift
+            state[f"{name}.weight"], state[f"{name}.bias"] = (
+                torch.eye(3).view(3, 3, 1, 1),
+                sign * shift,
+            )
     return state
 
 
@@ -91,7 +130,12 @@ def test_round_trip(tmp_path, name, fully_quantized):
     torch.save(to_published(net, network), path)
     imported = import_published(path, res_scale=network.get("res_scale", 1.0))
     assert imported.network == network
-    assert imported.options == {"w_bits": 4, "a_bits": 4, "recipe": "paper", "fully_quantized": fully_quantized}
+    assert imported.options == {
+        "w_bits": 4,
+        "a_bits": 4,
+        "recipe": "paper",
+        "fully_quantized": fully_quantized,
+    }
     again = AdaBMNetwork(network=imported.network, **imported.options)
     again.load_state_dict(imported.state)
     assert again.stage == Stage.CLIPPED
@@ -134,13 +178,22 @@ def test_numbers_out_of_range(published, arguments, message):
 def spoil(state, kind):
     """What a file that can't be imported holds, and how the error ends."""
     if kind == "ours":
-        return {**state, "layer_bits": torch.zeros(1)}, "this is a quantized checkpoint of ours already"
+        return {
+            **state,
+            "layer_bits": torch.zeros(1),
+        }, "this is a quantized checkpoint of ours already"
     if kind == "full precision":
         plain = {key: value for key, value in state.items() if key.endswith(("weight", "bias"))}
-        return plain, "no layer has lower_a: a full-precision checkpoint; adabm-basicsr train quantizes one"
+        return (
+            plain,
+            "no layer has lower_a: a full-precision checkpoint; adabm-basicsr train quantizes one",
+        )
     if kind == "unknown layout":
         other = {f"generator.{key}": value for key, value in state.items()}
-        return other, "unknown layout, it starts with generator.SFENet1.weight, generator.SFENet1.bias, generator."
+        return (
+            other,
+            "unknown layout, it starts with generator.SFENet1.weight, generator.SFENet1.bias, generator.",
+        )
     if kind == "no upsampler":
         cut = {key: value for key, value in state.items() if not key.startswith("UPNet")}
         return cut, "UPNet.0.weight is missing"
@@ -148,17 +201,35 @@ def spoil(state, kind):
         cut = {key: value for key, value in state.items() if key != "RDBs.1.LFF.upper_w"}
         return cut, "the checkpoint doesn't fit published RDN: 1 missing (RDBs.1.LFF.upper_w)"
     if kind == "left over":
-        return {**state, "extra.weight": torch.zeros(1)}, "published RDN: 1 unexpected (extra.weight)"
+        return {
+            **state,
+            "extra.weight": torch.zeros(1),
+        }, "published RDN: 1 unexpected (extra.weight)"
     if kind == "shape":
         return {**state, "measure_l": torch.zeros(2)}, "measure_l is (2,) instead of (1,)"
     if kind == "no weights":
         return {"epoch": 3}, "holds no weights"
     if kind == "no convolution":
-        return {**state, "SFENet1.weight": torch.zeros(3)}, "SFENet1.weight is not that of a convolution"
-    return {**state, "GFF.0.upper_a": torch.tensor([float("nan")])}, "GFF.0.upper_a holds NaN or infinite values"
+        return {
+            **state,
+            "SFENet1.weight": torch.zeros(3),
+        }, "SFENet1.weight is not that of a convolution"
+    return {
+        **state,
+        "GFF.0.upper_a": torch.tensor([float("nan")]),
+    }, "GFF.0.upper_a holds NaN or infinite values"
 
 
-KINDS = ["ours", "full precision", "unknown layout", "no upsampler", "no range", "left over", "shape", "no weights"]
+KINDS = [
+    "ours",
+    "full precision",
+    "unknown layout",
+    "no upsampler",
+    "no range",
+    "left over",
+    "shape",
+    "no weights",
+]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "no convolution", "nan"])
@@ -167,13 +238,21 @@ def test_file_that_cannot_be_imported(published, kind):
     content, message = spoil(state, kind)
     with pytest.raises(AdaBMError) as error:
         run(content)
-    assert message in str(error.value) and "published.pt" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        message in str(error.value)
+        and "published.pt" in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("sub_mean.weight", torch.full((3, 3, 1, 1), 2.0), "sub_mean.weight and sub_mean.bias are no plain shift"),
+        (
+            "sub_mean.weight",
+            torch.full((3, 3, 1, 1), 2.0),
+            "sub_mean.weight and sub_mean.bias are no plain shift",
+        ),
         ("add_mean.bias", torch.ones(3), "sub_mean and add_mean are not opposite"),
     ],
 )
@@ -204,10 +283,16 @@ def test_command_writes_what_the_test_command_takes(workspace, capsys):
     "arguments, message",
     [
         (["gone.pt", "-o", "out.pth"], "checkpoint gone.pt does not exist"),
-        (["published.pt", "-o", "out.yml"], "--out: out.yml must be another file than the published one, and end in"),
+        (
+            ["published.pt", "-o", "out.yml"],
+            "--out: out.yml must be another file than the published one, and end in",
+        ),
         (["a.pth", "-o", "a.pth"], "--out: a.pth must be another file than the published one"),
         (["published.pt", "-o", "out.pth"], "checkpoint published.pt cannot be read"),
-        (["published.pt", "-o", "out.pth", "--w-bits", "9"], "w_bits: 9 is out of range; valid: 2 to 8"),
+        (
+            ["published.pt", "-o", "out.pth", "--w-bits", "9"],
+            "w_bits: 9 is out of range; valid: 2 to 8",
+        ),
     ],
 )
 def test_command_fails_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):

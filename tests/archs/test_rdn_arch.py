@@ -18,7 +18,9 @@ def build(**options):
 
 
 @pytest.mark.parametrize("upscale", [2, 3, 4])
-@pytest.mark.parametrize("sizes", [{"num_block": 1, "num_conv": 1}, {"num_block": 3, "num_grow_ch": 5, "num_feat": 7}])
+@pytest.mark.parametrize(
+    "sizes", [{"num_block": 1, "num_conv": 1}, {"num_block": 3, "num_grow_ch": 5, "num_feat": 7}]
+)
 @pytest.mark.parametrize("channels", [(3, 3), (1, 2)])
 def test_shapes(upscale, sizes, channels):
     net = build(upscale=upscale, num_in_ch=channels[0], num_out_ch=channels[1], **sizes)
@@ -30,15 +32,26 @@ def test_shapes(upscale, sizes, channels):
 
 def test_defaults_are_those_of_the_published_networks():
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in build_network({"type": "RDN"}).state_dict().items()}
+        shapes = {
+            key: tuple(value.shape)
+            for key, value in build_network({"type": "RDN"}).state_dict().items()
+        }
     assert shapes["RDBs.15.convs.7.conv.0.weight"] == (64, 512, 3, 3)
     assert shapes["RDBs.15.LFF.weight"] == (64, 576, 1, 1)
     assert shapes["GFF.0.weight"] == (64, 1024, 1, 1) and shapes["GFF.1.weight"] == (64, 64, 3, 3)
-    assert [shapes[f"UPNet.{index}.weight"][:2] for index in (0, 2, 4)] == [(256, 64), (256, 64), (3, 64)]
+    assert [shapes[f"UPNet.{index}.weight"][:2] for index in (0, 2, 4)] == [
+        (256, 64),
+        (256, 64),
+        (3, 64),
+    ]
 
 
 def test_upsampler_works_on_the_channels_that_blocks_append():
-    shapes = {key: tuple(value.shape[:2]) for key, value in build(upscale=4).UPNet.state_dict().items() if "w" in key}
+    shapes = {
+        key: tuple(value.shape[:2])
+        for key, value in build(upscale=4).UPNet.state_dict().items()
+        if "w" in key
+    }
     assert shapes == {"0.weight": (24, 4), "2.weight": (24, 6), "4.weight": (3, 6)}
 
 
@@ -52,14 +65,20 @@ def test_dense_and_residual_connections():
     x = torch.rand(1, 4, 6, 6)
     with torch.no_grad():
         dense = block.convs(x)
-        assert dense.shape[1] == 4 + 3 * 6 and torch.equal(dense[:, :4], x) and (dense[:, 4:] >= 0).all()
+        assert (
+            dense.shape[1] == 4 + 3 * 6
+            and torch.equal(dense[:, :4], x)
+            and (dense[:, 4:] >= 0).all()
+        )
         block.LFF.weight.zero_()
         block.LFF.bias.zero_()
         assert torch.equal(block(x), x)
 
 
 def test_wrong_upscale():
-    with pytest.raises(AdaBMError, match=r"RDN cannot be built from .*: upscale 5 is not supported; valid: 2, 3, 4"):
+    with pytest.raises(
+        AdaBMError, match=r"RDN cannot be built from .*: upscale 5 is not supported; valid: 2, 3, 4"
+    ):
         build_base({"type": "RDN", "upscale": 5})
 
 
@@ -67,8 +86,16 @@ def test_quantized_roles():
     net = AdaBMNetwork(network=TINY, fully_quantized=True)
     layers = net.plan.layers
     adaptive = [name for name, plan in layers.items() if plan.adaptive]
-    assert adaptive == [f"RDBs.{i}.convs.{j}.conv.0" for i in range(2) for j in range(3)] + ["GFF.0", "GFF.1"]
-    assert [name for name, plan in layers.items() if plan.fixed] == ["SFENet1", "SFENet2", "UPNet.0", "UPNet.2"]
+    assert adaptive == [f"RDBs.{i}.convs.{j}.conv.0" for i in range(2) for j in range(3)] + [
+        "GFF.0",
+        "GFF.1",
+    ]
+    assert [name for name, plan in layers.items() if plan.fixed] == [
+        "SFENet1",
+        "SFENet2",
+        "UPNet.0",
+        "UPNet.2",
+    ]
     assert set(AdaBMNetwork(network=TINY).plan.layers) == {*adaptive, "RDBs.0.LFF", "RDBs.1.LFF"}
 
 
@@ -78,5 +105,7 @@ def test_published_full_precision_output(shared, tag):
     outputs = np.load(shared / "reference" / "published_tiny_outputs.npz")
     state = torch.load(shared / "reference" / f"published_tiny_rdn_{tag}.pt", weights_only=True)
     net = build(num_feat=8, num_conv=6, num_grow_ch=32)
-    net.load_state_dict({key: value for key, value in state.items() if key.endswith((".weight", ".bias"))})
+    net.load_state_dict(
+        {key: value for key, value in state.items() if key.endswith((".weight", ".bias"))}
+    )
     assert_published_output(net, outputs, "rdn", tag)

@@ -53,7 +53,9 @@ def test_round_trip(name, fully_quantized, tmp_path):
     unpacked = load_packed(tmp_path / "net.safetensors")
     with torch.no_grad():
         expected = net(batches[1])
-        assert torch.equal(again(batches[1]), expected) and torch.equal(unpacked(batches[1]), expected)
+        assert torch.equal(again(batches[1]), expected) and torch.equal(
+            unpacked(batches[1]), expected
+        )
 
 
 def test_round_trip_with_attention_products(tmp_path):
@@ -80,11 +82,17 @@ def test_coverage_of_the_whole_network(name):
 def test_every_architecture_of_basicsr_is_either_tested_or_refused():
     tested = {options["type"] for options in ARCHITECTURES.values()}
     registered = {name.removesuffix("_basicsr") for name, _ in ARCH_REGISTRY}
-    in_house = {name for name in registered if not ARCH_REGISTRY.get(name).__module__.startswith(("basicsr", "adabm"))}
+    in_house = {
+        name
+        for name in registered
+        if not ARCH_REGISTRY.get(name).__module__.startswith(("basicsr", "adabm"))
+    }
     assert registered - in_house - OURS == (tested | set(REFUSED)) - OURS
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_architectures_are_refused_by_name(name):
-    with pytest.raises(AdaBMError, match=f"network_g: network: type: {name} can't be quantized here: it "):
+    with pytest.raises(
+        AdaBMError, match=f"network_g: network: type: {name} can't be quantized here: it "
+    ):
         AdaBMNetwork(network={"type": name})

@@ -14,7 +14,14 @@ from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base, example_input
 from adabm_basicsr.quantization.structure.roles import Role
 
-COMPACT = {"type": "SRVGGNetCompact", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 3, "upscale": 2}
+COMPACT = {
+    "type": "SRVGGNetCompact",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 8,
+    "num_conv": 3,
+    "upscale": 2,
+}
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
 NETWORKS = {
     "compact x2": COMPACT,
@@ -49,7 +56,9 @@ def test_same_output_as_basicsrs_own(spandrel, tmp_path, options, key):
     torch.save({key: expected.state_dict()}, tmp_path / "net.pth")
     net = load(tmp_path / "net.pth")
     assert (net.in_channels, net.scale) == (3, options.get("upscale") or options["scale"])
-    assert example_input(net, {}).shape[1] == 3  # not the 12 channels that the first convolution takes at x2
+    assert (
+        example_input(net, {}).shape[1] == 3
+    )  # not the 12 channels that the first convolution takes at x2
     with torch.no_grad():
         assert torch.equal(net(image()), expected(image()))
 
@@ -58,7 +67,10 @@ def test_half_precision_file_becomes_float(spandrel, tmp_path):
     from safetensors.torch import save_file
 
     expected = basicsr_network(COMPACT).half().float()
-    save_file({key: value.half() for key, value in expected.state_dict().items()}, tmp_path / "net.safetensors")
+    save_file(
+        {key: value.half() for key, value in expected.state_dict().items()},
+        tmp_path / "net.safetensors",
+    )
     net = load(tmp_path / "net.safetensors")
     assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
     with torch.no_grad():
@@ -101,7 +113,9 @@ def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(AdaBMError) as caught:
         load("x.pth")
-    assert str(caught.value) == ("network_g: network: type: Spandrel needs the package spandrel: pip install spandrel")
+    assert str(caught.value) == (
+        "network_g: network: type: Spandrel needs the package spandrel: pip install spandrel"
+    )
 
 
 def fails(path):
@@ -138,7 +152,9 @@ def test_file_that_is_no_checkpoint(spandrel, tmp_path):
 
 
 def test_checkpoint_with_code(spandrel, tmp_path):
-    torch.save({"params": basicsr_network(COMPACT).state_dict(), "code": Path("x")}, tmp_path / "net.pth")
+    torch.save(
+        {"params": basicsr_network(COMPACT).state_dict(), "code": Path("x")}, tmp_path / "net.pth"
+    )
     assert "forbidden" in fails(tmp_path / "net.pth")
 
 
@@ -161,7 +177,9 @@ def test_weights_that_are_not_finite(spandrel, tmp_path):
 def test_other_kinds_of_networks(spandrel, tmp_path, monkeypatch, purpose):
     network = torch.nn.Conv2d(3, 3, 1)
     given = {
-        "architecture": spandrel.MAIN_REGISTRY["LaMa" if purpose == "Inpainting" else "GFPGAN"].architecture,
+        "architecture": spandrel.MAIN_REGISTRY[
+            "LaMa" if purpose == "Inpainting" else "GFPGAN"
+        ].architecture,
         "purpose": purpose,
         "tags": [],
         "supports_half": False,
@@ -203,10 +221,14 @@ PECULIAR = {
 def test_round_trip(spandrel, tmp_path, name):
     torch.manual_seed(0)
     module = importlib.import_module(f"spandrel.architectures.{name}")
-    torch.save({"params": getattr(module, name)(**PECULIAR[name]).state_dict()}, tmp_path / "net.pth")
+    torch.save(
+        {"params": getattr(module, name)(**PECULIAR[name]).state_dict()}, tmp_path / "net.pth"
+    )
 
     def network():
-        return AdaBMNetwork(network={"type": "Spandrel", "path": str(tmp_path / "net.pth")}, w_bits=8, a_bits=8)
+        return AdaBMNetwork(
+            network={"type": "Spandrel", "path": str(tmp_path / "net.pth")}, w_bits=8, a_bits=8
+        )
 
     net = network()
     batch = F.interpolate(torch.rand(4, 3, 6, 6), size=(32, 40), mode="bicubic").clamp(0, 1)
@@ -220,11 +242,19 @@ def test_round_trip(spandrel, tmp_path, name):
         assert torch.equal(again(batch), output)
     assert (output - teacher).square().mean() <= 1e-3 * teacher.var()
     macs, roles = net.structure.macs, net.structure.roles
-    assert sum(macs[layer] for layer, role in roles.items() if role is Role.BODY) >= 0.4 * sum(macs.values())
+    assert sum(macs[layer] for layer, role in roles.items() if role is Role.BODY) >= 0.4 * sum(
+        macs.values()
+    )
 
 
 SHARED_NETWORKS = {
-    "realesr-animevideov3_x4.pth": {**COMPACT, "num_feat": 64, "num_conv": 16, "upscale": 4, "act_type": "prelu"},
+    "realesr-animevideov3_x4.pth": {
+        **COMPACT,
+        "num_feat": 64,
+        "num_conv": 16,
+        "upscale": 4,
+        "act_type": "prelu",
+    },
     "RealESRGAN_x4plus_anime_6B_fp16.pth": {**RRDB, "num_feat": 64, "num_block": 6, "scale": 4},
 }
 

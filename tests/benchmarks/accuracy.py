@@ -30,7 +30,10 @@ from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 
 SCALE = 4
 SETS = ("Set5", "Set14")
-PERCEPTUAL = ("SRVGGNetCompact", "RRDBNet")  # quantized in the body alone, as the issue of their fidelity asks
+PERCEPTUAL = (
+    "SRVGGNetCompact",
+    "RRDBNet",
+)  # quantized in the body alone, as the issue of their fidelity asks
 OBSERVERS = ("minmax", "percentile", "omse")
 PUBLISHED_QUANTIZERS = {"ingredients": {"integer": False}}
 VARIANTS = {
@@ -38,12 +41,22 @@ VARIANTS = {
     "fast": {"recipe": "fast"},
     "best": {"recipe": "best"},
     "best, fixed bits": {"recipe": "best", "ingredients": {"adaptive": False}},
-    "best, no image levels": {"recipe": "best", "ingredients": {"image_bits": [0, 0], "image_ranges": False}},
-    "best, not allocated": {"recipe": "best", "ingredients": {"adaptive": False, "allocate": False}},
+    "best, no image levels": {
+        "recipe": "best",
+        "ingredients": {"image_bits": [0, 0], "image_ranges": False},
+    },
+    "best, not allocated": {
+        "recipe": "best",
+        "ingredients": {"adaptive": False, "allocate": False},
+    },
     "best, calibration alone": {"recipe": "best", "total_iter": 0},
     **{f"static, {name}": {"recipe": "static", "observer": name} for name in OBSERVERS},
     **{
-        f"static, {name}, published quantizers": {"recipe": "static", "observer": name, **PUBLISHED_QUANTIZERS}
+        f"static, {name}, published quantizers": {
+            "recipe": "static",
+            "observer": name,
+            **PUBLISHED_QUANTIZERS,
+        }
         for name in OBSERVERS
     },
 }
@@ -74,8 +87,17 @@ def run(kind: str, bits: int, variant: str, seed: int) -> dict:
     net = build_network(opt["network_g"])
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
     sets = {name: measure(net, name) for name in SETS}
-    sets["calibration"] = {"fab": mean(float(net.bits_for(image)) for _, image in images_of("calibration"))}
-    figures = {"network": kind, "bits": bits, "variant": variant, "seed": seed, "bytes": size_bytes(net), **cost}
+    sets["calibration"] = {
+        "fab": mean(float(net.bits_for(image)) for _, image in images_of("calibration"))
+    }
+    figures = {
+        "network": kind,
+        "bits": bits,
+        "variant": variant,
+        "seed": seed,
+        "bytes": size_bytes(net),
+        **cost,
+    }
     return {**figures, "sets": sets}
 
 
@@ -124,12 +146,29 @@ def make_table(runs: dict[str, dict]) -> str:
             losses = [f["full_precision_psnr"] - f["psnr"] for f in figures]
             spread = f" ± {stdev(losses):.3f}" if len(losses) > 1 else ""
             cells += [f"{mean(losses):.3f}{spread}", f"{mean(f['ssim'] for f in figures):.4f}"]
-            cells += [f"{mean(f['self_psnr'] for f in figures):.2f}", f"{mean(f['fab'] for f in figures):.2f}"]
+            cells += [
+                f"{mean(f['self_psnr'] for f in figures):.2f}",
+                f"{mean(f['fab'] for f in figures):.2f}",
+            ]
         cells += [f"{mean(r['sets']['calibration']['fab'] for r in seeds):.3f}"]
-        cells += [f"{mean(r['bytes'] for r in seeds) / 1e6:.3f}", f"{mean(r['units'] for r in seeds):.0f}"]
+        cells += [
+            f"{mean(r['bytes'] for r in seeds) / 1e6:.3f}",
+            f"{mean(r['units'] for r in seeds):.0f}",
+        ]
         rows.append(cells)
-    of_set = [f"{name} {figure}" for name in SETS for figure in ("loss (dB)", "SSIM", "self-PSNR", "FAB")]
-    headers = ["network", "bits", "variant", "seeds", *of_set, "calibration FAB", "size (MB)", "forward units"]
+    of_set = [
+        f"{name} {figure}" for name in SETS for figure in ("loss (dB)", "SSIM", "self-PSNR", "FAB")
+    ]
+    headers = [
+        "network",
+        "bits",
+        "variant",
+        "seeds",
+        *of_set,
+        "calibration FAB",
+        "size (MB)",
+        "forward units",
+    ]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
@@ -142,11 +181,19 @@ def plot(runs: dict[str, dict], path: Path) -> None:
     for kind, panel in zip(kinds, panels[0]):
         metric = "self_psnr" if kind in PERCEPTUAL else "psnr"
         for variant in dict.fromkeys(r["variant"] for r in runs.values() if r["network"] == kind):
-            points = [r["sets"]["Set14"] for r in runs.values() if (r["network"], r["variant"]) == (kind, variant)]
+            points = [
+                r["sets"]["Set14"]
+                for r in runs.values()
+                if (r["network"], r["variant"]) == (kind, variant)
+            ]
             points.sort(key=lambda p: p["bitops"])
             x = [p["bitops"] / 1e12 for p in points]
             panel.plot(x, [p[metric] for p in points], "o-", label=variant, alpha=0.8)
-        panel.set(title=f"{kind} x4, Set14", xlabel="TeraBitOPs per image", ylabel=f"{metric.replace('_', '-')} (dB)")
+        panel.set(
+            title=f"{kind} x4, Set14",
+            xlabel="TeraBitOPs per image",
+            ylabel=f"{metric.replace('_', '-')} (dB)",
+        )
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.tight_layout()
@@ -156,11 +203,17 @@ def plot(runs: dict[str, dict], path: Path) -> None:
 
 def main() -> None:
     """Run what is missing, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for experiments and results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for experiments and results"
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4])
-    parser.add_argument("--variants", nargs="+", default=MAIN_VARIANTS, choices=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument(
+        "--variants", nargs="+", default=MAIN_VARIANTS, choices=list(VARIANTS), metavar="VARIANT"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

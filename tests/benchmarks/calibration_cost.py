@@ -110,7 +110,11 @@ def measure(setting: Setting) -> dict:
         keep_freed_memory()  # as the commands do
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build(setting).to(device)
-    batches = list(torch.rand(setting.images, 3, setting.size, setting.size, device=device).split(setting.batch))
+    batches = list(
+        torch.rand(setting.images, 3, setting.size, setting.size, device=device).split(
+            setting.batch
+        )
+    )
     calibration = list(torch.cat(batches).split(setting.calibration_batch))
     clock = Clock(network, batches[0][:1])
     recipe = "paper" if setting.recipe == NAIVE else setting.recipe
@@ -132,7 +136,13 @@ def _run_naive(setting, clock, net, network, calibration, batches) -> None:
     plain = NaivePaper(network, net)
     clock.time("calibration", lambda: plain.calibrate(calibration))
     clock.time("clipping", lambda: plain.clip(batches[0]))
-    _time_phases(setting, clock, list(RECIPES["paper"].phases), lambda i, epoch: plain.step(batches[i], epoch), batches)
+    _time_phases(
+        setting,
+        clock,
+        list(RECIPES["paper"].phases),
+        lambda i, epoch: plain.step(batches[i], epoch),
+        batches,
+    )
 
 
 def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batches) -> None:
@@ -155,14 +165,20 @@ def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batch
 
 def _time_teacher(setting: Setting, clock: Clock, tuner: Finetuner, batches: list) -> list[range]:
     """A pass over all fixed crops in the first epoch, and over those that aren't kept in each later one; their keys."""
-    keys = [range(start, start + setting.batch) for start in range(0, setting.images, setting.batch)]
+    keys = [
+        range(start, start + setting.batch) for start in range(0, setting.images, setting.batch)
+    ]
     clock.time("teacher", lambda: [tuner.teacher(b, tuner.net, k) for b, k in zip(batches, keys)])
-    missing = sum(key not in tuner.teacher for of_batch in keys for key in of_batch) / setting.images
+    missing = (
+        sum(key not in tuner.teacher for of_batch in keys for key in of_batch) / setting.images
+    )
     clock.phases["teacher"] *= 1 + (setting.epochs - 1) * missing
     return keys
 
 
-def _time_phases(setting: Setting, clock: Clock, phases: list[str], step: callable, batches: list) -> None:
+def _time_phases(
+    setting: Setting, clock: Clock, phases: list[str], step: callable, batches: list
+) -> None:
     step(0, 0)  # whatever is set up at the first step
     for index, phase in enumerate(phases):
         epochs = len(range(index, setting.epochs, len(phases)))
@@ -174,7 +190,11 @@ def _time_phases(setting: Setting, clock: Clock, phases: list[str], step: callab
 def in_own_process(setting: Setting) -> dict:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", json.dumps(asdict(setting))]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
+            -1
+        ]
+    )
 
 
 def table_of_costs(results: list[dict]) -> str:
@@ -184,11 +204,32 @@ def table_of_costs(results: list[dict]) -> str:
     rows = []
     for r in results:
         base = plain.get(r["network"], {})
-        shares = [f"{100 * r[key] / base[key]:.0f} %" if base else "" for key in ("total_units", "peak_bytes")]
+        shares = [
+            f"{100 * r[key] / base[key]:.0f} %" if base else ""
+            for key in ("total_units", "peak_bytes")
+        ]
         units = [f"{r['units'][phase]:.0f}" if phase in r["units"] else "-" for phase in phases]
         gigabytes = f"{r['peak_bytes'] / 1e9:.2f}"
-        rows.append([r["network"], r["recipe"], *units, f"{r['total_units']:.0f}", shares[0], gigabytes, shares[1]])
-    headers = ["network", "recipe", *(p.replace("_", " ") for p in phases), "units", "of plain", "peak GB", "of plain"]
+        rows.append(
+            [
+                r["network"],
+                r["recipe"],
+                *units,
+                f"{r['total_units']:.0f}",
+                shares[0],
+                gigabytes,
+                shares[1],
+            ]
+        )
+    headers = [
+        "network",
+        "recipe",
+        *(p.replace("_", " ") for p in phases),
+        "units",
+        "of plain",
+        "peak GB",
+        "of plain",
+    ]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
@@ -203,9 +244,17 @@ def seconds(result: dict) -> float:
 
 def measure_growth(recipe: str) -> dict[str, list[dict]]:
     """Whole runs along images, pixels of a patch and depth, the rest fixed at a small size."""
-    small = {"recipe": recipe, "images": 16, "size": 48, "depth": 8, "epochs": 3, "steps": max(GROWTH["images"])}
+    small = {
+        "recipe": recipe,
+        "images": 16,
+        "size": 48,
+        "depth": 8,
+        "epochs": 3,
+        "steps": max(GROWTH["images"]),
+    }
     return {
-        axis: [in_own_process(Setting(**{**small, axis: value})) for value in values] for axis, values in GROWTH.items()
+        axis: [in_own_process(Setting(**{**small, axis: value})) for value in values]
+        for axis, values in GROWTH.items()
     }
 
 
@@ -216,7 +265,9 @@ def table_of_growth(growth: dict[str, list[dict]]) -> str:
         x = [r[axis] ** 2 if axis == "size" else r[axis] for r in results]
         slopes = slope(x, list(map(seconds, results))), slope(x, [r["peak_bytes"] for r in results])
         rows.append([axis.replace("size", "pixels"), *(f"{value:.2f}" for value in slopes)])
-    return tabulate(rows, headers=["growth with", "time", "memory"], tablefmt="github", disable_numparse=True)
+    return tabulate(
+        rows, headers=["growth with", "time", "memory"], tablefmt="github", disable_numparse=True
+    )
 
 
 def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None:
@@ -239,7 +290,9 @@ def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None
     axes[0].set_xlabel("forward units")
     axes[0].invert_yaxis()
     axes[0].margins(x=0.05)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small"
+    )
     for axis, (name, runs) in zip(axes[1:], growth.items()):
         values = [r[name] for r in runs]
         axis.loglog(values, list(map(seconds, runs)), "o-", label="seconds")
@@ -253,12 +306,22 @@ def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--networks", nargs="+", default=["EDSR", "SRVGGNetCompact", "IMDN"], choices=list(NETWORKS))
-    parser.add_argument("--recipes", nargs="+", default=[NAIVE, *RECIPES], choices=[NAIVE, *RECIPES])
-    parser.add_argument("--steps", type=int, default=8, help="iterations of each phase that are timed")
-    parser.add_argument("--growth", action="store_true", help="also measure growth with images, pixels and depth")
+    parser.add_argument(
+        "--networks", nargs="+", default=["EDSR", "SRVGGNetCompact", "IMDN"], choices=list(NETWORKS)
+    )
+    parser.add_argument(
+        "--recipes", nargs="+", default=[NAIVE, *RECIPES], choices=[NAIVE, *RECIPES]
+    )
+    parser.add_argument(
+        "--steps", type=int, default=8, help="iterations of each phase that are timed"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="also measure growth with images, pixels and depth"
+    )
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -267,11 +330,17 @@ def main() -> None:
     if not args.out:
         parser.error("--out is missing")
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = [Setting(network, recipe, steps=args.steps) for network in args.networks for recipe in args.recipes]
+    settings = [
+        Setting(network, recipe, steps=args.steps)
+        for network in args.networks
+        for recipe in args.recipes
+    ]
     results = [in_own_process(setting) for setting in settings]
     print(table_of_costs(results))
     growth = measure_growth("paper") if args.growth else {}
-    (args.out / "calibration_cost.json").write_text(json.dumps({"cost": results, "growth": growth}, indent=2))
+    (args.out / "calibration_cost.json").write_text(
+        json.dumps({"cost": results, "growth": growth}, indent=2)
+    )
     if growth:
         print(f"\n{table_of_growth(growth)}")
     plot(results, growth, args.out / "calibration_cost.png")

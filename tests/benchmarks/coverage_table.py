@@ -20,7 +20,14 @@ from adabm_basicsr.quantization.measures.coverage import measure_coverage
 sys.path.insert(0, str(Path(__file__).parents[1] / "archs"))
 from architectures import ARCHITECTURES, SR
 
-LIGHT = {"upscale": 2, "img_size": 64, "window_size": 8, "depths": [6] * 4, "embed_dim": 60, "num_heads": [6] * 4}
+LIGHT = {
+    "upscale": 2,
+    "img_size": 64,
+    "window_size": 8,
+    "depths": [6] * 4,
+    "embed_dim": 60,
+    "num_heads": [6] * 4,
+}
 USUAL = {
     "EDSR": {**SR, "num_feat": 64, "num_block": 16, "upscale": 4},
     "MSRResNet": {**SR, "num_feat": 64, "num_block": 16, "upscale": 4},
@@ -40,7 +47,9 @@ USUAL = {
 
 def coverage_of(kind: str, **options) -> dict[str, float]:
     """Number of quantized layers and their share of the MACs."""
-    found = measure_coverage(AdaBMNetwork(network={"type": kind, **USUAL[kind]}, recipe="best", **options))
+    found = measure_coverage(
+        AdaBMNetwork(network={"type": kind, **USUAL[kind]}, recipe="best", **options)
+    )
     return {"layers": found.layers, "macs": found.macs}
 
 
@@ -55,20 +64,32 @@ def measure(kind: str) -> dict:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     results = {kind: measure(kind) for kind in USUAL}
     args.out.write_text(json.dumps(results, indent=2))
     rows = [[kind, *_cells(row), ", ".join(row["scales"])] for kind, row in results.items()]
-    headers = ["architecture", "body: layers", "MACs", "fully quantized: layers", "MACs", "tested scales"]
+    headers = [
+        "architecture",
+        "body: layers",
+        "MACs",
+        "fully quantized: layers",
+        "MACs",
+        "tested scales",
+    ]
     print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
 
 
 def _cells(row: dict) -> list[str]:
     full = [str(row["full"]["layers"]), f"{100 * row['full']['macs']:.1f} %"]
     if "products" in row:
-        full = [f"{full[0]} ({row['products']['layers']})", f"{full[1]} ({100 * row['products']['macs']:.1f} %)"]
+        full = [
+            f"{full[0]} ({row['products']['layers']})",
+            f"{full[1]} ({100 * row['products']['macs']:.1f} %)",
+        ]
     return [str(row["body"]["layers"]), f"{100 * row['body']['macs']:.1f} %", *full]
 
 

@@ -66,7 +66,10 @@ def prepare_float(kind: str, folder: Path) -> None:
         dynamo=False,
         input_names=["image"],
         output_names=["output"],
-        dynamic_axes={"image": {2: "height", 3: "width"}, "output": {2: "out_height", 3: "out_width"}},
+        dynamic_axes={
+            "image": {2: "height", 3: "width"},
+            "output": {2: "out_height", 3: "out_width"},
+        },
     )
 
 
@@ -74,8 +77,15 @@ def prepare_ours(kind: str, bits: int, recipe: str, folder: Path) -> None:
     """Quantize through the command that users call, and export."""
     from adabm_basicsr.train import main as train
 
-    network = {"w_bits": bits, "a_bits": bits, "fully_quantized": kind not in PERCEPTUAL, "recipe": recipe}
-    opt = option_file(f"{kind}_{bits}", kind, 1, images=CALIBRATION_IMAGES, lq_size=64, iterations={}, **network)
+    network = {
+        "w_bits": bits,
+        "a_bits": bits,
+        "fully_quantized": kind not in PERCEPTUAL,
+        "recipe": recipe,
+    }
+    opt = option_file(
+        f"{kind}_{bits}", kind, 1, images=CALIBRATION_IMAGES, lq_size=64, iterations={}, **network
+    )
     (folder / "options.yml").write_text(yaml.safe_dump(opt))
     os.chdir(folder)
     train(["-opt", "options.yml"])
@@ -95,7 +105,9 @@ def prepare_onnxruntime_static(folder: Path) -> None:
             image = next(self.images, None)
             return None if image is None else {"image": image}
 
-    quantize_static(folder / "float.onnx", folder / "onnxruntime_static.onnx", Reader(), per_channel=True)
+    quantize_static(
+        folder / "float.onnx", folder / "onnxruntime_static.onnx", Reader(), per_channel=True
+    )
 
 
 def prepare_nncf(folder: Path) -> None:
@@ -116,7 +128,9 @@ def prepare_torchao(kind: str, folder: Path) -> None:
 
     side, example = torch.export.Dim.AUTO, (torch.rand(1, 3, 64, 64),)
     shapes = ({2: side, 3: side},)
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    quantizer = x86.X86InductorQuantizer().set_global(
+        x86.get_default_x86_inductor_quantization_config()
+    )
     exported = torch.export.export(base_network(kind), example, dynamic_shapes=shapes)
     with torch.no_grad():
         observed = prepare_pt2e(exported.module(), quantizer)
@@ -164,7 +178,10 @@ def in_onnxruntime(path: Path) -> Run:
 
 
 def in_openvino(path: Path, precision: str | None = None) -> Run:
-    options = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        **({"INFERENCE_PRECISION_HINT": precision} if precision else {}),
+    }
     compiled = openvino_core().compile_model(path, "CPU", options)
     return lambda x: compiled(x)[0]
 
@@ -220,7 +237,10 @@ def measure_one(kind: str, name: str, bits: list[int], folder: Path, size: str) 
         start = time.perf_counter()
         run(x)
         times.append(time.perf_counter() - start)
-    return {"seconds": min(times), "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {
+        "seconds": min(times),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
@@ -236,7 +256,9 @@ def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
             output, expected = torch.from_numpy(run(image.numpy())), teacher(image)
             gt = read_image(SHARED / "data" / of_set / "GTmod12" / path.name)[..., ::-1]
             made = (pixels(o)[0].permute(1, 2, 0).flip(2).numpy() for o in (output, expected))
-            psnr, full = (calculate_psnr(m, gt, crop_border=SCALE, test_y_channel=True) for m in made)
+            psnr, full = (
+                calculate_psnr(m, gt, crop_border=SCALE, test_y_channel=True) for m in made
+            )
             rows.append({"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)})
         figures[of_set] = {key: mean(row[key] for row in rows) for key in rows[0]}
     return figures
@@ -256,12 +278,17 @@ class _Always(torch.nn.Module):
 def agreement(kind: str, name: str, bits: list[int], folder: Path) -> dict[str, float]:
     """PSNR between our graph at each level and the simulation at it, means over Set14."""
     torch.set_grad_enabled(False)
-    network, simulation = OnnxNetwork(folder / variants(bits)[name][0], name.split(", ")[1]), _simulation(name, folder)
+    network, simulation = (
+        OnnxNetwork(folder / variants(bits)[name][0], name.split(", ")[1]),
+        _simulation(name, folder),
+    )
     figures = {}
     for level in range(3):
         simulation.image_mapping = _Always(level)
         images = [image for _, image in images_of("Set14")]
-        found = mean(pixel_psnr(network.at_level(image, level), simulation(image)) for image in images)
+        found = mean(
+            pixel_psnr(network.at_level(image, level), simulation(image)) for image in images
+        )
         figures[f"agreement at level {level}"] = found
     return figures
 
@@ -274,8 +301,19 @@ def _simulation(name: str, folder: Path) -> torch.nn.Module:
 
 def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -> dict:
     """Figures of a variant from a fresh process: each has threads and memory of its own."""
-    argv = [sys.executable, __file__, "--networks", kind, "--bits", *map(str, args.bits), "--out", str(args.out)]
-    run = subprocess.run([*argv, "--only", name, *what], capture_output=True, text=True, check=False)
+    argv = [
+        sys.executable,
+        __file__,
+        "--networks",
+        kind,
+        "--bits",
+        *map(str, args.bits),
+        "--out",
+        str(args.out),
+    ]
+    run = subprocess.run(
+        [*argv, "--only", name, *what], capture_output=True, text=True, check=False
+    )
     if run.returncode:
         return {"error": run.stderr.strip().splitlines()[-1]}
     return json.loads(run.stdout.splitlines()[-1])
@@ -287,7 +325,11 @@ def prepare(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, floa
     times = json.loads(kept.read_text()) if kept.is_file() else {}
     timed(lambda: prepare_float(kind, folder), folder / "float.onnx", times)
     for bits in args.bits:
-        timed(lambda: prepare_ours(kind, bits, args.recipe, folder), folder / f"ours_{bits}.onnx", times)  # noqa: B023
+        timed(
+            lambda: prepare_ours(kind, bits, args.recipe, folder),
+            folder / f"ours_{bits}.onnx",
+            times,
+        )
     timed(lambda: prepare_onnxruntime_static(folder), folder / "onnxruntime_static.onnx", times)
     timed(lambda: prepare_torchao(kind, folder), folder / "torchao.pt2", times)
     timed(lambda: prepare_nncf(folder), folder / "nncf.xml", times)
@@ -313,10 +355,15 @@ def compare(kind: str, args: argparse.Namespace) -> Iterator[list[dict]]:
                 if turn == 0 or name not in ONCE:
                     results.append(in_own_process(kind, name, args, "--size", size))
         first = min(result.get("seconds", np.inf) for result in figures["PyTorch float32"])
-        yield [row_of(kind, name, size, results, first, times, args) for name, results in figures.items()]
+        yield [
+            row_of(kind, name, size, results, first, times, args)
+            for name, results in figures.items()
+        ]
 
 
-def row_of(kind: str, name: str, size: str, results: list[dict], first: float, times: dict, args) -> dict:
+def row_of(
+    kind: str, name: str, size: str, results: list[dict], first: float, times: dict, args
+) -> dict:
     """What is told of one variant at one size; of its accuracy at the first size alone."""
     row = {"network": kind, "size": size, "variant": name}
     if errors := [result["error"] for result in results if "error" in result]:
@@ -324,7 +371,10 @@ def row_of(kind: str, name: str, size: str, results: list[dict], first: float, t
     best = min(results, key=lambda result: result["seconds"])
     height, width = map(int, size.split("x"))
     row |= {"ms": 1000 * best["seconds"], "times float32": first / best["seconds"]}
-    row |= {"MP/s": height * width * SCALE**2 / best["seconds"] / 1e6, "peak MB": best["memory"] / 1e6}
+    row |= {
+        "MP/s": height * width * SCALE**2 / best["seconds"] / 1e6,
+        "peak MB": best["memory"] / 1e6,
+    }
     path = variants(args.bits)[name][0]
     if path:
         row |= {"file MB": size_of(args.out / kind / path), "made in s": times.get(path)}
@@ -340,9 +390,13 @@ def row_of(kind: str, name: str, size: str, results: list[dict], first: float, t
 
 def main() -> None:
     """Compare, print and write; with ``--only``, measure a single variant in this process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["EDSR"], choices=list(NETWORKS))
-    parser.add_argument("--sizes", nargs="+", default=["256x256"], help="of the LR image, height x width")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["256x256"], help="of the LR image, height x width"
+    )
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4])
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--accuracy", action="store_true", help="PSNR on Set5 and Set14 too")
@@ -357,7 +411,9 @@ def main() -> None:
         if args.size:
             figures = measure_one(kind, args.only, args.bits, folder, args.size)
         else:
-            figures = (agreement if args.agreement else accuracy)(kind, args.only, args.bits, folder)
+            figures = (agreement if args.agreement else accuracy)(
+                kind, args.only, args.bits, folder
+            )
         print(json.dumps(figures))
         return
     args.out = args.out.resolve()

@@ -15,7 +15,14 @@ from adabm_basicsr import OnnxNetwork
 from adabm_basicsr.deployment.runtimes import KEPT_OUT, openvino_core
 
 SIZE = 64
-INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"}
+INTEGER_KERNELS = {
+    "QLinearConv",
+    "ConvInteger",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "QGemm",
+    "MatMulIntegerToFloat",
+}
 CONVOLUTIONS = {"Conv", "FusedConv", "QLinearConv", "ConvInteger", "Convolution"}
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FullyConnected", *INTEGER_KERNELS}
 
@@ -33,7 +40,9 @@ def executed_layers(path: Path, runtime: str, level: int = 1) -> list[tuple[int,
     if runtime == "openvino":
         graph = openvino_core().read_model(model)
         graph.reshape(shape)
-        return openvino_layers(openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+        return openvino_layers(
+            openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        )
     feed = {"image": np.full(shape, 0.5, np.float32)}
     told = onnxruntime_layers(model, feed, disabled_optimizers=KEPT_OUT)
     return [_with_macs(layer) for layer in told]
@@ -50,7 +59,9 @@ def openvino_layers(compiled: openvino.CompiledModel) -> list[tuple[int, bool]]:
         told = {key: str(getattr(value, "value", value)) for key, value in op.get_rt_info().items()}
         kind = told.get("layerType")
         if kind in CONVOLUTIONS | PRODUCTS:
-            first, second = (list(value.get_partial_shape().to_shape()) for value in op.inputs()[:2])
+            first, second = (
+                list(value.get_partial_shape().to_shape()) for value in op.inputs()[:2]
+            )
             macs = _macs(kind, first, second, list(op.get_output_partial_shape(0).to_shape()))
             layers.append((macs, told.get("runtimePrecision") in ("u8", "i8")))
     return layers
@@ -70,6 +81,11 @@ def onnxruntime_layers(model: bytes | str, feed: dict[str, np.ndarray], **settin
 
 
 def _with_macs(told: dict) -> tuple[int, bool]:
-    inputs, outputs = ([next(iter(entry.values())) for entry in told[f"{io}_type_shape"]] for io in ("input", "output"))
-    matrices = [entry for entry in inputs if len(entry) > 1]  # integer kernels take scales and zero points too
+    inputs, outputs = (
+        [next(iter(entry.values())) for entry in told[f"{io}_type_shape"]]
+        for io in ("input", "output")
+    )
+    matrices = [
+        entry for entry in inputs if len(entry) > 1
+    ]  # integer kernels take scales and zero points too
     return _macs(told["op_name"], *matrices[:2], outputs[0]), told["op_name"] in INTEGER_KERNELS

@@ -28,19 +28,35 @@ ROOT = Path(__file__).parents[2]
 NAME = "run"
 ITERATIONS = 42  # two epochs of each of the phases of the recipe paper
 WEIGHTS = ROOT / "adabm_basicsr" / "demo" / "EDSR_Mx4_f64b16_BSDS400_fp16.pth"
-EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": 4}
+EDSR = {
+    "type": "EDSR",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 64,
+    "num_block": 16,
+    "upscale": 4,
+}
 
 
 def options(data: Path, recipe: str, processes: int) -> dict:
     """An option file whose run saves and validates several times in each phase."""
-    train = {"name": "Photographs", "type": "CalibrationDataset", "dataroot_lq": str(data / "calibration" / "LRbicx4")}
+    train = {
+        "name": "Photographs",
+        "type": "CalibrationDataset",
+        "dataroot_lq": str(data / "calibration" / "LRbicx4"),
+    }
     train |= {"lq_size": 16, "dataset_enlarge_ratio": 2, "num_worker_per_gpu": 0}
     train["batch_size_per_gpu"] = 2 // processes
     val = {"name": "Val", "type": "SingleImageDataset", "dataroot_lq": str(data / "small")}
     return {
         **{"name": NAME, "model_type": "AdaBMModel", "scale": 4, "num_gpu": 0, "manual_seed": 0},
         "datasets": {"train": train, "val": val},
-        "network_g": {"type": "AdaBMNetwork", "network": EDSR, "recipe": recipe, "fully_quantized": True},
+        "network_g": {
+            "type": "AdaBMNetwork",
+            "network": EDSR,
+            "recipe": recipe,
+            "fully_quantized": True,
+        },
         "path": {"pretrain_network_g": str(WEIGHTS)},
         "train": {"total_iter": ITERATIONS},
         "val": {"val_freq": 9, "save_img": True},
@@ -60,8 +76,21 @@ def make_data(data: Path) -> None:
 
 def start(folder: Path, processes: int) -> subprocess.Popen:
     """`adabm-basicsr train --auto_resume` in a folder."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, "-W", "ignore", *launcher, "-m", "adabm_basicsr.train", "-opt", "../options.yml"]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        if processes > 1
+        else []
+    )
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        *launcher,
+        "-m",
+        "adabm_basicsr.train",
+        "-opt",
+        "../options.yml",
+    ]
     command += ["--auto_resume", *(["--launcher", "pytorch"] if processes > 1 else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,12 +102,16 @@ def finish(run: subprocess.Popen, folder: Path) -> dict[str, torch.Tensor]:
     """The final checkpoint's state."""
     if run.wait() != 0:
         raise RuntimeError((folder / "output.txt").read_text()[-3000:])
-    return torch.load(folder / "experiments" / NAME / "models" / "net_g_latest.pth", weights_only=True)["params"]
+    return torch.load(
+        folder / "experiments" / NAME / "models" / "net_g_latest.pth", weights_only=True
+    )["params"]
 
 
 def log_of(folder: Path) -> str:
     """What the latest run in a folder has logged so far."""
-    logs = sorted((folder / "experiments" / NAME).glob("*.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(
+        (folder / "experiments" / NAME).glob("*.log"), key=lambda path: path.stat().st_mtime
+    )
     return logs[-1].read_text() if logs else ""
 
 
@@ -100,7 +133,11 @@ def wait_for(pattern: str, folder: Path, run: subprocess.Popen) -> None:
 
 def children_of(pid: int) -> list[int]:
     """Processes that a process started, on Linux; none of one that has ended."""
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
 
 
 def kill(folder: Path, processes: int, iteration: int, seconds: float) -> str:
@@ -126,12 +163,16 @@ def resume(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], str]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Whether two states are equal, to the bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def main() -> None:
     """Kill, resume, compare and print; writes ``killed.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--recipe", default="paper")
@@ -145,11 +186,18 @@ def main() -> None:
     expected, pace = undisturbed(args.out / "undisturbed", args.processes)
     chance, rows = random.Random(args.seed), []
     for index in range(args.kills):
-        iteration, seconds = int(ITERATIONS * (index + chance.random()) / args.kills), pace * chance.random()
+        iteration, seconds = (
+            int(ITERATIONS * (index + chance.random()) / args.kills),
+            pace * chance.random(),
+        )
         folder = args.out / f"killed_{index}"
         killed_in = kill(folder, args.processes, iteration, seconds)
         found, resumed_from = resume(folder, args.processes)
-        row = {"killed after": f"{iteration}, {seconds:.2f} s", "in": killed_in, "resumed from": resumed_from}
+        row = {
+            "killed after": f"{iteration}, {seconds:.2f} s",
+            "in": killed_in,
+            "resumed from": resumed_from,
+        }
         rows.append({**row, "same checkpoint": same(expected, found)})
         (args.out / "killed.json").write_text(json.dumps(rows, indent=2))
     print(tabulate(rows, headers="keys", tablefmt="github"))

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
-RATES = {"weight_range": 0.01, "activation_range": 0.01, "layer_factor": 0.01, "image_threshold": 0.1}
+RATES = {
+    "weight_range": 0.01,
+    "activation_range": 0.01,
+    "layer_factor": 0.01,
+    "image_threshold": 0.1,
+}
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -33,16 +38,27 @@ def complexity(image: Tensor) -> Tensor:
     grey = (image * image.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     sobel = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    responses = [F.conv2d(padded, kernel.view(1, 1, 3, 3)).abs().mean((1, 2, 3)) for kernel in (sobel, sobel.t())]
+    responses = [
+        F.conv2d(padded, kernel.view(1, 1, 3, 3)).abs().mean((1, 2, 3))
+        for kernel in (sobel, sobel.t())
+    ]
     return 1000 * torch.stack(responses).mean(0)
 
 
 class NaiveConv2d(nn.Module):
     """A convolution with fake-quantized input and weight."""
 
-    def __init__(self, conv: nn.Conv2d, w_bits: int, a_bits: int, adaptive: bool, fixed: bool) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, w_bits: int, a_bits: int, adaptive: bool, fixed: bool
+    ) -> None:
         super().__init__()
-        self.conv, self.w_bits, self.a_bits, self.adaptive, self.fixed = conv, w_bits, a_bits, adaptive, fixed
+        self.conv, self.w_bits, self.a_bits, self.adaptive, self.fixed = (
+            conv,
+            w_bits,
+            a_bits,
+            adaptive,
+            fixed,
+        )
         self.weight_upper = nn.Parameter(torch.ones(1))
         self.lower = nn.Parameter(torch.zeros(1))
         self.upper = nn.Parameter(torch.ones(1))
@@ -63,7 +79,13 @@ class NaiveConv2d(nn.Module):
         weight = quantize(self.conv.weight, -self.weight_upper, self.weight_upper, self.w_bits)
         x = quantize(x, self.lower, self.upper, self.bits.view(-1, 1, 1, 1))
         return F.conv2d(
-            x, weight, self.conv.bias, self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+            x,
+            weight,
+            self.conv.bias,
+            self.conv.stride,
+            self.conv.padding,
+            self.conv.dilation,
+            self.conv.groups,
         )
 
     def _bits(self, of_image: bool = True) -> Tensor:
@@ -82,7 +104,11 @@ class NaiveConv2d(nn.Module):
             bits, errors = self._bits(of_image=False), []
             for i in range(100):
                 shrink = 1 - 0.01 * i
-                errors.append((quantize(x, self.lower * shrink, self.upper * shrink, bits) - x).square().mean())
+                errors.append(
+                    (quantize(x, self.lower * shrink, self.upper * shrink, bits) - x)
+                    .square()
+                    .mean()
+                )
             best = 1 - 0.01 * int(torch.stack(errors).argmin())
             self.lower.mul_(0.5 + 0.5 * best)
             self.upper.mul_(0.5 + 0.5 * best)
@@ -105,14 +131,24 @@ class NaivePaper:
         self.layers: list[NaiveConv2d] = []
         for name, plan in planned.plan.layers.items():
             parent, _, child = name.rpartition(".")
-            layer = NaiveConv2d(self.student.get_submodule(name), plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed)
+            layer = NaiveConv2d(
+                self.student.get_submodule(name),
+                plan.w_bits,
+                plan.a_bits,
+                plan.adaptive,
+                plan.fixed,
+            )
             setattr(self.student.get_submodule(parent), child, layer)
             self.layers.append(layer)
-        self.thresholds = nn.ParameterList([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))])
+        self.thresholds = nn.ParameterList(
+            [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+        )
         self.features: list[Tensor] = []
         for net in (self.teacher, self.student):
             for name in planned.structure.blocks:
-                net.get_submodule(name).register_forward_hook(lambda m, args, out: self.features.append(out))
+                net.get_submodule(name).register_forward_hook(
+                    lambda m, args, out: self.features.append(out)
+                )
         device = next(network.parameters()).device
         self.student.to(device)
         self.thresholds.to(device)
@@ -121,8 +157,18 @@ class NaivePaper:
     def _optimizers(self) -> list[torch.optim.Adam]:
         factors = [layer.factor for layer in self.layers if layer.adaptive]
         groups = [
-            [{"params": [layer.weight_upper for layer in self.layers], "lr": RATES["weight_range"]}],
-            [{"params": [p for q in self.layers for p in (q.lower, q.upper)], "lr": RATES["activation_range"]}],
+            [
+                {
+                    "params": [layer.weight_upper for layer in self.layers],
+                    "lr": RATES["weight_range"],
+                }
+            ],
+            [
+                {
+                    "params": [p for q in self.layers for p in (q.lower, q.upper)],
+                    "lr": RATES["activation_range"],
+                }
+            ],
             [
                 {"params": factors, "lr": RATES["layer_factor"]},
                 {"params": list(self.thresholds), "lr": RATES["image_threshold"]},
@@ -134,7 +180,9 @@ class NaivePaper:
         lower, upper = self.thresholds
         value = complexity(image)
         hard = (value > upper).float() - (value < lower).float()
-        factor = straight_through(torch.tanh((value - (upper + lower) / 2) * 2 / (upper - lower)), hard)
+        factor = straight_through(
+            torch.tanh((value - (upper + lower) / 2) * 2 / (upper - lower)), hard
+        )
         for layer in self.layers:
             layer.image_factor = factor
         return self.student(image)
@@ -153,12 +201,16 @@ class NaivePaper:
             thresholds = found if thresholds is None else 0.9 * thresholds + 0.1 * found
         self._set_mode("quantize")
         deviations = torch.stack([torch.stack(layer.deviations).mean() for layer in self.layers])
-        adaptive = deviations.new_tensor([layer.adaptive for layer in self.layers], dtype=torch.bool)
+        adaptive = deviations.new_tensor(
+            [layer.adaptive for layer in self.layers], dtype=torch.bool
+        )
         low, high = torch.quantile(deviations[adaptive], deviations.new_tensor([0.3, 0.7]))
         for layer, deviation in zip(self.layers, deviations):
             layer.lower.copy_(layer.ranges[:1])
             layer.upper.copy_(layer.ranges[1:])
-            layer.factor.fill_(float(deviation > high) - float(deviation < low) if layer.adaptive else 0)
+            layer.factor.fill_(
+                float(deviation > high) - float(deviation < low) if layer.adaptive else 0
+            )
             layer.search_weight_range(self.base.w_bits if layer.fixed else layer.w_bits)
         for threshold, value in zip(self.thresholds, thresholds):
             threshold.fill_(value)
@@ -190,4 +242,7 @@ class NaivePaper:
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        return {**{name: float(loss.detach()) for name, loss in losses.items()}, "fab": float(fab.detach())}
+        return {
+            **{name: float(loss.detach()) for name, loss in losses.items()},
+            "fab": float(fab.detach()),
+        }

@@ -26,7 +26,9 @@ def make_example_project_importable() -> None:
     sys.path.insert(0, str(EXAMPLE_PROJECT))
 
 
-def option_file(name: str, kind: str, seed: int, images: int, lq_size: int, iterations: dict, **network) -> dict:
+def option_file(
+    name: str, kind: str, seed: int, images: int, lq_size: int, iterations: dict, **network
+) -> dict:
     """Options of a training run, as a user would write them; ``network`` are keys of ``network_g``."""
     return {
         "name": name,

@@ -63,7 +63,9 @@ FORMS = {
     "inputs, integer clip": Form(bias="integer", clip="integer"),
     "inputs, equalised channels": Form(bias="integer", equalised="before"),
     "inputs, channels equalised within": Form(bias="integer", equalised="within"),
-    "inputs, integer clip, channels equalised within": Form(bias="integer", clip="integer", equalised="within"),
+    "inputs, integer clip, channels equalised within": Form(
+        bias="integer", clip="integer", equalised="within"
+    ),
 }
 
 
@@ -81,10 +83,14 @@ class Graph:
 
     def add(self, kind: str, *inputs: str, **attributes) -> str:
         name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"{kind}_{name}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], name=f"{kind}_{name}", **attributes)
+        )
         return name
 
-    def quantized(self, x: str, bits: int = 4, factors: np.ndarray | None = None, axis: int = 1) -> str:
+    def quantized(
+        self, x: str, bits: int = 4, factors: np.ndarray | None = None, axis: int = 1
+    ) -> str:
         scale, zero = self.constant(np.float32(SCALE)), self.constant(np.uint8(128))
         if self.form.clip == "float":
             ends = [self.constant(np.float32(sign * 2 ** (bits - 1) * SCALE)) for sign in (-1, 1)]
@@ -92,17 +98,26 @@ class Graph:
         if factors is None:
             x = self.add("QuantizeLinear", x, scale, zero)
         else:
-            ends = self.constant(np.float32(SCALE) / factors), self.constant(np.full(len(factors), 128, np.uint8))
+            ends = (
+                self.constant(np.float32(SCALE) / factors),
+                self.constant(np.full(len(factors), 128, np.uint8)),
+            )
             x = self.add("QuantizeLinear", x, *ends, axis=axis)
         if self.form.clip == "integer":
             half = 2 ** (bits - 1)
-            x = self.add("Clip", x, *(self.constant(np.uint8(128 + end)) for end in (-half, half - 1)))
+            x = self.add(
+                "Clip", x, *(self.constant(np.uint8(128 + end)) for end in (-half, half - 1))
+            )
         return self.add("DequantizeLinear", x, scale, zero)
 
     def layer_input(self, x: str, axes: int) -> str:
         if not self.form.inputs:
             return x
-        factors = self.random.uniform(0.5, 2, CHANNELS).astype(np.float32) if self.form.equalised else None
+        factors = (
+            self.random.uniform(0.5, 2, CHANNELS).astype(np.float32)
+            if self.form.equalised
+            else None
+        )
         if self.form.equalised == "within":
             return self.quantized(x, factors=factors, axis=1 if axes else 2)
         if self.form.equalised == "before":
@@ -116,7 +131,9 @@ class Graph:
             view = steps.reshape([-1 if i == axis else 1 for i in range(len(shape))])
             return self.constant(integers * view), steps
         zeros = self.constant(np.zeros(shape[axis], np.int8))
-        return self.add("DequantizeLinear", self.constant(integers), self.constant(steps), zeros, axis=axis), steps
+        return self.add(
+            "DequantizeLinear", self.constant(integers), self.constant(steps), zeros, axis=axis
+        ), steps
 
     def bias(self, steps: np.ndarray) -> str:
         if self.form.bias == "float" or not self.form.inputs:
@@ -124,14 +141,24 @@ class Graph:
         integers = self.random.integers(-1000, 1000, len(steps)).astype(np.int32)
         zeros = self.constant(np.zeros(len(steps), np.int32))
         return self.add(
-            "DequantizeLinear", self.constant(integers), self.constant(steps * np.float32(SCALE)), zeros, axis=0
+            "DequantizeLinear",
+            self.constant(integers),
+            self.constant(steps * np.float32(SCALE)),
+            zeros,
+            axis=0,
         )
 
     def layer_output(self, x: str) -> str:
         return self.quantized(x) if self.form.outputs else x
 
-    def conv(self, x: str, inputs: int, outputs: int, size: int, activation: str | None = None) -> str:
-        x = self.layer_input(x, axes=2) if inputs == CHANNELS else (self.quantized(x) if self.form.inputs else x)
+    def conv(
+        self, x: str, inputs: int, outputs: int, size: int, activation: str | None = None
+    ) -> str:
+        x = (
+            self.layer_input(x, axes=2)
+            if inputs == CHANNELS
+            else (self.quantized(x) if self.form.inputs else x)
+        )
         weight, steps = self.weight((outputs, inputs, size, size), 0)
         x = self.add("Conv", x, weight, self.bias(steps), pads=[size // 2] * 4)
         if activation:
@@ -181,7 +208,8 @@ def build(block: Callable[[Graph, str], str], form: Form) -> onnx.ModelProto:
     graph = Graph(form)
     result = block(graph, "x")
     ends = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, CHANNELS, SIZE, SIZE])] for name in ("x", result)
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, CHANNELS, SIZE, SIZE])]
+        for name in ("x", result)
     ]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "block", *ends, graph.constants),
@@ -209,7 +237,9 @@ def onnx_runtime(path: str, x: np.ndarray, repeats: int) -> tuple[float, str, np
     took = seconds(lambda: session.run(None, {"x": x}), repeats)
     return (
         took,
-        _counted([layer["op_name"] in INTEGER_KERNELS for layer in onnxruntime_layers(path, {"x": x})]),
+        _counted(
+            [layer["op_name"] in INTEGER_KERNELS for layer in onnxruntime_layers(path, {"x": x})]
+        ),
         session.run(None, {"x": x})[0],
     )
 
@@ -227,16 +257,31 @@ def _counted(integer: list[bool]) -> str:
 
 def measure(repeats: int) -> list[dict]:
     """A row for each block and form."""
-    x, rows = np.random.default_rng(1).normal(0, 0.5, (1, CHANNELS, SIZE, SIZE)).astype(np.float32), []
+    x, rows = (
+        np.random.default_rng(1).normal(0, 0.5, (1, CHANNELS, SIZE, SIZE)).astype(np.float32),
+        [],
+    )
     for block_name, block in BLOCKS.items():
         for form_name, form in FORMS.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = f"{folder}/block.onnx"
                 onnx.save(build(block, form), path)
                 ort, ov = onnx_runtime(path, x, repeats), open_vino(path, x, repeats)
-            row = {"block": block_name, "form": form_name, "ort_ms": 1000 * ort[0], "ort_integer": ort[1]}
+            row = {
+                "block": block_name,
+                "form": form_name,
+                "ort_ms": 1000 * ort[0],
+                "ort_integer": ort[1],
+            }
             difference = float(np.abs(ort[2] - ov[2]).max())
-            rows.append({**row, "openvino_ms": 1000 * ov[0], "openvino_integer": ov[1], "difference": difference})
+            rows.append(
+                {
+                    **row,
+                    "openvino_ms": 1000 * ov[0],
+                    "openvino_integer": ov[1],
+                    "difference": difference,
+                }
+            )
     return rows
 
 

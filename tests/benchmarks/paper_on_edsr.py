@@ -62,7 +62,9 @@ def timed_run(argv: list[str]) -> dict[str, float]:
     adabm_model.calibrate = watch.around(
         lambda net, batches: calibrate(net, batches), lambda net, b: (net, next(iter(b)))
     )
-    adabm_model.Finetuner.step = watch.around(step, lambda tuner, images, *rest: (tuner.net, images))
+    adabm_model.Finetuner.step = watch.around(
+        step, lambda tuner, images, *rest: (tuner.net, images)
+    )
     try:
         train(argv)
     finally:
@@ -86,7 +88,9 @@ def run(seed: int, iterations: int, out: Path) -> dict:
         "val:val_freq": iterations + 1,
         "logger:use_tb_logger": "false",
     }
-    cost = timed_run(["-opt", str(OPTIONS), "--force_yml", *[f"{key}={value}" for key, value in changes.items()]])
+    cost = timed_run(
+        ["-opt", str(OPTIONS), "--force_yml", *[f"{key}={value}" for key, value in changes.items()]]
+    )
     metrics = json.loads(Path(f"experiments/paper_seed{seed}/metrics.json").read_text())
     return {**metrics, **cost}
 
@@ -94,7 +98,10 @@ def run(seed: int, iterations: int, out: Path) -> dict:
 def reference() -> dict[tuple[str, str], list[float]]:
     """The published algorithm's figures over its three seeds, and those of full precision."""
     runs = json.loads((SHARED / "reference" / "paper_on_edsr.json").read_text())["runs"]
-    return {(dataset, metric): [r["finetuned"][dataset][metric] for r in runs] for dataset, metric in FIGURES}
+    return {
+        (dataset, metric): [r["finetuned"][dataset][metric] for r in runs]
+        for dataset, metric in FIGURES
+    }
 
 
 def make_table(runs: dict[int, dict]) -> str:
@@ -113,7 +120,9 @@ def make_table(runs: dict[int, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--iterations", type=int, default=400)

@@ -20,24 +20,45 @@ from networks import EXAMPLE_PROJECT, ROOT, SHARED, option_file
 from tabulate import tabulate
 
 GLOBAL_BATCH = 8
-FOUND = ("lower", "upper", "level_ranges", "channel_scale", "channel_shift", "allocated", "layer_factor")
+FOUND = (
+    "lower",
+    "upper",
+    "level_ranges",
+    "channel_scale",
+    "channel_shift",
+    "allocated",
+    "layer_factor",
+)
 
 
 def options(kind: str, recipe: str, processes: int, iterations: int) -> dict:
     """An option file, as a user would write it, with Set5 as validation set."""
     name = f"{kind}_{recipe}_{processes}"
-    opt = option_file(name, kind, 0, 32, 48, {"total_iter": iterations}, recipe=recipe, fully_quantized=True)
+    opt = option_file(
+        name, kind, 0, 32, 48, {"total_iter": iterations}, recipe=recipe, fully_quantized=True
+    )
     opt["datasets"]["train"]["batch_size_per_gpu"] = GLOBAL_BATCH // processes
-    folders = {"dataroot_gt": str(SHARED / "data/Set5/GTmod12"), "dataroot_lq": str(SHARED / "data/Set5/LRbicx4")}
+    folders = {
+        "dataroot_gt": str(SHARED / "data/Set5/GTmod12"),
+        "dataroot_lq": str(SHARED / "data/Set5/LRbicx4"),
+    }
     opt["datasets"]["val"] = {"name": "Set5", "type": "PairedImageDataset", **folders}
-    opt["val"] = {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": True}}}
+    opt["val"] = {
+        "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": True}}
+    }
     return {**opt, "num_gpu": 0}
 
 
 def train(opt: dict, processes: int) -> None:
     """Run `adabm-basicsr train` in so many processes, below the working directory."""
     Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     command += ["-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"]
     path = os.pathsep.join([str(ROOT), str(EXAMPLE_PROJECT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -60,8 +81,12 @@ def read_run(opt: dict) -> tuple[dict[str, torch.Tensor], float]:
 
 def main() -> None:
     """Train, compare, print and write ``processes.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for experiments and results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for experiments and results"
+    )
     parser.add_argument("--networks", nargs="+", default=["EDSR", "IMDN"])
     parser.add_argument("--recipes", nargs="+", default=["best", "paper"])
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])

@@ -52,8 +52,12 @@ def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Quantize, measure, print and write ``self_psnr.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for experiments and results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for experiments and results"
+    )
     parser.add_argument("--networks", nargs="+", default=KINDS, choices=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 6])
     parser.add_argument("--recipe", default="best")
@@ -68,10 +72,19 @@ def main() -> None:
             opt = options(kind, bits, args.recipe, args.iterations)
             Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
             train(["-opt", "options.yml"])
-            results[f"{kind} W{bits}A{bits}"] = self_psnr(opt, SHARED / "data" / "Set14" / "LRbicx4")
+            results[f"{kind} W{bits}A{bits}"] = self_psnr(
+                opt, SHARED / "data" / "Set14" / "LRbicx4"
+            )
     Path("self_psnr.json").write_text(json.dumps(results, indent=2))
     rows = [[name, f"{r['self_psnr']:.2f}", f"{r['fab']:.2f}"] for name, r in results.items()]
-    print(tabulate(rows, headers=["network", "self-PSNR (dB)", "FAB"], tablefmt="github", disable_numparse=True))
+    print(
+        tabulate(
+            rows,
+            headers=["network", "self-PSNR (dB)", "FAB"],
+            tablefmt="github",
+            disable_numparse=True,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,12 @@ def test_every_variant_builds(variant):
 
 
 def test_names_of_runs_differ():
-    cases = [(kind, bits, variant) for kind in NETWORKS for bits in (4, 8) for variant in accuracy.VARIANTS]
+    cases = [
+        (kind, bits, variant)
+        for kind in NETWORKS
+        for bits in (4, 8)
+        for variant in accuracy.VARIANTS
+    ]
     assert len({accuracy.options(*case, seed=1)["name"] for case in cases}) == len(cases)
 
 

@@ -15,7 +15,12 @@ SMALL = {"images": 4, "size": 16, "depth": 2, "steps": 1, "calibration_batch": 2
 
 def learned(net, plain):
     """Pairs of what both learn."""
-    quantizers = zip(net.activation_quantizers().values(), net.weight_quantizers().values(), plain.layers, strict=True)
+    quantizers = zip(
+        net.activation_quantizers().values(),
+        net.weight_quantizers().values(),
+        plain.layers,
+        strict=True,
+    )
     for activation, weight, layer in quantizers:
         yield from (
             (activation.lower, layer.lower),
@@ -60,9 +65,17 @@ def test_what_is_optimised_stays_what_it_was():
 def test_every_phase_is_measured(recipe):
     found = benchmark.measure(benchmark.Setting(recipe=recipe, **SMALL))
     preset = benchmark.RECIPES["paper" if recipe == benchmark.NAIVE else recipe]
-    phases = ["calibration"] + ["clipping"] * preset.clip + ["teacher"] * preset.fixed_crops + [*preset.phases]
+    phases = (
+        ["calibration"]
+        + ["clipping"] * preset.clip
+        + ["teacher"] * preset.fixed_crops
+        + [*preset.phases]
+    )
     assert list(found["units"]) == phases
-    assert found["total_units"] == pytest.approx(sum(found["units"].values())) and found["peak_bytes"] > 1e8
+    assert (
+        found["total_units"] == pytest.approx(sum(found["units"].values()))
+        and found["peak_bytes"] > 1e8
+    )
     assert recipe in benchmark.table_of_costs([found])
 
 

@@ -19,7 +19,11 @@ def test_openvino_runs_every_quantized_layer_as_integers(tmp_path):
     if has_exact_int8():
         assert share == 1
     else:  # layers of 8-bit weights run in float, but for the first, which takes its channels twice
-        expected = {name: macs for name, macs in layer_macs(net).items() if net.weight_quantizers()[name].bits < 8}
+        expected = {
+            name: macs
+            for name, macs in layer_macs(net).items()
+            if net.weight_quantizers()[name].bits < 8
+        }
         expected["conv_first"] = 2 * layer_macs(net)["conv_first"]
         layers = benchmark.executed_layers(tmp_path / "net.onnx", "openvino")
         assert sum(macs for macs, integer in layers if integer) == sum(expected.values())

@@ -10,7 +10,18 @@ SCRIPT = Path(__file__).with_name("killed.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "kills", "processes"), [("paper", 5, 1), ("best", 2, 1), ("paper", 1, 2)])
+@pytest.mark.parametrize(
+    ("recipe", "kills", "processes"), [("paper", 5, 1), ("best", 2, 1), ("paper", 1, 2)]
+)
 def test_killed_and_resumed(tmp_path, recipe, kills, processes):
-    command = [sys.executable, SCRIPT, "--out", tmp_path / "runs", "--recipe", recipe, "--kills", str(kills)]
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--out",
+        tmp_path / "runs",
+        "--recipe",
+        recipe,
+        "--kills",
+        str(kills),
+    ]
     subprocess.run([*command, "--processes", str(processes), "--seed", "1"], check=True)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 def python(code, *flags):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *flags, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout.strip()
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -35,7 +37,7 @@ def test_plugin_registers_when_basicsr_is_imported():
 
 def test_plugin_registers_when_basicsr_is_there_already():
     code = (
-        "from adabm_basicsr import compat; compat.before_import()\n"
+        "from adabm_basicsr.bridge import patches; patches.before_import()\n"
         "import sys; finders = [f for f in sys.meta_path if type(f).__name__ == '_BasicSRFinder']\n"
         "[sys.meta_path.remove(f) for f in finders]\n"
         "import basicsr; from adabm_basicsr.bridge.hook import install_hook; install_hook(); install_hook()\n"
@@ -61,7 +63,9 @@ def test_autoload_on_off_status(capsys):
     main(["autoload", "off"])
     assert not autoload_path().exists()
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split(" (")[0] for line in printed] == [f"autoload is {state}" for state in ("on", "on", "off", "off")]
+    assert [line.split(" (")[0] for line in printed] == [
+        f"autoload is {state}" for state in ("on", "on", "off", "off")
+    ]
     if was_on:
         main(["autoload", "on"])
 
@@ -94,7 +98,14 @@ def test_public_names_exist():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["data.calibration_dataset", "archs.adabm_arch", "archs.published", "models.adabm_model", "demo.run"]
+    "module",
+    [
+        "data.calibration_dataset",
+        "archs.adabm_arch",
+        "archs.published",
+        "models.adabm_model",
+        "demo.run",
+    ],
 )
 def test_every_module_can_be_imported_first(module):
     assert python(f"import adabm_basicsr.{module}; print('fine')", "-W", "ignore") == "fine"

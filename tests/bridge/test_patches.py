@@ -26,7 +26,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_used_again():
     keep, plain = (
-        int(subprocess.run([sys.executable, "-c", COUNT, mode], check=True, stdout=subprocess.PIPE).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT, mode], check=True, stdout=subprocess.PIPE
+            ).stdout
+        )
         for mode in ("keep", "plain")
     )
     assert keep < plain / 4  # pages that the system had to map anew

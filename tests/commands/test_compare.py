@@ -22,6 +22,8 @@ def test_files_and_plot(at_run, capsys, tmp_path):
     main(["compare", "results/tiny_test", "-o", str(tmp_path), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "compare.json").read_text())
-    assert "| tiny_test |" in (tmp_path / "compare.md").read_text().replace("  ", " ").replace("  ", " ")
+    assert "| tiny_test |" in (tmp_path / "compare.md").read_text().replace("  ", " ").replace(
+        "  ", " "
+    )
     assert "tiny_test" in (tmp_path / "compare.html").read_text()
     assert cv2.imread(str(tmp_path / "tradeoff.png")).std() > 5

@@ -34,7 +34,9 @@ def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
     main(["export", "-m", "net.pth", "--format", "onnx", "-o", "deep/net.onnx"])
     assert "written: deep/net.onnx" in capsys.readouterr().out
     with torch.no_grad():
-        torch.testing.assert_close(load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0
+        )
 
 
 def test_quiet_and_json(checkpoint, capsys):
@@ -42,7 +44,10 @@ def test_quiet_and_json(checkpoint, capsys):
     assert capsys.readouterr() == ("", "")
     main(["export", "-m", "net.pth", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert told["file"] == "net.safetensors" and 0 < told["bytes"] == Path("net.safetensors").stat().st_size
+    assert (
+        told["file"] == "net.safetensors"
+        and 0 < told["bytes"] == Path("net.safetensors").stat().st_size
+    )
 
 
 def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
@@ -55,7 +60,14 @@ def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
 
 BAD = {
     ("-m", "gone.pth"): "checkpoint gone.pth does not exist",
-    ("-m", "net.pth", "-o", "net.onnx", "--format", "packed"): "net.onnx must end in .safetensors with --format packed",
+    (
+        "-m",
+        "net.pth",
+        "-o",
+        "net.onnx",
+        "--format",
+        "packed",
+    ): "net.onnx must end in .safetensors with --format packed",
     ("-m", "net.pth", "-o", "net.bin"): "net.bin must end in .safetensors with --format packed",
     ("-m", "net.safetensors"): "is the model itself",
     ("-m", "net.pth", "--symmetric"): "--symmetric and --level are for --format onnx",

@@ -19,7 +19,9 @@ def test_quantized_checkpoint_and_packed_file_hold_the_same(at_run, capsys):
     checkpoint, packed = found
     assert checkpoint["rows"] == packed["rows"] and checkpoint["facts"] == packed["facts"]
     assert packed["bytes"] < checkpoint["bytes"]
-    assert [row["a_bits"] for row in checkpoint["rows"] if row["role"] in ("head", "tail")] == ["8"] * 3
+    assert [row["a_bits"] for row in checkpoint["rows"] if row["role"] in ("head", "tail")] == [
+        "8"
+    ] * 3
     assert sum(row["macs"] for row in checkpoint["rows"]) == pytest.approx(1)
 
 
@@ -30,7 +32,18 @@ def test_table_for_the_terminal(at_run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{CHECKPOINT}: quantized network, 0.0")
     assert "network EDSR, recipe paper, w_bits 4" in lines[1]
-    assert lines[3].split() == ["layer", "role", "w", "bits", "a", "bits", "lower", "upper", "weights", "MACs"]
+    assert lines[3].split() == [
+        "layer",
+        "role",
+        "w",
+        "bits",
+        "a",
+        "bits",
+        "lower",
+        "upper",
+        "weights",
+        "MACs",
+    ]
     assert len(lines) == 13
 
 
@@ -53,13 +66,22 @@ def test_onnx_file_with_our_description(at_run, tmp_path, capsys):
     out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, 4, 6, 6])
     graph = onnx.helper.make_graph(nodes, "tiny", [image], [out], [weight, scale])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    description = {"version": "0.1.0", "network": {"type": "EDSR"}, "options": {"recipe": "best", "w_bits": 4}}
+    description = {
+        "version": "0.1.0",
+        "network": {"type": "EDSR"},
+        "options": {"recipe": "best", "w_bits": 4},
+    }
     onnx.helper.set_model_props(model, {"adabm_basicsr": json.dumps(description)})
     onnx.save(model, tmp_path / "net.onnx")
     main(["inspect", str(tmp_path / "net.onnx")])
     lines = capsys.readouterr().out.splitlines()
     assert "network EDSR, recipe best, w_bits 4" in lines[1] and "opset 17" in lines[1]
-    assert len(lines) == 6 and lines[5].split() == ["conv", "Conv", *["4", "x", "3", "x", "3", "x", "3"], "int8"]
+    assert len(lines) == 6 and lines[5].split() == [
+        "conv",
+        "Conv",
+        *["4", "x", "3", "x", "3", "x", "3"],
+        "int8",
+    ]
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net.safetensors"])

@@ -12,7 +12,9 @@ from adabm_basicsr.errors import AdaBMError
 def dataset(root, **options):
     from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 
-    return CalibrationDataset({"name": "c", "dataroot_lq": str(root), "lq_size": 16, "seed": 3, **options})
+    return CalibrationDataset(
+        {"name": "c", "dataroot_lq": str(root), "lq_size": 16, "seed": 3, **options}
+    )
 
 
 def test_a_patch_depends_on_seed_epoch_and_index_alone(tmp_path):
@@ -39,7 +41,10 @@ def test_flips_and_transposition_all_occur(tmp_path):
     root = write_images(tmp_path / "lr", [(16, 16)])
     patches = {dataset(root)[epoch]["lq"].numpy().tobytes() for epoch in range(60)}
     assert len(patches) == 8
-    assert len({dataset(root, use_rot=False)[epoch]["lq"].numpy().tobytes() for epoch in range(30)}) == 2
+    assert (
+        len({dataset(root, use_rot=False)[epoch]["lq"].numpy().tobytes() for epoch in range(30)})
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,10 @@ def test_every_kind_of_image(tmp_path, name, image, channels):
 
 
 def test_sixteen_bits_equal_eight(tmp_path):
-    for folder, image in (("a", photograph(40, 40)), ("b", photograph(40, 40).astype(np.uint16) * 257)):
+    for folder, image in (
+        ("a", photograph(40, 40)),
+        ("b", photograph(40, 40).astype(np.uint16) * 257),
+    ):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "x.png"), image)
     torch.testing.assert_close(dataset(tmp_path / "a")[0]["lq"], dataset(tmp_path / "b")[0]["lq"])
@@ -145,8 +153,14 @@ def test_fixed_crops_come_back_in_every_epoch_with_their_key(tmp_path):
     fixed = dataset(root, fixed_crops=True, dataset_enlarge_ratio=2)
     for key in (0, 5):
         later = fixed[key + 8 * 3]
-        assert torch.equal(fixed[key]["lq"], later["lq"]) and fixed[key]["patch_key"] == later["patch_key"] == key
+        assert (
+            torch.equal(fixed[key]["lq"], later["lq"])
+            and fixed[key]["patch_key"] == later["patch_key"] == key
+        )
     assert not torch.equal(fixed[0]["lq"], fixed[4]["lq"])  # another patch of the same image
-    assert "patch_key" not in dataset(root)[0] and "patch_key" not in dataset(root, fixed_crops=None)[0]
+    assert (
+        "patch_key" not in dataset(root)[0]
+        and "patch_key" not in dataset(root, fixed_crops=None)[0]
+    )
     with pytest.raises(AdaBMError, match="fixed_crops: 'yes' is not true or false"):
         dataset(root, fixed_crops="yes")

@@ -10,7 +10,14 @@ from image_files import KINDS, LOSSY, PICTURE, PIXELS, REFUSED, TRANSPARENT, enc
 
 from adabm_basicsr import AdaBMError
 from adabm_basicsr.data.headers import MAX_PIXELS, check_max_pixels
-from adabm_basicsr.data.images import decode_image, decode_pixels, list_images, read_image, read_pixels, to_unit_range
+from adabm_basicsr.data.images import (
+    decode_image,
+    decode_pixels,
+    list_images,
+    read_image,
+    read_pixels,
+    to_unit_range,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,7 +45,9 @@ def test_alpha_is_kept_where_it_is_asked_for(tmp_path):
 
 def test_the_content_counts_not_the_name(tmp_path):
     (tmp_path / "photo.png").write_bytes(LOSSY["RGB JPEG"][0])
-    assert np.array_equal(read_image(tmp_path / "photo.png"), decode_image(LOSSY["RGB JPEG"][0], "x"))
+    assert np.array_equal(
+        read_image(tmp_path / "photo.png"), decode_image(LOSSY["RGB JPEG"][0], "x")
+    )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -55,7 +64,9 @@ def test_a_limit_may_be_raised_or_lowered():
         decode_image(content, "x", max_pixels=559)
     assert check_max_pixels("max_pixels", None) == MAX_PIXELS
     for wrong in (0, 2**30 + 1, True, "many", 1.5):
-        with pytest.raises(AdaBMError, match=r"max_pixels: .* is out of range; valid: 1 to 1073741824"):
+        with pytest.raises(
+            AdaBMError, match=r"max_pixels: .* is out of range; valid: 1 to 1073741824"
+        ):
             check_max_pixels("max_pixels", wrong)
 
 
@@ -96,12 +107,16 @@ def changed(content, changes, length):
 CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
 
 
-@given(st.sampled_from([*KINDS, *LOSSY]), CHANGES, st.sampled_from([1.0, 1.0, 0.999, 0.9, 0.5, 0.1]))
+@given(
+    st.sampled_from([*KINDS, *LOSSY]), CHANGES, st.sampled_from([1.0, 1.0, 0.999, 0.9, 0.5, 0.1])
+)
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_file_gives_an_image_or_says_so(kind, changes, length):
     content, _ = {**KINDS, **LOSSY}[kind]
     try:
-        image = to_unit_range(decode_image(changed(content, changes, length), "x", max_pixels=10**6))
+        image = to_unit_range(
+            decode_image(changed(content, changes, length), "x", max_pixels=10**6)
+        )
     except AdaBMError as error:
         assert str(error).startswith("image x ")
     else:

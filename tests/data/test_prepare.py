@@ -22,7 +22,14 @@ def test_equals_the_bicubic_images_of_set5(shared, scale):
 
 def test_command_writes_a_folder(tmp_path, capsys):
     write_images(tmp_path / "hr", [(41, 50), (32, 32)])
-    flags = ["--hr", str(tmp_path / "hr"), "--out", str(tmp_path / "lr"), "--mod", str(tmp_path / "mod")]
+    flags = [
+        "--hr",
+        str(tmp_path / "hr"),
+        "--out",
+        str(tmp_path / "lr"),
+        "--mod",
+        str(tmp_path / "mod"),
+    ]
     main(["prepare", "--scale", "4", *flags])
     assert cv2.imread(str(tmp_path / "mod" / "img_000.png")).shape == (40, 48, 3)
     assert cv2.imread(str(tmp_path / "lr" / "img_000.png")).shape == (10, 12, 3)
@@ -48,7 +55,10 @@ def test_one_folder_for_both_is_refused(tmp_path):
             "would both become img_000.png",
         ),
         (lambda hr: (hr / "x.png").write_bytes(b"no"), "x.png is broken"),
-        (lambda hr: cv2.imwrite(str(hr / "y.png"), np.zeros((2, 9, 3), np.uint8)), "is smaller than the scale 4"),
+        (
+            lambda hr: cv2.imwrite(str(hr / "y.png"), np.zeros((2, 9, 3), np.uint8)),
+            "is smaller than the scale 4",
+        ),
         (lambda hr: [path.unlink() for path in hr.iterdir()], "holds no images"),
     ],
 )
@@ -64,13 +74,26 @@ def test_what_cannot_be_prepared_is_named(tmp_path, spoil, message):
 def test_names_that_make_no_key_of_an_lmdb(tmp_path, name):
     hr = write_images(tmp_path / "hr", [(32, 32)])
     (hr / "img_000.png").rename(hr / name)
-    with pytest.raises(AdaBMError, match=f"{name} makes no key of an LMDB; name it in ASCII, with one dot"):
+    with pytest.raises(
+        AdaBMError, match=f"{name} makes no key of an LMDB; name it in ASCII, with one dot"
+    ):
         prepare(hr, 4, tmp_path / "lr.lmdb")
 
 
 def test_larger_images_than_allowed(tmp_path, capsys):
     write_images(tmp_path / "hr", [(32, 32)])
     with pytest.raises(SystemExit):
-        flags = ["--hr", str(tmp_path / "hr"), "--scale", "2", "--out", str(tmp_path / "lr"), "--max-pixels", "1000"]
+        flags = [
+            "--hr",
+            str(tmp_path / "hr"),
+            "--scale",
+            "2",
+            "--out",
+            str(tmp_path / "lr"),
+            "--max-pixels",
+            "1000",
+        ]
         main(["prepare", *flags])
-    assert "img_000.png has 32x32 pixels, more than max_pixels 1000 allows" in capsys.readouterr().err
+    assert (
+        "img_000.png has 32x32 pixels, more than max_pixels 1000 allows" in capsys.readouterr().err
+    )

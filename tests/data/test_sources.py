@@ -35,7 +35,9 @@ def test_names_are_the_first_words_and_keys_end_at_a_dot(listed):
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../a.png", "..", "a\0.png"])
 def test_names_that_lead_out_are_refused(listed, name):
-    with pytest.raises(AdaBMError, match=r"meta info file .*meta\.txt: .* lies outside the data root root"):
+    with pytest.raises(
+        AdaBMError, match=r"meta info file .*meta\.txt: .* lies outside the data root root"
+    ):
         listed(name.encode())
 
 
@@ -54,7 +56,9 @@ def test_lists_that_are_none(listed, content, text):
 
 def test_lmdb_gives_its_images(images):
     with open_lmdb(images) as read:
-        assert all(read(key).startswith(b"\x89PNG") for key in read_keys(images / "meta_info.txt", images))
+        assert all(
+            read(key).startswith(b"\x89PNG") for key in read_keys(images / "meta_info.txt", images)
+        )
 
 
 @pytest.mark.parametrize("key", ["", "gone", "é", "a" * 600])
@@ -66,10 +70,16 @@ def test_lmdb_without_an_image_of_the_list(images, key):
 @pytest.mark.parametrize("size", [0, 100, 4096, 8192, 20_000])
 def test_lmdb_that_is_cut_off(images, size):
     os.truncate(images / "data.mdb", size)
-    with pytest.raises(AdaBMError, match=r"LMDB .*lr\.lmdb (cannot be read|is cut off)"), open_lmdb(images):
+    with (
+        pytest.raises(AdaBMError, match=r"LMDB .*lr\.lmdb (cannot be read|is cut off)"),
+        open_lmdb(images),
+    ):
         pass
 
 
 def test_no_lmdb(tmp_path):
-    with pytest.raises(AdaBMError, match=r"LMDB .* does not exist, or has no data\.mdb"), open_lmdb(tmp_path):
+    with (
+        pytest.raises(AdaBMError, match=r"LMDB .* does not exist, or has no data\.mdb"),
+        open_lmdb(tmp_path),
+    ):
         pass

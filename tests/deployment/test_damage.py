@@ -12,14 +12,23 @@ from conftest import TINY_EDSR
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr import AdaBMError, calibrate, load_network, save_checkpoint, save_onnx, save_packed
+from adabm_basicsr import (
+    AdaBMError,
+    calibrate,
+    load_network,
+    save_checkpoint,
+    save_onnx,
+    save_packed,
+)
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.quantization.checkpoint import load_tensors, read_checkpoint
 
 IMAGES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 WRITERS = {".pth": save_checkpoint, ".safetensors": save_packed, ".onnx": save_onnx}
 NO_CHECKPOINT = r"cannot be read \(corrupt, or no PyTorch checkpoint\)"
-DAMAGES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DAMAGES = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,10 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     for suffix, write in WRITERS.items():
         write(net, folder / f"net{suffix}")
-    return {suffix: ((folder / f"net{suffix}").read_bytes(), outcome(folder / f"net{suffix}")) for suffix in WRITERS}
+    return {
+        suffix: ((folder / f"net{suffix}").read_bytes(), outcome(folder / f"net{suffix}"))
+        for suffix in WRITERS
+    }
 
 
 def outcome(path):
@@ -133,18 +145,25 @@ def test_modules_that_a_file_names_are_not_imported(whole, tmp_path, monkeypatch
     description = {**json.loads(content["adabm_basicsr"]), "custom_imports": ["evil_module"]}
     description["network"]["type"] = "Unknown"
     torch.save({**content, "adabm_basicsr": json.dumps(description)}, tmp_path / "net.pth")
-    with pytest.raises(AdaBMError, match=r"registered by evil_module: name what you trust as custom_imports"):
+    with pytest.raises(
+        AdaBMError, match=r"registered by evil_module: name what you trust as custom_imports"
+    ):
         load_network(tmp_path / "net.pth")
     assert not (tmp_path / "hacked").exists() and "evil_module" not in sys.modules
 
 
 def test_a_compressed_checkpoint_is_refused(tmp_path):
     torch.save({"params": {"a": torch.zeros(10**6)}}, tmp_path / "plain.pth")
-    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "net.pth", "w", 8) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "net.pth", "w", 8) as packed,
+    ):
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "net.pth").stat().st_size < 10_000
-    with pytest.raises(AdaBMError, match=r"it is compressed, as torch\.save never does, and may fill the memory"):
+    with pytest.raises(
+        AdaBMError, match=r"it is compressed, as torch\.save never does, and may fill the memory"
+    ):
         load_tensors(tmp_path / "net.pth")
 
 
@@ -154,7 +173,9 @@ def test_a_weight_that_says_to_be_larger_than_its_file(tmp_path):
         read_checkpoint(tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize("content", [3, "text", [], {}, {"params": 3}, {"params": {}}, {"params": {"a": "x"}}])
+@pytest.mark.parametrize(
+    "content", [3, "text", [], {}, {"params": 3}, {"params": {}}, {"params": {"a": "x"}}]
+)
 def test_checkpoints_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(AdaBMError, match="holds no weights"):

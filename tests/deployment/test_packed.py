@@ -58,7 +58,11 @@ def packed(content, tmp_path):
     return path
 
 
-@given(st.integers(2, 8).flatmap(lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1)))))
+@given(
+    st.integers(2, 8).flatmap(
+        lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1)))
+    )
+)
 def test_bits_come_back(case):
     bits, values = case
     levels = torch.tensor(values, dtype=torch.uint8)
@@ -100,7 +104,8 @@ def test_parameters_that_a_quantized_layer_shares_with_another(tiny, excluded, r
             return self.second(self.first(self.network(x)))
 
     net, again = (
-        quantize(Tied(), IMAGES[:1], recipe=recipe, fully_quantized=True, exclude=(excluded,)) for _ in range(2)
+        quantize(Tied(), IMAGES[:1], recipe=recipe, fully_quantized=True, exclude=(excluded,))
+        for _ in range(2)
     )
     calibrate(net, [IMAGES])
     unpack(again, *pack(net))
@@ -114,7 +119,9 @@ def test_a_packed_network_packs_to_the_same_file(packed, content):
 
 
 def test_ingredients_that_were_switched_come_back(tmp_path):
-    net = quantized(ingredients={"image_bits": [-2, 1], "phases": ["distillation"], "lr_decay": 0.5}, a_bits=5)
+    net = quantized(
+        ingredients={"image_bits": [-2, 1], "phases": ["distillation"], "lr_decay": 0.5}, a_bits=5
+    )
     save_packed(net, tmp_path / "net.safetensors")
     again = load_packed(tmp_path / "net.safetensors")
     assert again.config.preset.image_bits == (-2, 1) and again.config.preset.lr_decay == 0.5

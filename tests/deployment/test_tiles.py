@@ -24,12 +24,20 @@ class Blur(nn.Module):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(0, 13), st.integers(1, 4))
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 40),
+    st.integers(0, 13),
+    st.integers(1, 4),
+)
 def test_tiles_cover_any_image_once_and_add_up(height, width, tile, overlap, batch):
     if 3 * overlap > tile:
         overlap = tile // 3
     image = torch.rand(1, 2, height, width, dtype=torch.double)
-    torch.testing.assert_close(upscale_tiles(enlarge, image, tile, overlap, batch), enlarge(image), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        upscale_tiles(enlarge, image, tile, overlap, batch), enlarge(image), atol=1e-6, rtol=0
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,7 +50,9 @@ def test_tiles_differ_from_the_whole_near_their_borders_alone(height, width, til
         {block.left for block in finished_blocks(Blur(), image, tile, overlap)},
     ]
     near = [
-        torch.tensor([any(abs(at - start) <= 2 * reach for start in of_axis - {0}) for at in range(size)])
+        torch.tensor(
+            [any(abs(at - start) <= 2 * reach for start in of_axis - {0}) for at in range(size)]
+        )
         for of_axis, size in zip(starts, whole.shape[2:])
     ]
     away = ~(near[0][:, None] | near[1][None])
@@ -51,7 +61,10 @@ def test_tiles_differ_from_the_whole_near_their_borders_alone(height, width, til
 
 def test_more_overlap_brings_tiles_nearer_to_the_whole():
     image = torch.rand(1, 1, 64, 64)
-    errors = [(upscale_tiles(Blur(), image, 32, overlap) - Blur()(image)).abs().mean() for overlap in (0, 4, 8)]
+    errors = [
+        (upscale_tiles(Blur(), image, 32, overlap) - Blur()(image)).abs().mean()
+        for overlap in (0, 4, 8)
+    ]
     assert errors[0] > errors[1] > errors[2] > 0
 
 
@@ -78,5 +91,7 @@ def test_mistakes_are_told(tile, overlap, told):
 
 
 def test_a_network_without_a_whole_scale_is_refused():
-    with pytest.raises(AdaBMError, match="8 pixels become 12; only whole scales can be put together"):
+    with pytest.raises(
+        AdaBMError, match="8 pixels become 12; only whole scales can be put together"
+    ):
         upscale_tiles(lambda x: F.interpolate(x, scale_factor=1.5), torch.rand(1, 1, 8, 8), 16, 4)

@@ -10,7 +10,14 @@ import pytest
 import torch
 from conftest import TINY_EDSR, photograph
 
-from adabm_basicsr import AdaBMError, calibrate, load_network, save_checkpoint, save_onnx, save_packed
+from adabm_basicsr import (
+    AdaBMError,
+    calibrate,
+    load_network,
+    save_checkpoint,
+    save_onnx,
+    save_packed,
+)
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
 from adabm_basicsr.deployment.upscale import plan_outputs, upscale_pixels
@@ -24,7 +31,12 @@ def models(tmp_path_factory):
     """A folder with one network in every format."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    lr = torch.from_numpy(np.stack([photograph(24, 24, seed) for seed in range(8)])).permute(0, 3, 1, 2) / 255
+    lr = (
+        torch.from_numpy(np.stack([photograph(24, 24, seed) for seed in range(8)])).permute(
+            0, 3, 1, 2
+        )
+        / 255
+    )
     net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR), fully_quantized=True), [lr])
     save_checkpoint(net, folder / "net.pth")
     save_packed(net, folder / "net.safetensors")
@@ -53,7 +65,10 @@ def test_every_format_upscales_as_the_network_does(models, folder, model, capsys
     upscale(models, "-i", "in", "--device", "cpu", model=model)
     lr = torch.from_numpy(IMAGE[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        expected = load_network(models / "net.pth")(lr)[0].permute(1, 2, 0).flip(2).clamp(0, 1).numpy() * 255
+        expected = (
+            load_network(models / "net.pth")(lr)[0].permute(1, 2, 0).flip(2).clamp(0, 1).numpy()
+            * 255
+        )
     assert written("a.png").shape == (40, 52, 3)
     assert np.abs(written("a.png") - expected).mean() < (0.51 if model != "net.onnx" else 1.0)
     assert "images upscaled: 1, 0.0 megapixels" in capsys.readouterr().out
@@ -62,11 +77,20 @@ def test_every_format_upscales_as_the_network_does(models, folder, model, capsys
 def test_kinds_of_images_are_kept(models, folder):
     alpha = np.dstack([IMAGE, photograph(20, 26, 5)[..., 0]])
     deep = IMAGE.astype(np.uint16) * 257
-    for name, image in {"a.jpg": IMAGE, "b.webp": alpha, "c.png": deep, "d.png": IMAGE[..., 0], "e.png": alpha}.items():
+    for name, image in {
+        "a.jpg": IMAGE,
+        "b.webp": alpha,
+        "c.png": deep,
+        "d.png": IMAGE[..., 0],
+        "e.png": alpha,
+    }.items():
         cv2.imwrite(f"in/{name}", image)
     cv2.imwrite("in/f.png", np.dstack([alpha.astype(np.uint16) * 257]))
     upscale(models, "-i", "in")
-    kinds = {name: (written(name).shape[2:], written(name).dtype) for name in ("a.jpg", "b.webp", "c.png", "d.png")}
+    kinds = {
+        name: (written(name).shape[2:], written(name).dtype)
+        for name in ("a.jpg", "b.webp", "c.png", "d.png")
+    }
     assert kinds == {
         "a.jpg": ((3,), np.uint8), "b.webp": ((4,), np.uint8), "c.png": ((3,), np.uint16), "d.png": ((), np.uint8)
     }  # fmt: skip
@@ -104,7 +128,11 @@ def test_what_exists_is_left_alone(models, folder, capsys):
 
 
 def test_a_broken_image_doesnt_stop_the_rest(models, folder, capsys):
-    for name, content in {"b.png": b"", "c.jpg": b"no image", "d.png": cv2.imencode(".png", IMAGE)[1][:200]}.items():
+    for name, content in {
+        "b.png": b"",
+        "c.jpg": b"no image",
+        "d.png": cv2.imencode(".png", IMAGE)[1][:200],
+    }.items():
         (folder / "in" / name).write_bytes(bytes(content))
     for name in ("a.png", "z.png"):
         cv2.imwrite(f"in/{name}", IMAGE)
@@ -113,7 +141,11 @@ def test_a_broken_image_doesnt_stop_the_rest(models, folder, capsys):
     assert stopped.value.code == 2
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "z.png"]
     told = capsys.readouterr()
-    assert "3 of 5 images failed" in told.err and "in/b.png is broken" in told.err and "c.jpg" in told.err
+    assert (
+        "3 of 5 images failed" in told.err
+        and "in/b.png is broken" in told.err
+        and "c.jpg" in told.err
+    )
     assert "images upscaled: 2" in told.out
 
 
@@ -123,7 +155,12 @@ def test_quiet_and_json(models, folder, capsys):
     assert capsys.readouterr() == ("", "")
     upscale(models, "-i", "in", "--json", "--overwrite")
     told = json.loads(capsys.readouterr().out)
-    assert (told["upscaled"], told["existed"], told["failed"], told["pixels"]) == (1, 0, {}, 40 * 52)
+    assert (told["upscaled"], told["existed"], told["failed"], told["pixels"]) == (
+        1,
+        0,
+        {},
+        40 * 52,
+    )
 
 
 def test_processes_share_the_images(models, folder, monkeypatch):
@@ -152,9 +189,20 @@ def test_mistakes_are_told(models, folder, capsys):
         ("-i", "in", "--ext", "gif"): "--ext: 'gif' is no image format; valid: bmp",
         ("-i", "in", "--ext", "png"): "would both become out/a.png",
         ("-i", "in", "-o", "one.png"): "one.png is one file, but 2 images are put in",
-        ("-i", "in", "-o", "notes.txt"): "--out: notes.txt is a file, and none of an image; name a folder",
+        (
+            "-i",
+            "in",
+            "-o",
+            "notes.txt",
+        ): "--out: notes.txt is a file, and none of an image; name a folder",
         ("-i", "in", "-o", "in"): "in/a.jpg would be overwritten, but is put in itself",
-        ("-i", "in/a.png", "-o", "in/a.png", "--overwrite"): "in/a.png would be overwritten, but is put in itself",
+        (
+            "-i",
+            "in/a.png",
+            "-o",
+            "in/a.png",
+            "--overwrite",
+        ): "in/a.png would be overwritten, but is put in itself",
         ("-i", "in/a.png", "-o", "in/../in/a.png"): "would be overwritten, but is put in itself",
         ("-i", "in", "--tile", "8"): "tile_overlap: 16 is more than a third of the tile, 8",
         ("-i", "in", "--batch", "0"): "--batch: 0 is not a positive whole number",
@@ -188,7 +236,10 @@ def test_outputs_of_several_inputs(folder):
     cv2.imwrite("in/a.png", IMAGE)
     cv2.imwrite("more/b.png", IMAGE)
     jobs = plan_outputs(["in", "more/*"], folder / "out")
-    assert [(str(source), target.name) for source, target in jobs] == [("in/a.png", "a.png"), ("more/b.png", "b.png")]
+    assert [(str(source), target.name) for source, target in jobs] == [
+        ("in/a.png", "a.png"),
+        ("more/b.png", "b.png"),
+    ]
 
 
 PEAK = """
@@ -205,8 +256,23 @@ def test_memory_doesnt_grow_with_the_image(models, folder):
     beyond = {}
     for height, width in ((270, 480), (1080, 1920)):
         cv2.imwrite("in/a.png", np.zeros((height, width, 3), np.uint8))
-        argv = ["upscale", "-m", str(models / "net.pth"), "-i", "in", "-o", "out", "--overwrite", "--device", "cpu"]
-        run = subprocess.run([sys.executable, "-c", PEAK, *argv], capture_output=True, text=True, check=True)
+        argv = [
+            "upscale",
+            "-m",
+            str(models / "net.pth"),
+            "-i",
+            "in",
+            "-o",
+            "out",
+            "--overwrite",
+            "--device",
+            "cpu",
+        ]
+        run = subprocess.run(
+            [sys.executable, "-c", PEAK, *argv], capture_output=True, text=True, check=True
+        )
         pixels = height * width * 3
-        beyond[height] = json.loads(run.stdout.splitlines()[-1]) - pixels * (1 + 4 + 4) - 2 * 4 * pixels
+        beyond[height] = (
+            json.loads(run.stdout.splitlines()[-1]) - pixels * (1 + 4 + 4) - 2 * 4 * pixels
+        )
     assert beyond[1080] - beyond[270] < 60e6

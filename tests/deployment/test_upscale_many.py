@@ -24,7 +24,15 @@ try:
 finally:
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-SUFFIXES = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif", "BMP": "bmp", "WebP": "webp", "PPM": "ppm", "PBM": "pgm"}
+SUFFIXES = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "WebP": "webp",
+    "PPM": "ppm",
+    "PBM": "pgm",
+}
 
 
 def suffix_of(kind):
@@ -37,7 +45,9 @@ def write_all(folder):
     random, names = np.random.default_rng(0), ([], [])
     for index in range(COUNT):
         broken = index % EVERY == EVERY - 1
-        kind, (content, _) = (bad if broken else good)[index // (EVERY if broken else 1) % len(bad if broken else good)]
+        kind, (content, _) = (bad if broken else good)[
+            index // (EVERY if broken else 1) % len(bad if broken else good)
+        ]
         name = f"{index:04d}.{suffix_of(kind)}"
         if not broken and index % 3 == 0:  # larger than what those files hold
             pixels = random.integers(0, 256, (*random.integers(30, 90, 2), 3), dtype=np.uint8)
@@ -48,7 +58,19 @@ def write_all(folder):
 
 
 def upscale(model, sources, out):
-    argv = ["upscale", "-m", str(model), "-i", *map(str, sources), "-o", str(out), "--tile", "64", "--device", "cpu"]
+    argv = [
+        "upscale",
+        "-m",
+        str(model),
+        "-i",
+        *map(str, sources),
+        "-o",
+        str(out),
+        "--tile",
+        "64",
+        "--device",
+        "cpu",
+    ]
     run = subprocess.run([sys.executable, "-c", PEAK, *argv], capture_output=True, text=True)
     return run, int(run.stdout.split("peak ")[1])
 
@@ -56,7 +78,9 @@ def upscale(model, sources, out):
 @pytest.mark.slow
 def test_a_thousand_images_of_which_fifty_are_broken(tmp_path):
     torch.manual_seed(0)
-    net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR), recipe="static"), [torch.rand(4, 3, 24, 24)])
+    net = calibrate(
+        AdaBMNetwork(network=dict(TINY_EDSR), recipe="static"), [torch.rand(4, 3, 24, 24)]
+    )
     save_packed(net, tmp_path / "net.safetensors")
     (tmp_path / "in").mkdir()
     good, bad = write_all(tmp_path / "in")
@@ -67,7 +91,9 @@ def test_a_thousand_images_of_which_fifty_are_broken(tmp_path):
     assert all(f"image {tmp_path / 'in' / name} " in run.stderr for name in bad)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == good
     for name in good:
-        before, after = (decode_pixels((tmp_path / part / name).read_bytes(), name) for part in ("in", "out"))
+        before, after = (
+            decode_pixels((tmp_path / part / name).read_bytes(), name) for part in ("in", "out")
+        )
         assert [2 * side for side in before.shape[:2]] == list(after.shape[:2])
 
     quarter = [tmp_path / "in" / name for name in good[:250]]

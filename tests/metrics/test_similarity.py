@@ -46,13 +46,18 @@ def test_self_psnr_of_a_run_is_that_of_the_python_api(workspace):
     from adabm_basicsr.quantization.calibration.budget import self_psnr
 
     workspace.train()
-    metrics = {"self": {"type": "calculate_self_psnr"}, **workspace.test_options()["val"]["metrics"]}
+    metrics = {
+        "self": {"type": "calculate_self_psnr"},
+        **workspace.test_options()["val"]["metrics"],
+    }
     workspace.test(val__metrics=metrics)
     found = json.loads(Path("results/tiny_test/metrics.json").read_text())["Val"]
     net = load_network("experiments/tiny/models/net_g_latest.pth")
     images = [read_image(path) for path in sorted(Path("val/lq").iterdir())]
     images = [torch.from_numpy(to_unit_range(image)).permute(2, 0, 1)[None] for image in images]
-    assert found["self"] == pytest.approx(np.mean([self_psnr(net, image) for image in images]), abs=1e-3)
+    assert found["self"] == pytest.approx(
+        np.mean([self_psnr(net, image) for image in images]), abs=1e-3
+    )
     assert 3 <= found["fab"] <= 5  # the full-precision pass isn't counted
 
 
@@ -62,7 +67,9 @@ def test_lpips_loads_its_weights_and_tells_images_apart(tmp_path, monkeypatch):
 
     torch.manual_seed(0)
     (tmp_path / "checkpoints").mkdir()
-    torch.save(squeezenet1_1().state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    torch.save(
+        squeezenet1_1().state_dict(), tmp_path / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    )
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     options = {"type": "calculate_lpips", "crop_border": 2, "net": "squeeze"}
     image = photograph(70, 80)
@@ -74,5 +81,13 @@ def test_lpips_loads_its_weights_and_tells_images_apart(tmp_path, monkeypatch):
 
 
 def test_unknown_network_of_lpips():
-    with pytest.raises(AdaBMError, match="calculate_lpips: net: 'resnet' is unknown; valid: alex, vgg, squeeze"):
-        judged(photograph(70, 80), photograph(70, 80), type="calculate_lpips", crop_border=0, net="resnet")
+    with pytest.raises(
+        AdaBMError, match="calculate_lpips: net: 'resnet' is unknown; valid: alex, vgg, squeeze"
+    ):
+        judged(
+            photograph(70, 80),
+            photograph(70, 80),
+            type="calculate_lpips",
+            crop_border=0,
+            net="resnet",
+        )

@@ -29,7 +29,10 @@ def logged(text, metric):
 
 
 def with_validation(workspace):
-    return {**workspace.train_options()["datasets"], "val": dict(workspace.test_options()["datasets"]["test"])}
+    return {
+        **workspace.train_options()["datasets"],
+        "val": dict(workspace.test_options()["datasets"]["test"]),
+    }
 
 
 def state(path):
@@ -42,21 +45,29 @@ def assert_same_state(path, other):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("fixed", "computed"), [(None, 5 + 12), (False, 5 + 28)])  # five to begin with
+@pytest.mark.parametrize(
+    ("fixed", "computed"), [(None, 5 + 12), (False, 5 + 28)]
+)  # five to begin with
 def test_full_precision_of_fixed_crops_is_computed_once(workspace, monkeypatch, fixed, computed):
     images = []
     original = Teacher._compute
     monkeypatch.setattr(
-        Teacher, "_compute", lambda self, x, forward: images.append(len(x)) or original(self, x, forward)
+        Teacher,
+        "_compute",
+        lambda self, x, forward: images.append(len(x)) or original(self, x, forward),
     )
     datasets = workspace.train_options()["datasets"]
     datasets["train"]["fixed_crops"] = fixed  # None: the recipe's own
     workspace.train(datasets=datasets, network_g={**workspace.network_options(), "recipe": "best"})
-    assert sum(images) == computed  # three epochs of eight patches, and four that losses are measured on
+    assert (
+        sum(images) == computed
+    )  # three epochs of eight patches, and four that losses are measured on
 
 
 def test_train_then_test(workspace):
-    workspace.train(datasets=with_validation(workspace), val={**workspace.test_options()["val"], "val_freq": 6})
+    workspace.train(
+        datasets=with_validation(workspace), val={**workspace.test_options()["val"], "val_freq": 6}
+    )
     log = read_log("experiments/tiny")
     assert "Calibrated on 8 images" in log
     assert "conv_after_body  trunk end" in log
@@ -82,7 +93,9 @@ def test_validation_in_tiles(workspace):
     for tile in (None, 64, 12):
         val = workspace.test_options()["val"]
         name = f"tiles_{tile}"
-        workspace.test(name=name, val={**val, "tile": tile, **({"tile_overlap": 4} if tile else {})})
+        workspace.test(
+            name=name, val={**val, "tile": tile, **({"tile_overlap": 4} if tile else {})}
+        )
         measured[tile] = json.loads(Path(f"results/{name}/metrics.json").read_text())["Val"]
     assert measured[64] == pytest.approx(measured[None])
     assert 0 < abs(measured[12]["psnr"] - measured[None]["psnr"]) < 1
@@ -99,22 +112,31 @@ def test_static_recipe_needs_no_iterations(workspace):
 def test_same_seed_same_checkpoint_other_seed_another(workspace):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         workspace.train(name=name, manual_seed=seed)
-    assert_same_state("experiments/a/models/net_g_latest.pth", "experiments/b/models/net_g_latest.pth")
+    assert_same_state(
+        "experiments/a/models/net_g_latest.pth", "experiments/b/models/net_g_latest.pth"
+    )
     with pytest.raises(AssertionError):
-        assert_same_state("experiments/a/models/net_g_latest.pth", "experiments/c/models/net_g_latest.pth")
+        assert_same_state(
+            "experiments/a/models/net_g_latest.pth", "experiments/c/models/net_g_latest.pth"
+        )
 
 
 @pytest.mark.parametrize("saved_at", [3, 4, 6])  # in the middle of an epoch and at its end
 def test_resumed_run_ends_where_an_uninterrupted_one_does(workspace, saved_at):
     workspace.train(name="whole", logger__save_checkpoint_freq=saved_at)
     shutil.copytree("experiments/whole", "experiments/cut")
-    for path in [*Path("experiments/cut/training_states").iterdir(), *Path("experiments/cut/models").iterdir()]:
+    for path in [
+        *Path("experiments/cut/training_states").iterdir(),
+        *Path("experiments/cut/models").iterdir(),
+    ]:
         if path.stem not in (str(saved_at), f"net_g_{saved_at}"):
             path.unlink()
     workspace.train("--auto_resume", name="cut", logger__save_checkpoint_freq=saved_at)
     assert f"iter: {saved_at}." in read_log("experiments/cut")
     assert "Calibrated" not in read_log("experiments/cut")
-    assert_same_state("experiments/whole/models/net_g_latest.pth", "experiments/cut/models/net_g_latest.pth")
+    assert_same_state(
+        "experiments/whole/models/net_g_latest.pth", "experiments/cut/models/net_g_latest.pth"
+    )
 
 
 def test_all_iterations_are_made_where_batches_do_not_come_out_even(workspace):
@@ -143,11 +165,22 @@ def test_several_rounds_of_patches(workspace):
 def test_validation_without_ground_truth(workspace):
     workspace.train()
     datasets = {
-        "test": {"name": "Wild", "type": "SingleImageDataset", "dataroot_lq": "val/lq", "io_backend": {"type": "disk"}}
+        "test": {
+            "name": "Wild",
+            "type": "SingleImageDataset",
+            "dataroot_lq": "val/lq",
+            "io_backend": {"type": "disk"},
+        }
     }
-    workspace.test(datasets=datasets, val={**workspace.test_options()["val"], "save_img": True})  # metrics are left out
+    workspace.test(
+        datasets=datasets, val={**workspace.test_options()["val"], "save_img": True}
+    )  # metrics are left out
     assert 3 <= logged(read_log("results/tiny_test"), "fab")[0] <= 5
-    assert cv2.imread("results/tiny_test/visualization/Wild/img_000_tiny_test.png").shape == (48, 64, 3)
+    assert cv2.imread("results/tiny_test/visualization/Wild/img_000_tiny_test.png").shape == (
+        48,
+        64,
+        3,
+    )
 
 
 def test_quantized_checkpoint_continues_without_calibration(workspace):
@@ -159,7 +192,14 @@ def test_quantized_checkpoint_continues_without_calibration(workspace):
 def test_grey_network(workspace):
     from basicsr.archs import build_network
 
-    network = {"type": "SRVGGNetCompact", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 8, "num_conv": 3, "upscale": 2}
+    network = {
+        "type": "SRVGGNetCompact",
+        "num_in_ch": 1,
+        "num_out_ch": 1,
+        "num_feat": 8,
+        "num_conv": 3,
+        "upscale": 2,
+    }
     torch.save({"params": build_network(dict(network)).state_dict()}, "tiny.pth")
     workspace.train(network_g__network=network, datasets__train__channels=1)
     assert "Calibrated on 8 images" in read_log("experiments/tiny")
@@ -179,7 +219,9 @@ def test_tensorboard_scalars(workspace):
     assert {"losses/l_pix", "losses/l_feat", "losses/l_bit", "fab", "phase"} <= set(tags)
     assert {"metrics/Val/psnr", "metrics/Val/fab", "bits/body.0.conv1"} <= set(tags)
     sets = {"Val", "Calibration"}  # the latter is all that a run without validation has
-    assert {"bits of layers", *(f"bits of images/{name}" for name in sets)} == set(events.Tags()["histograms"])
+    assert {"bits of layers", *(f"bits of images/{name}" for name in sets)} == set(
+        events.Tags()["histograms"]
+    )
     assert {"bits of layers", *(f"bit map/{name}" for name in sets)} == set(events.Tags()["images"])
     assert [event.step for event in events.Scalars("bits/body.0.conv1")] == [0, 4, 8, 12]
     assert events.Histograms("bits of layers")[-1].histogram_value.num == 8
@@ -231,7 +273,9 @@ def python_api_psnr(workspace, tiny):
         lq = img2tensor(cv2.imread(f"val/lq/{name}").astype(np.float32) / 255)[None]
         with torch.no_grad():
             sr = tensor2img(net(lq))
-        values.append(calculate_psnr(sr, cv2.imread(f"val/gt/{name}"), crop_border=2, test_y_channel=True))
+        values.append(
+            calculate_psnr(sr, cv2.imread(f"val/gt/{name}"), crop_border=2, test_y_channel=True)
+        )
     return np.mean(values)
 
 
@@ -249,7 +293,9 @@ def autoload():
 
 def run_module(module, options, *flags):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSTARTUP"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+    )
     command = [sys.executable, "-W", "ignore", "-m", module, "-opt", str(options), *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -265,7 +311,12 @@ def test_same_psnr_by_every_way(workspace, tiny, autoload):
     by_srmodel = logged(read_log("results/by_srmodel"), "psnr")[0]
     run_module("basicsr.test", workspace.write(workspace.test_options(name="by_basicsr")))
     by_basicsr = logged(read_log("results/by_basicsr"), "psnr")[0]
-    assert ours == by_srmodel == by_basicsr == pytest.approx(python_api_psnr(workspace, tiny), abs=1e-4)
+    assert (
+        ours
+        == by_srmodel
+        == by_basicsr
+        == pytest.approx(python_api_psnr(workspace, tiny), abs=1e-4)
+    )
 
 
 def test_basicsr_trains_and_resumes_with_autoload(workspace, autoload):
@@ -286,7 +337,10 @@ def test_own_training_script(workspace):
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run(
-        [sys.executable, str(script), "-opt", str(options)], check=True, capture_output=True, env=environment
+        [sys.executable, str(script), "-opt", str(options)],
+        check=True,
+        capture_output=True,
+        env=environment,
     )
     assert (workspace.root / CHECKPOINT).is_file()
 

@@ -27,8 +27,13 @@ KILLED, FAILED = -9, 2
 
 
 def same(experiment, other):
-    first, second = read_state(f"experiments/{experiment}/{LATEST}"), read_state(f"experiments/{other}/{LATEST}")
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (
+        read_state(f"experiments/{experiment}/{LATEST}"),
+        read_state(f"experiments/{other}/{LATEST}"),
+    )
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def at_write(count, fault):
@@ -104,7 +109,12 @@ def options(workspace):
     ("recipe", "write", "fault", "resumed_from"),
     [
         ("best", 1, die_half_way, None),  # calibrated, but nothing is saved: it calibrates again
-        ("best", 4, die_half_way, 0),  # the state of iteration 6 is half there; its network is whole
+        (
+            "best",
+            4,
+            die_half_way,
+            0,
+        ),  # the state of iteration 6 is half there; its network is whole
         ("paper", 5, write_and_die, 6),  # the network of iteration 12 hasn't got its name yet
     ],
 )
@@ -117,7 +127,9 @@ def test_killed_while_saving(workspace, options, recipe, write, fault, resumed_f
     for path in STATES.glob("[0-9]*.state"):
         read_training_state(path)
     workspace.train("--auto_resume", network_g__recipe=recipe)
-    log = max(Path("experiments/tiny").glob("*.log"), key=lambda path: path.stat().st_mtime).read_text()
+    log = max(
+        Path("experiments/tiny").glob("*.log"), key=lambda path: path.stat().st_mtime
+    ).read_text()
     assert ("Calibrated" in log) is (resumed_from is None)
     assert f"iter: {resumed_from or 0}" in log
     assert not list(Path("experiments/tiny").rglob(f"{TEMPORARY_PREFIX}*"))
@@ -128,7 +140,9 @@ def test_killed_while_saving(workspace, options, recipe, write, fault, resumed_f
 @pytest.mark.parametrize(("write", "kept"), [(3, "net_g_0.pth"), (4, "net_g_6.pth")])
 def test_a_write_error_stops_the_run_and_leaves_what_was_there(workspace, options, write, kept):
     options()
-    assert train_to_death(workspace.root, functools.partial(at_write, write, hit_the_limit)) == FAILED
+    assert (
+        train_to_death(workspace.root, functools.partial(at_write, write, hit_the_limit)) == FAILED
+    )
     output = Path("output.txt").read_text()
     refused = {3: "net_g_6.pth", 4: "6.state"}[write]
     assert f"{refused}: [Errno 27] File too large" in output and "Traceback" not in output
@@ -187,11 +201,21 @@ def test_resumed_with_the_seed_that_was_drawn(workspace):
     workspace.train("--auto_resume", name="cut", manual_seed=None)
     assert same("cut", "whole")
     phases = json.loads(Path("experiments/cut/run.json").read_text())["phases"]
-    iterations = [phase["name"].partition("iterations ")[2] for phase in phases if "Fine-tuning" in phase["name"]]
-    assert iterations == ["1 to 4", "7 to 8", "9 to 12"]  # what was done after the sixth is told as it was done again
+    iterations = [
+        phase["name"].partition("iterations ")[2]
+        for phase in phases
+        if "Fine-tuning" in phase["name"]
+    ]
+    assert iterations == [
+        "1 to 4",
+        "7 to 8",
+        "9 to 12",
+    ]  # what was done after the sixth is told as it was done again
 
 
-@pytest.mark.parametrize("saved_at", [3, 4])  # within an epoch, and at its end, where loaders draw anew
+@pytest.mark.parametrize(
+    "saved_at", [3, 4]
+)  # within an epoch, and at its end, where loaders draw anew
 def test_random_states_are_taken_up(workspace, monkeypatch, saved_at):
     original = Finetuner.step
 
@@ -225,7 +249,9 @@ def test_own_script_resumes_from_any_folder(workspace, monkeypatch):
     """Where `train.py` sets the root folder itself, BasicSR looked for states below the working directory."""
     from basicsr.train import train_pipeline
 
-    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(workspace.write(workspace.train_options()))])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "-opt", str(workspace.write(workspace.train_options()))]
+    )
     root = workspace.root / "project"
     train_pipeline(str(root))
     for name in ("12.state", "6.state"):
@@ -255,6 +281,9 @@ def test_a_network_is_no_training_state(workspace, capsys):
     workspace.train()
     with pytest.raises(SystemExit):
         workspace.train(name="again", path__resume_state=str(MODELS / "net_g_6.pth"))
-    assert "net_g_6.pth is no training state: epoch, iter, optimizers, schedulers missing" in capsys.readouterr().err
+    assert (
+        "net_g_6.pth is no training state: epoch, iter, optimizers, schedulers missing"
+        in capsys.readouterr().err
+    )
     with pytest.raises(AdaBMError, match=r"gone\.state does not exist"):
         read_training_state("gone.state")

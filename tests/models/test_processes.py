@@ -15,24 +15,37 @@ from adabm_basicsr.quantization.distributed import end_processes, gather_objects
 
 def with_validation(workspace, **changes):
     """Options of a short run that validates once and writes what it makes."""
-    options = workspace.train_options(train__total_iter=6, logger__save_checkpoint_freq=100, **changes)
+    options = workspace.train_options(
+        train__total_iter=6, logger__save_checkpoint_freq=100, **changes
+    )
     options["datasets"]["val"] = dict(workspace.test_options()["datasets"]["test"])
     return {**options, "val": {**workspace.test_options()["val"], "save_img": True}}
 
 
 def test_two_processes_train_and_validate_as_one(workspace):
     workspace.write(with_validation(workspace, datasets__train__batch_size_per_gpu=1))
-    done = run_processes(2, "-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch")
+    done = run_processes(
+        2, "-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    one = {"datasets": with_validation(workspace)["datasets"], "val": with_validation(workspace)["val"]}
+    one = {
+        "datasets": with_validation(workspace)["datasets"],
+        "val": with_validation(workspace)["val"],
+    }
     workspace.train(name="one", train__total_iter=6, **one)
-    first, second = (read_state(f"experiments/{name}/models/net_g_0.pth") for name in ("tiny", "one"))
+    first, second = (
+        read_state(f"experiments/{name}/models/net_g_0.pth") for name in ("tiny", "one")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
-    found, expected = (json.loads(Path(f"experiments/{name}/metrics.json").read_text()) for name in ("tiny", "one"))
+    found, expected = (
+        json.loads(Path(f"experiments/{name}/metrics.json").read_text()) for name in ("tiny", "one")
+    )
     assert found["Val"] == pytest.approx(expected["Val"], abs=0.01)
     assert len(list(Path("experiments/tiny").glob("*.log"))) == 1
     pictures = sorted(path.name for path in Path("experiments/tiny/visualization").rglob("*.png"))
-    assert pictures == sorted(path.name for path in Path("experiments/one/visualization").rglob("*.png"))
+    assert pictures == sorted(
+        path.name for path in Path("experiments/one/visualization").rglob("*.png")
+    )
     assert pictures == ["img_000_6.png", "img_001_6.png"]  # validated once, at the end
 
 
@@ -52,19 +65,27 @@ def test_slurm_starts_processes_without_gpus(tmp_path):
         port = str(probe.getsockname()[1])
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MASTER_PORT": port}
     environment |= {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
-    children = [FORKS.Process(target=meet_by_slurm, args=(rank, environment, tmp_path)) for rank in range(2)]
+    children = [
+        FORKS.Process(target=meet_by_slurm, args=(rank, environment, tmp_path)) for rank in range(2)
+    ]
     for child in children:
         child.start()
     for child in children:
         child.join(120)
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [[0, 1], [0, 1]]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [
+        [0, 1],
+        [0, 1],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("launcher", "missing", "starter"), [("pytorch", "RANK", "torchrun"), ("slurm", "SLURM_PROCID", "srun")]
+    ("launcher", "missing", "starter"),
+    [("pytorch", "RANK", "torchrun"), ("slurm", "SLURM_PROCID", "srun")],
 )
 def test_launcher_that_was_not_used(workspace, capsys, launcher, missing, starter):
     with pytest.raises(SystemExit):
         workspace.train("--launcher", launcher)
-    message = f"--launcher {launcher}: {missing} is not set in the environment; start with {starter}"
+    message = (
+        f"--launcher {launcher}: {missing} is not set in the environment; start with {starter}"
+    )
     assert message in capsys.readouterr().err

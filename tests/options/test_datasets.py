@@ -16,7 +16,9 @@ PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True, "bet
 def pairs(tmp_path, monkeypatch):
     """Options of a validation set of two pairs, in folders and in LMDBs."""
     monkeypatch.chdir(tmp_path)
-    prepare(write_images(tmp_path / "hr", [(48, 64), (56, 48)]), 2, tmp_path / "lq", tmp_path / "gt")
+    prepare(
+        write_images(tmp_path / "hr", [(48, 64), (56, 48)]), 2, tmp_path / "lq", tmp_path / "gt"
+    )
     for name in ("lq", "gt"):
         prepare(tmp_path / name, 1, tmp_path / f"{name}.lmdb")
     return {"name": "Val", "type": "PairedImageDataset", "dataroot_lq": "lq", "dataroot_gt": "gt"}
@@ -71,16 +73,24 @@ def test_pairs_are_told_by_name(pairs, tmp_path):
 
 @pytest.mark.parametrize("template", ["x", "{}{}", "{0}", "{", "{}}", "{.__class__}"])
 def test_templates_of_names(pairs, template):
-    fails(r"datasets: val: filename_tmpl: .* must hold \{\} once", {**pairs, "filename_tmpl": template})
+    fails(
+        r"datasets: val: filename_tmpl: .* must hold \{\} once",
+        {**pairs, "filename_tmpl": template},
+    )
 
 
 def test_a_template_does_not_lead_out(pairs):
-    fails("filename_tmpl: '../img_000.png' lies outside the data root lq", {**pairs, "filename_tmpl": "../{}"})
+    fails(
+        "filename_tmpl: '../img_000.png' lies outside the data root lq",
+        {**pairs, "filename_tmpl": "../{}"},
+    )
 
 
 def test_a_list_does_not_lead_out(pairs, tmp_path):
     (tmp_path / "meta.txt").write_text("../hr/img_000.png (48,64,3)\n")
-    fails("'../hr/img_000.png' lies outside the data root gt", {**pairs, "meta_info_file": "meta.txt"})
+    fails(
+        "'../hr/img_000.png' lies outside the data root gt", {**pairs, "meta_info_file": "meta.txt"}
+    )
 
 
 def test_lists_of_lmdbs_must_agree(pairs, tmp_path):
@@ -111,7 +121,10 @@ def test_float_images_are_not_for_basicsr(pairs, tmp_path):
 
 
 def test_larger_images_than_allowed(pairs):
-    fails("img_000.png has 32x24 pixels, more than max_pixels 700 allows", {**pairs, "max_pixels": 700})
+    fails(
+        "img_000.png has 32x24 pixels, more than max_pixels 700 allows",
+        {**pairs, "max_pixels": 700},
+    )
 
 
 def test_scale_is_needed(pairs):

@@ -60,7 +60,10 @@ def test_training_and_test_file_belong_together(path):
     trained, tested = load_yaml(path), load_yaml(matching_test(path))
     assert path.stem == f"train_{trained['name']}" and tested["name"] == f"test_{trained['name']}"
     assert tested["network_g"] == trained["network_g"]
-    assert tested["path"]["pretrain_network_g"] == f"experiments/{trained['name']}/models/net_g_latest.pth"
+    assert (
+        tested["path"]["pretrain_network_g"]
+        == f"experiments/{trained['name']}/models/net_g_latest.pth"
+    )
     for text in (path, matching_test(path)):
         assert f"-opt {text.relative_to(OPTIONS.parent)}\n" in text.read_text()  # its own command
 
@@ -76,7 +79,9 @@ def make_files(root, opt):
     for dataset in opt["datasets"].values():
         write_images(root / dataset["dataroot_lq"], [(16, 18)] * 2)
         if "dataroot_gt" in dataset:
-            write_images(root / dataset["dataroot_gt"], [(16 * opt["scale"], 18 * opt["scale"])] * 2)
+            write_images(
+                root / dataset["dataroot_gt"], [(16 * opt["scale"], 18 * opt["scale"])] * 2
+            )
 
 
 def run_pair(path, root, smaller):
@@ -99,7 +104,10 @@ def run_pair(path, root, smaller):
 
 
 # By default one bit-width of each network and scale; `-m slow` runs the others.
-SMALL_RUNS = [pytest.param(path, marks=[pytest.mark.slow] * ("W4A4" not in path.stem), id=path.stem) for path in TRAIN]
+SMALL_RUNS = [
+    pytest.param(path, marks=[pytest.mark.slow] * ("W4A4" not in path.stem), id=path.stem)
+    for path in TRAIN
+]
 
 
 @pytest.mark.parametrize("path", SMALL_RUNS)
@@ -126,7 +134,9 @@ def test_full_precision_training_file_is_basicsrs_own(tmp_path, monkeypatch):
     assert opt["model_type"] == "SRModel" and opt["network_g"]["type"] == "EDSR"
     opt["network_g"].update(num_feat=8, num_block=1)
     opt["num_gpu"], opt["train"]["total_iter"], opt["datasets"]["train"]["gt_size"] = 0, 2, 32
-    opt["datasets"]["train"].update(batch_size_per_gpu=2, num_worker_per_gpu=0, dataset_enlarge_ratio=1)
+    opt["datasets"]["train"].update(
+        batch_size_per_gpu=2, num_worker_per_gpu=0, dataset_enlarge_ratio=1
+    )
     opt["logger"]["use_tb_logger"] = False
     for dataset in opt["datasets"].values():
         write_images(tmp_path / dataset["dataroot_lq"], [(24, 24)] * 2)

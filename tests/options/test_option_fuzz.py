@@ -49,16 +49,30 @@ VALUES = [
         {"type": None},
         datetime.date(2024, 1, 1),
     ),
-    *("best", "lmdb", "memcached", "calculate_psnr", "EDSR", "PairedImageDataset", "SingleImageDataset", "MSRResNet"),
+    *(
+        "best",
+        "lmdb",
+        "memcached",
+        "calculate_psnr",
+        "EDSR",
+        "PairedImageDataset",
+        "SingleImageDataset",
+        "MSRResNet",
+    ),
 ]
 KEYS = ["zzz", "type", "name", "name ", "", "io_backend", "train", "*", "phase", "scale", "metrics"]
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 10**6), st.sampled_from(["delete", "replace", "replace", "add"]), st.sampled_from(VALUES)),
+    st.tuples(
+        st.integers(0, 10**6),
+        st.sampled_from(["delete", "replace", "replace", "add"]),
+        st.sampled_from(VALUES),
+    ),
     min_size=1,
     max_size=3,
 )
 FEW, MANY = (
-    settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck)) for count in (25, 1000)
+    settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    for count in (25, 1000)
 )
 
 
@@ -91,26 +105,62 @@ def spoiled(opt, changes):
 
 def train_options(workspace):
     """As many different options as there are, for a run that is over at once."""
-    opt = workspace.train_options(train__total_iter=1, logger__print_freq=1, network_g__recipe="fast")
-    metrics = {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True, "better": "higher"}}
-    dataset = {"name": "Val", "type": "PairedImageDataset", "dataroot_gt": "val/gt", "dataroot_lq": "val/lq"}
+    opt = workspace.train_options(
+        train__total_iter=1, logger__print_freq=1, network_g__recipe="fast"
+    )
+    metrics = {
+        "psnr": {
+            "type": "calculate_psnr",
+            "crop_border": 2,
+            "test_y_channel": True,
+            "better": "higher",
+        }
+    }
+    dataset = {
+        "name": "Val",
+        "type": "PairedImageDataset",
+        "dataroot_gt": "val/gt",
+        "dataroot_lq": "val/lq",
+    }
     opt["datasets"]["val"] = {**dataset, "filename_tmpl": "{}", "io_backend": {"type": "disk"}}
     opt["val"] = {"val_freq": 1, "save_img": True, "suffix": "x", "metrics": metrics, "pbar": False}
     opt["dist_params"] = {"backend": "nccl", "port": 29500}
-    patterns = {"exclude": ["body.1.conv1"], "non_adaptive": [], "blocks": ["body.0"], "size_multiple": 1}
+    patterns = {
+        "exclude": ["body.1.conv1"],
+        "non_adaptive": [],
+        "blocks": ["body.0"],
+        "size_multiple": 1,
+    }
     opt["network_g"].update(
-        layers={"body.0.*": {"w_bits": 8}}, ingredients={"iterations": 3}, observer="omse", **patterns
+        layers={"body.0.*": {"w_bits": 8}},
+        ingredients={"iterations": 3},
+        observer="omse",
+        **patterns,
     )
     rates = {"activation_range": 0.002}
     opt["train"].update(
-        calibration_batch_size=4, pbar=False, finetune={"learning_rates": rates, "lr_decay": 0.9, "feature_weight": 1}
+        calibration_batch_size=4,
+        pbar=False,
+        finetune={"learning_rates": rates, "lr_decay": 0.9, "feature_weight": 1},
     )
     return changed(opt, {f"datasets__train__{key}": value for key, value in CALIBRATION.items()})
 
 
 CALIBRATION = {
-    **{"num_images": 4, "use_hflip": True, "use_rot": False, "fixed_crops": True, "channels": 3, "seed": 3},
-    **{"max_pixels": 10**6, "meta_info_file": None, "io_backend": {"type": "disk"}, "pin_memory": False},
+    **{
+        "num_images": 4,
+        "use_hflip": True,
+        "use_rot": False,
+        "fixed_crops": True,
+        "channels": 3,
+        "seed": 3,
+    },
+    **{
+        "max_pixels": 10**6,
+        "meta_info_file": None,
+        "io_backend": {"type": "disk"},
+        "pin_memory": False,
+    },
     **{"prefetch_mode": None, "num_prefetch_queue": 1, "persistent_workers": False},
 }
 
@@ -124,7 +174,9 @@ def fuzz(workspace, capsys):
     def run(command, changes):
         opt = train_options(workspace)
         if command == "test":
-            opt = workspace.test_options(network_g=opt["network_g"], path__pretrain_network_g="quantized.pth")
+            opt = workspace.test_options(
+                network_g=opt["network_g"], path__pretrain_network_g="quantized.pth"
+            )
         for folder in ("experiments", "results", "tb_logger"):
             shutil.rmtree(folder, ignore_errors=True)
         capsys.readouterr()
@@ -132,7 +184,12 @@ def fuzz(workspace, capsys):
             main([command, "-opt", str(workspace.write(spoiled(opt, changes)))])
         except SystemExit as stopped:
             assert stopped.code == 2
-            assert capsys.readouterr().err.rstrip("\n").split("\n")[-1].startswith("adabm-basicsr: error: ")
+            assert (
+                capsys.readouterr()
+                .err.rstrip("\n")
+                .split("\n")[-1]
+                .startswith("adabm-basicsr: error: ")
+            )
 
     return run
 

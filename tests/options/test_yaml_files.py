@@ -12,15 +12,23 @@ from adabm_basicsr.options.yaml_files import MAX_VALUES, apply_override, load_ya
 
 def repeated(depth):
     """A few lines that stand for ``9 ** depth`` values."""
-    lines = ["a0: &a0 x"] + [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, depth)]
+    lines = ["a0: &a0 x"] + [
+        f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, depth)
+    ]
     return "\n".join(lines)
 
 
 HOSTILE = {
-    "calls a function": ("x: !!python/object/apply:os.system ['touch hacked']", "is not valid YAML"),
+    "calls a function": (
+        "x: !!python/object/apply:os.system ['touch hacked']",
+        "is not valid YAML",
+    ),
     "imports a module": ("x: !!python/module:os", "is not valid YAML"),
     "makes an object": ("x: !!python/object/new:pathlib.Path ['/']", "is not valid YAML"),
-    "repeats itself": (repeated(9), f"repeats itself through anchors to more than {MAX_VALUES} values"),
+    "repeats itself": (
+        repeated(9),
+        f"repeats itself through anchors to more than {MAX_VALUES} values",
+    ),
     "holds itself": ("x: &x\n  y: *x", "repeats itself"),
     "is nested deeply": ("x: " + "[" * 400, "is not valid YAML"),
     "no number": ("x: !!int one", "is not valid YAML"),
@@ -71,7 +79,9 @@ def test_anchors_and_merges_work(tmp_path):
 
 
 @given(st.text(max_size=80) | st.text("{}[]:,&*!?|>-#'\"%@`\n ax1", max_size=60))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_text_gives_options_or_one_error(tmp_path, content):
     path = tmp_path / "x.yml"
     path.write_text(content, encoding="utf-8", errors="ignore")
@@ -106,26 +116,36 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("value", [*PLAIN, "[1, 2]", "['a', 'b']", "calculate_psnr", "x#y", "0x10", "1_000"])
+@pytest.mark.parametrize(
+    "value", [*PLAIN, "[1, 2]", "['a', 'b']", "calculate_psnr", "x#y", "0x10", "1_000"]
+)
 def test_overrides_are_read_as_basicsr_reads_them(value):
     expected = _postprocess_yml_value(value)
     assert overridden(value) == expected and type(overridden(value)) is type(expected)
 
 
-@given(st.integers(0, 10**6) | st.floats(0, 1e6).map(lambda x: round(x, 4)) | st.booleans() | st.sampled_from(PLAIN))
+@given(
+    st.integers(0, 10**6)
+    | st.floats(0, 1e6).map(lambda x: round(x, 4))
+    | st.booleans()
+    | st.sampled_from(PLAIN)
+)
 @settings(max_examples=60, deadline=None)
 def test_plain_values_are_read_as_basicsr_reads_them(value):
     assert overridden(value) == _postprocess_yml_value(str(value))
 
 
 @pytest.mark.parametrize(
-    "value, expected", [("-1", -1), ("1e-4", 1e-4), ("{a: 1}", {"a": 1}), ("a=b", "a=b"), ("", None)]
+    "value, expected",
+    [("-1", -1), ("1e-4", 1e-4), ("{a: 1}", {"a": 1}), ("a=b", "a=b"), ("", None)],
 )
 def test_overrides_that_basicsr_misreads(value, expected):
     assert overridden(value) == expected
 
 
-@pytest.mark.parametrize("value", ["[__import__('os').system('touch hacked')]", "[].__class__", "[x for x in ()]"])
+@pytest.mark.parametrize(
+    "value", ["[__import__('os').system('touch hacked')]", "[].__class__", "[x for x in ()]"]
+)
 def test_overrides_run_nothing(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
     try:
@@ -136,7 +156,8 @@ def test_overrides_run_nothing(tmp_path, monkeypatch, value):
 
 
 @pytest.mark.parametrize(
-    "override", ["a;b=1", "section:key]=1", "section:key'] = 1; import os #=2", "=1", "section:=1", ":"]
+    "override",
+    ["a;b=1", "section:key]=1", "section:key'] = 1; import os #=2", "=1", "section:=1", ":"],
 )
 def test_keys_of_overrides_run_nothing(override):
     opt = {"section": {"key": 0}}

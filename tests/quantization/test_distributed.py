@@ -6,8 +6,8 @@ from conftest import TINY_EDSR
 from faults import in_processes
 from torch import nn
 
-from adabm_basicsr.quantization import calibration
 from adabm_basicsr.quantization.api import quantize
+from adabm_basicsr.quantization.calibration import calibrate as calibration
 from adabm_basicsr.quantization.distributed import (
     from_first,
     map_shared,
@@ -39,7 +39,9 @@ def some_images(count):
 def sums():
     rank = rank_and_size()[0]
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
-    set_mean_gradients([first, second], [torch.tensor([4.0, 8.0]).double() if rank == 1 else None, None])
+    set_mean_gradients(
+        [first, second], [torch.tensor([4.0, 8.0]).double() if rank == 1 else None, None]
+    )
     value = torch.tensor(float(rank), requires_grad=True)
     mean = mean_over_processes(value)
     mean.backward()
@@ -49,7 +51,10 @@ def sums():
         "weighted": weighted_mean(float(rank), 1 + 2 * rank),
         "seed": from_first(rank + 7),
         "shares": (list(own_share(range(5))), list(own_share(range(1)))),
-        "squares": [map_shared(lambda item: {"square": torch.tensor(item) ** 2}, range(n), CPU) for n in (1, 5)],
+        "squares": [
+            map_shared(lambda item: {"square": torch.tensor(item) ** 2}, range(n), CPU)
+            for n in (1, 5)
+        ],
     }
 
 
@@ -61,13 +66,17 @@ def test_sums_means_and_shares(tmp_path):
         assert found["weighted"] == 0.75 and found["seed"] == 7
         assert found["shares"] == ([[0, 2, 4], [1, 3]][rank], [0])
         for results in found["squares"]:  # fewer than the processes, and not a multiple of them
-            assert [int(result["square"]) for result in results] == [index**2 for index in range(len(results))]
+            assert [int(result["square"]) for result in results] == [
+                index**2 for index in range(len(results))
+            ]
 
 
 def calibrated(recipe, observer):
     calibration.PIXELS_AT_ONCE = 2 * 12 * 12  # two images are a part
     images = some_images(10)
-    net = quantize(tiny_network(), images[:1], recipe=recipe, observer=observer, fully_quantized=True)
+    net = quantize(
+        tiny_network(), images[:1], recipe=recipe, observer=observer, fully_quantized=True
+    )
     return calibration.calibrate(net, images.split(7))
 
 
@@ -76,7 +85,8 @@ def calibrated_state(recipe, observer):
 
 
 @pytest.mark.parametrize(
-    ("processes", "recipe", "observer"), [(2, "best", "minmax"), (4, "paper", "minmax"), (2, "static", "percentile")]
+    ("processes", "recipe", "observer"),
+    [(2, "best", "minmax"), (4, "paper", "minmax"), (2, "static", "percentile")],
 )
 def test_calibration_is_that_of_one_process_to_the_bit(tmp_path, processes, recipe, observer):
     (tmp_path / "one").mkdir()

@@ -13,7 +13,9 @@ from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 LAYERS = {
     "conv": lambda: nn.Conv2d(8, 6, 3, padding=1),
-    "stride and dilation": lambda: nn.Conv2d(8, 6, (3, 5), stride=2, padding=(1, 4), dilation=(1, 2)),
+    "stride and dilation": lambda: nn.Conv2d(
+        8, 6, (3, 5), stride=2, padding=(1, 4), dilation=(1, 2)
+    ),
     "same": lambda: nn.Conv2d(8, 6, 4, padding="same"),
     "reflect": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"),
     "replicate": lambda: nn.Conv2d(8, 6, 3, padding=2, padding_mode="replicate"),
@@ -61,9 +63,16 @@ def test_inference_adds_up_whole_numbers(name):
         double = copy.deepcopy(layer).double()(taken[0].double())
     trained = layer(taken[0])
     torch.testing.assert_close(exact, trained, rtol=1e-4, atol=1e-5)
-    bias = torch.zeros(()) if layer.bias is None else layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
+    bias = (
+        torch.zeros(())
+        if layer.bias is None
+        else layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
+    )
     # What remains are the roundings of the scale, of its product with the sum, and of the sum with the bias.
-    assert ((exact - double).abs() <= 4 * torch.finfo(exact.dtype).eps * ((double - bias).abs() + double.abs())).all()
+    assert (
+        (exact - double).abs()
+        <= 4 * torch.finfo(exact.dtype).eps * ((double - bias).abs() + double.abs())
+    ).all()
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "transposed" not in name])
@@ -73,13 +82,17 @@ def test_columns_times_weights_are_the_output(name):
     columns = quantized_layer.columns(X, X.numel())
     rows = layer.weight.reshape(len(columns), -1, columns.shape[1])
     out = layer(X) - (0 if layer.bias is None else layer.bias.view(1, -1, 1, 1))
-    torch.testing.assert_close((rows @ columns).flatten(0, 1), out.transpose(0, 1).flatten(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (rows @ columns).flatten(0, 1), out.transpose(0, 1).flatten(1), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_channel_scales_pass_from_input_to_weight(name):
     layer = LAYERS[name]()
-    quantized_layer = quantized_type(layer).from_float(copy.deepcopy(layer), nn.Identity(), nn.Identity())
+    quantized_layer = quantized_type(layer).from_float(
+        copy.deepcopy(layer), nn.Identity(), nn.Identity()
+    )
     of_input, of_weight = quantized_layer.channel_views(torch.rand(8) + 0.5)
     with torch.no_grad():
         expected = layer(X)
@@ -93,17 +106,26 @@ def test_weights_are_integers_times_one_scale_per_output_channel(name, bits):
     _, net = quantized(name, bits)
     layer = net.layers()["1"]
     quantizer = layer.weight_quantizer
-    scale = (2 * quantizer.upper / (2**bits - 1)).view([-1 if axis == quantizer.axis else 1 for axis in range(4)])
+    scale = (2 * quantizer.upper / (2**bits - 1)).view(
+        [-1 if axis == quantizer.axis else 1 for axis in range(4)]
+    )
     integers = quantizer(layer.weight) * quantizer.channel_scale / scale
     torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-3)
-    assert integers.round().min() >= -(2 ** (bits - 1)) and integers.round().max() <= 2 ** (bits - 1) - 1
+    assert (
+        integers.round().min() >= -(2 ** (bits - 1))
+        and integers.round().max() <= 2 ** (bits - 1) - 1
+    )
 
 
 def test_linear_layers_of_tokens():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(168, 24), nn.ReLU(), nn.Linear(24, 168))
+    network = nn.Sequential(
+        nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(168, 24), nn.ReLU(), nn.Linear(24, 168)
+    )
     network.append(nn.Unflatten(2, (12, 14))).append(nn.Conv2d(8, 8, 1))
-    net = calibrate(quantize(network, X[:1], recipe="best", w_bits=8, a_bits=8, size_multiple=1), [X])
+    net = calibrate(
+        quantize(network, X[:1], recipe="best", w_bits=8, a_bits=8, size_multiple=1), [X]
+    )
     assert list(net.layers()) == ["2", "4"]
     with torch.no_grad():
         assert (net(X) - network(X)).square().mean() < 1e-3 * network(X).square().mean()
@@ -135,7 +157,9 @@ class Attention(nn.Module):
         if self.how == "sdpa":
             y = F.scaled_dot_product_attention(q, k, v)
         elif self.how == "einsum":
-            y = torch.einsum("bij,bjc->bic", torch.einsum("bic,bjc->bij", q, k).div(8**0.5).softmax(-1), v)
+            y = torch.einsum(
+                "bij,bjc->bic", torch.einsum("bic,bjc->bij", q, k).div(8**0.5).softmax(-1), v
+            )
         elif self.how == "bmm":
             y = torch.bmm(torch.bmm(q, k.mT).div(8**0.5).softmax(-1), v)
         else:
@@ -148,7 +172,9 @@ def test_attention_products_are_quantized_however_they_are_written(how):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 8, 1), Attention(how), Attention(how), nn.Conv2d(8, 8, 1))
     net = quantize(network, X[:1], recipe="best", w_bits=8, a_bits=8, attention_products=True)
-    products = {name: layer for name, layer in net.layers().items() if isinstance(layer, QuantizedProduct)}
+    products = {
+        name: layer for name, layer in net.layers().items() if isinstance(layer, QuantizedProduct)
+    }
     assert list(products) == [f"{i}.quantized_products.{k}" for i in (1, 2) for k in (0, 1)]
     assert net.structure.macs["1.quantized_products.0"] == 168 * 168 * 8
     calibrate(net, [X])
@@ -160,13 +186,20 @@ def test_attention_products_are_quantized_however_they_are_written(how):
             torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output, alone, rtol=1e-3, atol=1e-3)
     bits = net(X, details=True).bits
-    assert all(layer.left.last_bits.min() >= 2 and layer.right.last_bits.max() <= 8 for layer in products.values())
+    assert all(
+        layer.left.last_bits.min() >= 2 and layer.right.last_bits.max() <= 8
+        for layer in products.values()
+    )
     assert bits.shape == (2,) and (bits <= 8).all()
 
 
 def test_some_products_can_be_excluded():
-    network = nn.Sequential(nn.Conv2d(8, 8, 1), Attention("matmul"), Attention("matmul"), nn.Conv2d(8, 8, 1))
-    net = quantize(network, X[:1], recipe="best", attention_products=True, exclude=["1.quantized_products.0"])
+    network = nn.Sequential(
+        nn.Conv2d(8, 8, 1), Attention("matmul"), Attention("matmul"), nn.Conv2d(8, 8, 1)
+    )
+    net = quantize(
+        network, X[:1], recipe="best", attention_products=True, exclude=["1.quantized_products.0"]
+    )
     calibrate(net, [X])
     assert [name for name in net.layers() if "products.0" in name] == ["2.quantized_products.0"]
     assert torch.isfinite(net(X)).all()
@@ -181,7 +214,9 @@ def gradients_of_range(layer, x):
         yield torch.autograd.grad(out, layer.weight_quantizer.upper, torch.randn_like(out))[0]
 
 
-@pytest.mark.parametrize("recipe", ["best", "paper"])  # a range per output channel, and one per tensor
+@pytest.mark.parametrize(
+    "recipe", ["best", "paper"]
+)  # a range per output channel, and one per tensor
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradient_of_a_weight_range_equals_that_through_every_weight(name, recipe):
     _, net = quantized(name, 4, recipe)
@@ -237,7 +272,9 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("kind", [ByKeyword, InPlace])
 def test_ways_to_call_a_layer(kind, recipe):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(kind(), kind()), nn.Conv2d(8, 12, 3), nn.PixelShuffle(2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Sequential(kind(), kind()), nn.Conv2d(8, 12, 3), nn.PixelShuffle(2)
+    )
     images = torch.rand(4, 3, 16, 16)
     net = quantize(network, images[:1], recipe=recipe, w_bits=8, a_bits=8)
     assert len(net.plan.layers) == 4

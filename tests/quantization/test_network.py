@@ -51,7 +51,9 @@ def test_a_network_that_changes_its_input_in_place_sees_the_same_images_again(ti
             return self.inner(x) + 0.4
 
     images = IMAGES.clone()
-    net = calibrate(quantize(Centring(), IMAGES[:1].clone(), w_bits=8, a_bits=8, recipe=recipe), [images])
+    net = calibrate(
+        quantize(Centring(), IMAGES[:1].clone(), w_bits=8, a_bits=8, recipe=recipe), [images]
+    )
     if recipe != "static":
         finetune(net, [images] * 3)
     assert torch.equal(images, IMAGES)
@@ -75,7 +77,10 @@ def test_more_bits_err_less(tiny, bits):
 
 def test_32_bits_leave_layers_alone(tiny):
     net = quantize(tiny, IMAGES[:1], layers={"body.0.*": {"w_bits": 32, "a_bits": 32}})
-    assert net.plan.skipped["body.0.conv1"] == "32 bits" and list(net.layers()) == ["body.1.conv1", "body.1.conv2"]
+    assert net.plan.skipped["body.0.conv1"] == "32 bits" and list(net.layers()) == [
+        "body.1.conv1",
+        "body.1.conv2",
+    ]
     with pytest.raises(AdaBMError, match="no layer is left to quantize"):
         quantize(tiny, IMAGES[:1], w_bits=32, a_bits=32)
     weights_only = calibrated(tiny, w_bits=8, a_bits=32, recipe="static")
@@ -94,7 +99,9 @@ def test_half_networks_are_refused(tiny):
 
 
 def test_network_that_takes_no_image_is_named():
-    with pytest.raises(AdaBMError, match=r"Linear cannot be run on .* 3 channels .*\(17x19: .*give size_multiple"):
+    with pytest.raises(
+        AdaBMError, match=r"Linear cannot be run on .* 3 channels .*\(17x19: .*give size_multiple"
+    ):
         quantize(nn.Linear(7, 7), IMAGES[:1])
 
 
@@ -105,7 +112,9 @@ def test_network_without_blocks_can_be_finetuned():
 
 
 def test_batch_equals_single_images(tiny):
-    net = calibrated(tiny, fully_quantized=True).double()  # in float32 a batch may round a value the other way
+    net = calibrated(
+        tiny, fully_quantized=True
+    ).double()  # in float32 a batch may round a value the other way
     images = IMAGES.double()
     with torch.no_grad():
         together = net(images)
@@ -124,7 +133,10 @@ def test_static_recipe_uses_its_bits_everywhere(tiny):
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "omse"])
 def test_static_observers(tiny, observer):
     net = calibrated(tiny, recipe="static", a_bits=3, observer=observer)
-    ranges = [(q.lower.item(), q.upper.item()) for q in (layer.input_quantizer for layer in net.layers().values())]
+    ranges = [
+        (q.lower.item(), q.upper.item())
+        for q in (layer.input_quantizer for layer in net.layers().values())
+    ]
     minmax = calibrated(tiny, recipe="static", a_bits=3)
     widest = [layer.input_quantizer.upper.item() for layer in minmax.layers().values()]
     assert all(low < high for low, high in ranges)
@@ -148,16 +160,23 @@ def test_exclude_and_layer_bits(tiny):
 
 def test_bits_of_single_layers_are_not_allocated_anew(tiny):
     net = calibrated(
-        tiny, recipe="best", layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}, "body.0.conv1": {"w_bits": 4}}
+        tiny,
+        recipe="best",
+        layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}, "body.0.conv1": {"w_bits": 4}},
     )
     layers = net.layers()
-    assert layers["body.1.conv2"].weight_quantizer.bits == 8 and layers["body.0.conv1"].weight_quantizer.bits == 4
+    assert (
+        layers["body.1.conv2"].weight_quantizer.bits == 8
+        and layers["body.0.conv1"].weight_quantizer.bits == 4
+    )
     assert layers["body.1.conv2"].input_quantizer.bits_used().item() == 6
 
 
 def test_finetuning_trains_what_each_phase_names_and_reduces_the_loss(tiny):
     net = calibrated(tiny, fully_quantized=True)
-    weights = {name: p.clone() for name, p in net.network.named_parameters() if "quantizer" not in name}
+    weights = {
+        name: p.clone() for name, p in net.network.named_parameters() if "quantizer" not in name
+    }
 
     def loss():
         with torch.no_grad(), net.full_precision():
@@ -168,7 +187,9 @@ def test_finetuning_trains_what_each_phase_names_and_reduces_the_loss(tiny):
     before = loss()
     finetune(net, [IMAGES] * 30, FinetuneSettings(), iterations_per_epoch=5)
     assert loss() < before
-    assert all(torch.equal(weights[name], dict(net.network.named_parameters())[name]) for name in weights)
+    assert all(
+        torch.equal(weights[name], dict(net.network.named_parameters())[name]) for name in weights
+    )
 
 
 def test_base_network_stays_in_evaluation_mode(tiny):
@@ -219,7 +240,11 @@ def test_writing_fails_without_harm(tiny, tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
     path.write_bytes(b"the previous one")
     net = quantize(tiny, IMAGES[:1])
-    monkeypatch.setattr(Path, "write_bytes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        Path,
+        "write_bytes",
+        lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(AdaBMError, match=r"cannot write .*No space left on device"):
         save_checkpoint(net, path)
     assert path.read_bytes() == b"the previous one"
@@ -246,7 +271,10 @@ def test_bitops_follow_image_size_and_bits(tiny):
         assert meter.read().bitops == 2 * small.bitops
     macs, plans = net.structure.macs, net.plan.layers
     assert small.bitops == pytest.approx(
-        sum(net.structure.macs[n] * p.w_bits * p.a_bits * (24 * 24) / IMAGES[0, 0].numel() for n, p in plans.items())
+        sum(
+            net.structure.macs[n] * p.w_bits * p.a_bits * (24 * 24) / IMAGES[0, 0].numel()
+            for n, p in plans.items()
+        )
     )
     assert len(macs) == len(plans)
 
@@ -260,10 +288,15 @@ def test_size_counts_weights_at_their_bits(tiny):
 
 
 def test_size_of_corrected_rounding_is_that_of_the_weights(tiny):
-    nets = [quantize(tiny, IMAGES[:1], fully_quantized=True, w_bits=4, recipe=recipe) for recipe in ("static", "best")]
+    nets = [
+        quantize(tiny, IMAGES[:1], fully_quantized=True, w_bits=4, recipe=recipe)
+        for recipe in ("static", "best")
+    ]
     quantizers = nets[1].activation_quantizers().values()
     adaptive = [q for q in quantizers if q.adaptive]
-    learned = sum(p.numel() for q in adaptive for p in (q.layer_factor, q.level_ranges)) + 2  # and two thresholds
+    learned = (
+        sum(p.numel() for q in adaptive for p in (q.layer_factor, q.level_ranges)) + 2
+    )  # and two thresholds
     assert size_bytes(nets[1]) == size_bytes(nets[0]) + 4 * learned
 
 
@@ -277,8 +310,13 @@ def test_summary_names_every_layer_and_every_reason(tiny):
     assert "conv_first: head (fully_quantized is off)" in text
     assert 0 < summary.coverage.macs < 1 and 3 <= summary.fab <= 5
     body = [row for row in summary.layers if not net.plan.layers[row.name].fixed]
-    expected = sum(row.a_bits * row.macs_share for row in body) / sum(row.macs_share for row in body)
-    assert summary.bits_by_macs == pytest.approx(expected) and f"weighted by MACs {expected:.2f}" in text
+    expected = sum(row.a_bits * row.macs_share for row in body) / sum(
+        row.macs_share for row in body
+    )
+    assert (
+        summary.bits_by_macs == pytest.approx(expected)
+        and f"weighted by MACs {expected:.2f}" in text
+    )
     assert all(row.sqnr_db > 0 for row in summary.layers)
 
 
@@ -307,7 +345,9 @@ def test_own_layer_type():
         def compute(self, x, weight, bias):
             return 2 * self._conv_forward(x, weight, bias)
 
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), nn.Conv2d(4, 3, 1))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), nn.Conv2d(4, 3, 1)
+    )
     net = calibrated(network)
     assert isinstance(net.network[1], QuantizedScaled)
 
@@ -317,7 +357,10 @@ def test_own_layer_type():
     [
         nn.Conv2d(8, 8, 3, padding=1, groups=4),
         nn.Conv2d(8, 8, 3, padding=2, dilation=2, bias=False),
-        *[nn.Conv2d(8, 8, 3, padding=1, padding_mode=mode) for mode in ("reflect", "replicate", "circular")],
+        *[
+            nn.Conv2d(8, 8, 3, padding=1, padding_mode=mode)
+            for mode in ("reflect", "replicate", "circular")
+        ],
         nn.ConvTranspose2d(8, 8, 3, padding=1),
         nn.Sequential(nn.Conv2d(8, 8, 2, stride=2), nn.ConvTranspose2d(8, 8, 2, stride=2)),
     ],
@@ -326,9 +369,14 @@ def test_every_kind_of_convolution(layer):
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(8, 3, 3, padding=1))
     net = calibrated(network, w_bits=8, a_bits=8, recipe="static", fully_quantized=True)
     with torch.no_grad():
-        error, signal = (net(IMAGES) - network(IMAGES)).square().mean(), network(IMAGES).square().mean()
+        error, signal = (
+            (net(IMAGES) - network(IMAGES)).square().mean(),
+            network(IMAGES).square().mean(),
+        )
     assert error < 1e-3 * signal
-    assert len(net.layers()) == sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in network.modules())
+    assert len(net.layers()) == sum(
+        isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in network.modules()
+    )
 
 
 def test_shared_layer_becomes_one_quantized_layer():
@@ -341,7 +389,9 @@ def test_shared_layer_becomes_one_quantized_layer():
         def forward(self, x):
             return self.b(self.a(x))
 
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Twice(), Twice(), nn.Conv2d(8, 3, 3, padding=1))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Twice(), Twice(), nn.Conv2d(8, 3, 3, padding=1)
+    )
     net = calibrated(network)
     assert net.network[1].a is net.network[1].b
     finetune(net, [IMAGES] * 3, iterations_per_epoch=1)

@@ -26,10 +26,15 @@ def run(net, images):
     calibrate(net, [images])
     if net.config.preset.phases:
         finetune(net, [images] * 6, iterations_per_epoch=2)
-    assert all(value.isfinite().all() for value in net.state_dict().values() if value.is_floating_point())
+    assert all(
+        value.isfinite().all() for value in net.state_dict().values() if value.is_floating_point()
+    )
     with torch.no_grad():
         output = net(images)
-    assert output.shape == (len(images), 3, *(2 * size for size in images.shape[2:])) and output.isfinite().all()
+    assert (
+        output.shape == (len(images), 3, *(2 * size for size in images.shape[2:]))
+        and output.isfinite().all()
+    )
     return output
 
 
@@ -147,7 +152,9 @@ def test_networks_whose_output_is_not_finite_are_refused(recipe):
         layers[3].bias.data[1] = NAN
 
     for change in (overflow, nan):
-        with pytest.raises(AdaBMError, match="the full-precision network's output holds NaN or infinite values"):
+        with pytest.raises(
+            AdaBMError, match="the full-precision network's output holds NaN or infinite values"
+        ):
             calibrate(network(change, recipe=recipe), [IMAGES])
 
 
@@ -180,12 +187,16 @@ def test_huge_pixels_give_a_finite_image():
 
 def test_calibration_without_images():
     for none in ([], iter(())):
-        with pytest.raises(AdaBMError, match="calibration needs at least one batch of images, and got none"):
+        with pytest.raises(
+            AdaBMError, match="calibration needs at least one batch of images, and got none"
+        ):
             calibrate(network(), none)
 
 
 def test_networks_in_another_precision_are_refused(tiny):
-    with pytest.raises(AdaBMError, match=r"the network works on torch\.float64; quantize it in torch\.float32"):
+    with pytest.raises(
+        AdaBMError, match=r"the network works on torch\.float64; quantize it in torch\.float32"
+    ):
         quantize(tiny.double(), IMAGES[:1].double())
 
 

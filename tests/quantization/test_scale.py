@@ -25,7 +25,9 @@ class Plain(nn.Module):
         self.first = nn.Conv2d(3, 12, 3, padding=1)
         self.blocks = nn.ModuleList(
             [
-                nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1))
+                nn.Sequential(
+                    nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)
+                )
                 for _ in range(4)
             ]
         )
@@ -60,7 +62,10 @@ def self_psnr(network, recipe):
     generator = torch.Generator().manual_seed(3)
     coarse = torch.rand(8, 3, 8, 8, generator=generator)
     images = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
-    net = calibrate(quantize(network, images[:1], recipe=recipe, w_bits=4, a_bits=4, fully_quantized=True), [images])
+    net = calibrate(
+        quantize(network, images[:1], recipe=recipe, w_bits=4, a_bits=4, fully_quantized=True),
+        [images],
+    )
     if net.config.preset.phases:
         finetune(net, [images[:4], images[4:]] * 6, iterations_per_epoch=2)
     with torch.no_grad():
@@ -76,11 +81,15 @@ def test_scale_of_features_changes_nothing(recipe, inside):
     torch.manual_seed(0)
     networks = [Plain() for _ in range(NETWORKS)]
     plain = mean(self_psnr(copy.deepcopy(network), recipe) for network in networks)
-    assert mean(self_psnr(scaled(network, inside), recipe) for network in networks) == pytest.approx(plain, abs=0.1)
+    assert mean(
+        self_psnr(scaled(network, inside), recipe) for network in networks
+    ) == pytest.approx(plain, abs=0.1)
 
 
 def test_scaled_network_is_the_same_function():
     torch.manual_seed(0)
     network, image = Plain(), torch.rand(1, 3, 16, 16)
     for inside in (False, True):
-        torch.testing.assert_close(scaled(network, inside)(image), network(image), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            scaled(network, inside)(image), network(image), rtol=1e-3, atol=1e-4
+        )

@@ -7,7 +7,9 @@ import pytest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed"
+)
 PAGE = "results/tiny_test/report/report.html"
 WIDTHS = {"desktop": 1200, "phone": 390}
 
@@ -40,14 +42,18 @@ def page(request, browser, reported):
 
 def column(page, table, index):
     rows = page.find_elements("css selector", f"#{table} tbody tr")
-    return page.execute_script("return arguments[0].map(row => row.cells[arguments[1]].innerText)", rows, index)
+    return page.execute_script(
+        "return arguments[0].map(row => row.cells[arguments[1]].innerText)", rows, index
+    )
 
 
 def test_nothing_goes_wrong_and_nothing_sticks_out(page):
     assert page.get_log("browser") == []
     width = page.execute_script("return document.documentElement.clientWidth")
     assert page.execute_script("return document.documentElement.scrollWidth") == width
-    broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
+    broken = (
+        "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
+    )
     assert page.execute_script(broken) == []
 
 
@@ -66,7 +72,9 @@ def test_tables_sort_both_ways(page):
 def test_missing_figures_sort_last(page):
     headers = [h.text for h in page.find_elements("css selector", "#table-validation th")]
     index = next(i for i, text in enumerate(headers) if text.startswith("self-PSNR"))
-    button = page.find_element("css selector", f"#table-validation th:nth-child({index + 1}) button")
+    button = page.find_element(
+        "css selector", f"#table-validation th:nth-child({index + 1}) button"
+    )
     for _ in range(2):
         page.execute_script("arguments[0].click()", button)
         assert column(page, "table-validation", index)[-1] == "–"
@@ -89,7 +97,9 @@ def test_slider_moves_and_shows_what_is_chosen(page):
     page.execute_script("arguments[0].click()", row)
     expected = row.find_element("css selector", "[data-column=static]").get_attribute("src")
     assert over.get_attribute("src") == expected
-    assert page.find_element("css selector", ".slider .chosen").text == row.get_attribute("data-label")
+    assert page.find_element("css selector", ".slider .chosen").text == row.get_attribute(
+        "data-label"
+    )
 
 
 def test_bit_map_lies_over_the_picture(page):
@@ -107,7 +117,9 @@ def test_light_and_dark(browser, reported, scheme):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get((Path(reported) / PAGE).as_uri())
     body = browser.find_element("tag name", "body")
-    paper, ink = (_brightness(body.value_of_css_property(key)) for key in ("background-color", "color"))
+    paper, ink = (
+        _brightness(body.value_of_css_property(key)) for key in ("background-color", "color")
+    )
     assert paper - ink > 150 if scheme == "light" else ink - paper > 150
 
 

@@ -65,7 +65,9 @@ def test_every_figure_of_the_page_is_that_of_the_json_and_of_the_log(at_run):
         assert text in log, (pointer, text)
         if isinstance(value, (int, float)) and leading_number(text) is not None:
             factor = next((f for unit, f in scaled.items() if text.endswith(unit)), 1)
-            assert leading_number(text) * factor == pytest.approx(value, rel=0.02, abs=0.06 * factor), pointer
+            assert leading_number(text) * factor == pytest.approx(
+                value, rel=0.02, abs=0.06 * factor
+            ), pointer
         elif isinstance(value, str):
             assert text == value
         elif value is None:
@@ -95,25 +97,41 @@ def test_versions_are_what_the_python_api_computes(at_run):
     from adabm_basicsr import load_network
 
     versions = json.loads((RUN / "report/report.json").read_text())["sets"]["Val"]["versions"]
-    assert list(versions) == ["full_precision", "static", "adaptive"] or set(versions) == set(VERSIONS)
+    assert list(versions) == ["full_precision", "static", "adaptive"] or set(versions) == set(
+        VERSIONS
+    )
     net = load_network("experiments/tiny/models/net_g_latest.pth")
     values = []
     for name in ("img_000", "img_001"):
         low = img2tensor(cv2.imread(f"val/lq/{name}.png").astype(np.float32) / 255)[None]
         with torch.no_grad(), net.full_precision():
             full = tensor2img(net(low))
-        assert np.array_equal(full, cv2.imread(str(RUN / f"pictures/Val/full_precision/{name}.png")))
-        values.append(calculate_psnr(full, cv2.imread(f"val/gt/{name}.png"), crop_border=2, test_y_channel=True))
+        assert np.array_equal(
+            full, cv2.imread(str(RUN / f"pictures/Val/full_precision/{name}.png"))
+        )
+        values.append(
+            calculate_psnr(
+                full, cv2.imread(f"val/gt/{name}.png"), crop_border=2, test_y_channel=True
+            )
+        )
     assert versions["full_precision"]["psnr"] == pytest.approx(np.mean(values))
-    assert versions["full_precision"]["bitops_share"] == 1 and 0.03 < versions["adaptive"]["bitops_share"] < 0.06
-    assert versions["static"]["fab"] == 4 and versions["static"]["psnr"] != versions["adaptive"]["psnr"]
+    assert (
+        versions["full_precision"]["bitops_share"] == 1
+        and 0.03 < versions["adaptive"]["bitops_share"] < 0.06
+    )
+    assert (
+        versions["static"]["fab"] == 4
+        and versions["static"]["psnr"] != versions["adaptive"]["psnr"]
+    )
     assert 20 < versions["adaptive"]["self_psnr"] < 80
 
 
 def test_the_page_needs_nothing_else(at_run):
     page = Figures((RUN / "report/report.html").read_text())
     assert page.loaded and all(source.startswith("data:") for source in page.loaded)
-    assert "http" not in (RUN / "report/report.html").read_text().replace("http://www.w3.org/2000/svg", "")
+    assert "http" not in (RUN / "report/report.html").read_text().replace(
+        "http://www.w3.org/2000/svg", ""
+    )
 
 
 def test_crops_have_all_columns_and_worst_come_first(at_run):
@@ -146,13 +164,19 @@ def test_sets_of_any_name_with_and_without_ground_truth_beside_a_damaged_run(at_
 
 
 def test_a_run_of_full_precision_tells_the_cost_that_quantization_is_compared_with(at_run):
-    Workspace(at_run).test(name="full", network_g=dict(TINY_EDSR), path__pretrain_network_g="tiny.pth")
+    Workspace(at_run).test(
+        name="full", network_g=dict(TINY_EDSR), path__pretrain_network_g="tiny.pth"
+    )
     figures = json.loads(Path("results/full/report/report.json").read_text())
     shutil.rmtree("results/full")
     own = figures["sets"]["Val"]["versions"]["full_precision"]
     images = [image["bitops"] for image in figures["sets"]["Val"]["images"]]
-    assert images == [6264 * pixels * 32 * 32 for pixels in (24 * 32, 28 * 24)]  # MACs per LR pixel, by hand
-    compared = json.loads((RUN / "report/report.json").read_text())["sets"]["Val"]["versions"]["full_precision"]
+    assert images == [
+        6264 * pixels * 32 * 32 for pixels in (24 * 32, 28 * 24)
+    ]  # MACs per LR pixel, by hand
+    compared = json.loads((RUN / "report/report.json").read_text())["sets"]["Val"]["versions"][
+        "full_precision"
+    ]
     assert own.items() <= compared.items()
 
 
@@ -168,7 +192,9 @@ def test_layers_come_worst_first_with_their_distribution(at_run):
     layers = gather(RUN)["layers"]
     assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
     assert len(layers) == 8 and sum(layer["macs_share"] for layer in layers) == pytest.approx(1)
-    assert all(sum(layer["counts"]) > 1000 and layer["lowest"] < layer["highest"] for layer in layers)
+    assert all(
+        sum(layer["counts"]) > 1000 and layer["lowest"] < layer["highest"] for layer in layers
+    )
 
 
 def test_pictures_are_made_once_and_again_after_a_change(at_run, monkeypatch):
@@ -215,7 +241,10 @@ MISTAKES = {
     "near folder": (["report", "experiments/tinny"], "did you mean 'experiments/tiny'?"),
     "nothing to compare": (["compare", "val"], "val neither is the folder of a run nor holds any"),
     "no model": (["inspect", "gone.pth"], "gone.pth does not exist"),
-    "folder of models": (["inspect", "experiments/tiny/models"], "tiny/models is a folder: name a file"),
+    "folder of models": (
+        ["inspect", "experiments/tiny/models"],
+        "tiny/models is a folder: name a file",
+    ),
 }
 
 
@@ -259,7 +288,10 @@ def test_lost_images_and_weights_are_named(at_run, capsys):
     shutil.copytree("results/tiny_test", "results/lost")
     record = json.loads(Path("results/lost/run.json").read_text())
     for change, message in (
-        ({"kind": "train"}, "lost holds no models/net_g_latest.pth: finish the run (train --auto_resume) first"),
+        (
+            {"kind": "train"},
+            "lost holds no models/net_g_latest.pth: finish the run (train --auto_resume) first",
+        ),
         ({"directory": "gone"}, "the folder gone that the run was started in is gone"),
         ({"options": _without_images(record["options"])}, "the images of Val in nowhere are gone"),
     ):

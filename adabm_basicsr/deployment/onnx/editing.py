@@ -37,7 +37,11 @@ class EditedGraph:
     def only_taker(self, name: str) -> onnx.NodeProto | None:
         """The node that a value is an input of, if it is the only one and nothing else is made of the value."""
         takers = [node for node in self.graph.node if name in node.input]
-        return takers[0] if len(takers) == 1 and name not in (output.name for output in self.graph.output) else None
+        return (
+            takers[0]
+            if len(takers) == 1 and name not in (output.name for output in self.graph.output)
+            else None
+        )
 
     def is_constant(self, name: str) -> bool:
         """Whether a value is a constant of the graph."""
@@ -49,7 +53,11 @@ class EditedGraph:
 
     def add_constant(self, value: np.ndarray) -> str:
         """The name of a new constant."""
-        name = next(name for at in count(len(self._constants)) if (name := f"constant_{at}") not in self._constants)
+        name = next(
+            name
+            for at in count(len(self._constants))
+            if (name := f"constant_{at}") not in self._constants
+        )
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         self.graph.initializer.append(self._constants[name])
         return name
@@ -75,15 +83,26 @@ class EditedGraph:
         """Put nodes behind those whose outputs they take, and forget constants that none takes."""
         nodes = list(self.graph.node)
         makers = {name: index for index, node in enumerate(nodes) for name in node.output}
-        needed = {index: {makers[name] for name in node.input if name in makers} for index, node in enumerate(nodes)}
-        _replace(self.graph.node, [nodes[index] for index in TopologicalSorter(needed).static_order()])
+        needed = {
+            index: {makers[name] for name in node.input if name in makers}
+            for index, node in enumerate(nodes)
+        }
+        _replace(
+            self.graph.node, [nodes[index] for index in TopologicalSorter(needed).static_order()]
+        )
         taken = {name for node in nodes for name in node.input}
-        _replace(self.graph.initializer, [tensor for tensor in self.graph.initializer if tensor.name in taken])
+        _replace(
+            self.graph.initializer,
+            [tensor for tensor in self.graph.initializer if tensor.name in taken],
+        )
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
     """Value of a node's attribute."""
-    return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
+    return next(
+        (helper.get_attribute_value(found) for found in node.attribute if found.name == name),
+        default,
+    )
 
 
 def _fold(model: onnx.ModelProto) -> None:
@@ -94,14 +113,20 @@ def _fold(model: onnx.ModelProto) -> None:
         folds = node.op_type != DEQUANTIZE and known.issuperset(filter(None, node.input))
         (constant if folds else others).append(node)
         known |= set(node.output) if folds else set()
-    taken = {name for node in others for name in node.input} | {output.name for output in graph.output}
+    taken = {name for node in others for name in node.input} | {
+        output.name for output in graph.output
+    }
     wanted = [name for node in constant for name in node.output if name in taken]
     values = _evaluate(model, constant, wanted)
     _replace(graph.node, others)
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()
+    )
 
 
-def _evaluate(model: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[str]) -> dict[str, np.ndarray]:
+def _evaluate(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[str]
+) -> dict[str, np.ndarray]:
     if not wanted:
         return {}
     taken = {name for node in nodes for name in node.input}

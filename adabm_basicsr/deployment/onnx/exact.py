@@ -30,7 +30,9 @@ def add_up_integers(edited: EditedGraph) -> None:
         integers, steps, step = (edited.constant(n) for n in (*weights.input[:2], inputs.input[1]))
         if step.size == 1 and steps.size == integers.shape[OUTPUT_AXES[layer.op_type]]:
             _use_integers(edited, layer, inputs, integers)
-            of_output = np.tile(steps * step, _groups(layer)).reshape(-1, *[1] * (integers.ndim - 2))
+            of_output = np.tile(steps * step, _groups(layer)).reshape(
+                -1, *[1] * (integers.ndim - 2)
+            )
             _scale_sums(edited, layer, of_output)
 
 
@@ -45,7 +47,9 @@ def _groups(layer: onnx.NodeProto) -> int:
     return attribute(layer, "group", 1) if layer.op_type == "ConvTranspose" else 1
 
 
-def _use_integers(edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeProto, weights: np.ndarray) -> None:
+def _use_integers(
+    edited: EditedGraph, layer: onnx.NodeProto, inputs: onnx.NodeProto, weights: np.ndarray
+) -> None:
     one, name = edited.add_constant(np.float32(1)), f"{layer.output[0]}_integers"
     edited.add_node(DEQUANTIZE, [inputs.input[0], one, *inputs.input[2:]], name)
     layer.input[0], layer.input[1] = name, edited.add_constant(weights.astype(np.float32))
@@ -99,7 +103,9 @@ def keep_order(edited: EditedGraph) -> None:
     ends = [edited.add_constant(end) for end in (FLOATS.min, FLOATS.max)]
     for node in edited.of_type(*ARITHMETIC):
         at = next((at for at in (0, 1) if edited.is_constant(node.input[1 - at])), None)
-        is_float = at is not None and edited.constant(node.input[1 - at]).dtype == np.float32  # rather than a size
+        is_float = (
+            at is not None and edited.constant(node.input[1 - at]).dtype == np.float32
+        )  # rather than a size
         before = edited.maker(node.input[at]) if is_float else None
         if before is not None and _merges(edited, before, node):
             name = f"{node.output[0]}_apart"
@@ -114,9 +120,13 @@ def _merges(edited: EditedGraph, before: onnx.NodeProto, node: onnx.NodeProto) -
     return before.op_type in ARITHMETIC and any(edited.is_constant(name) for name in before.input)
 
 
-def set_scales(edited: EditedGraph, quantize: onnx.NodeProto, scales: np.ndarray, zeros: np.ndarray) -> None:
+def set_scales(
+    edited: EditedGraph, quantize: onnx.NodeProto, scales: np.ndarray, zeros: np.ndarray
+) -> None:
     """Give a quantization other scales and zero points: ``(C,)``, of channels on axis 1, or one for all, ``()``."""
-    quantize.input[1], quantize.input[2] = (edited.add_constant(np.asarray(values)) for values in (scales, zeros))
+    quantize.input[1], quantize.input[2] = (
+        edited.add_constant(np.asarray(values)) for values in (scales, zeros)
+    )
     del quantize.attribute[:]
     if np.ndim(scales):
         quantize.attribute.append(helper.make_attribute("axis", 1))

@@ -30,7 +30,10 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.sizes import mirrored
 
 FORMAT = 1
-TRACED_OPSET, OPSET = 20, 21  # INT4 came with 21, which changed none of the operators that are used here
+TRACED_OPSET, OPSET = (
+    20,
+    21,
+)  # INT4 came with 21, which changed none of the operators that are used here
 EXAMPLE_SIZE = 64
 INT4_RANGE = (-8, 7)
 
@@ -40,7 +43,11 @@ class _Deployed(nn.Module):
 
     def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
         super().__init__()
-        self.image_mapping, self.network, self.multiple = frozen.image_mapping, frozen.network, frozen.size_multiple
+        self.image_mapping, self.network, self.multiple = (
+            frozen.image_mapping,
+            frozen.network,
+            frozen.size_multiple,
+        )
         self.inputs = use_operators(frozen, symmetric)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +70,10 @@ class _Deployed(nn.Module):
 
 
 def save_onnx(
-    net: QuantizedNetwork, path: str | os.PathLike, symmetric: bool = False, level: int | None = None
+    net: QuantizedNetwork,
+    path: str | os.PathLike,
+    symmetric: bool = False,
+    level: int | None = None,
 ) -> None:
     """Write a calibrated network as an ONNX file, atomically and only once it is checked.
 
@@ -95,11 +105,17 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
             "operators; quantize with recipe best, fast or static"
         )
     deployed = _Deployed(freeze(net).cpu(), symmetric).eval()
-    size = -(-EXAMPLE_SIZE // deployed.multiple) * deployed.multiple + (deployed.multiple > 1)  # so that it is padded
+    size = -(-EXAMPLE_SIZE // deployed.multiple) * deployed.multiple + (
+        deployed.multiple > 1
+    )  # so that it is padded
     check_traceable(deployed, (1, net.in_channels, size, size), type(net.network).__name__)
     model = _trace(deployed, torch.rand(1, net.in_channels, size, size))
     _store_as_int4(model)
-    description = {"format": FORMAT, "size_multiple": net.size_multiple, **(getattr(net, "description", None) or {})}
+    description = {
+        "format": FORMAT,
+        "size_multiple": net.size_multiple,
+        **(getattr(net, "description", None) or {}),
+    }
     helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
     _check(model)
     return model
@@ -109,7 +125,9 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer: that shapes are constants where they are
+            warnings.simplefilter(
+                "ignore"
+            )  # of the tracer: that shapes are constants where they are
             torch.onnx.export(
                 deployed,
                 (example,),
@@ -118,10 +136,15 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
                 opset_version=TRACED_OPSET,
                 input_names=[IMAGE],
                 output_names=[OUTPUT, LEVEL],
-                dynamic_axes={IMAGE: {2: "height", 3: "width"}, OUTPUT: {2: "out_height", 3: "out_width"}},
+                dynamic_axes={
+                    IMAGE: {2: "height", 3: "width"},
+                    OUTPUT: {2: "out_height", 3: "out_width"},
+                },
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise AdaBMError(f"the network can't be written as ONNX: {str(error).splitlines()[0]}") from error
+        raise AdaBMError(
+            f"the network can't be written as ONNX: {str(error).splitlines()[0]}"
+        ) from error
     model = onnx.load_from_string(buffer.getvalue())
     next(opset for opset in model.opset_import if not opset.domain).version = OPSET
     return model
@@ -135,7 +158,9 @@ def _store_as_int4(model: onnx.ModelProto) -> None:
             and values.ndim
             and INT4_RANGE[0] <= values.min() <= values.max() <= INT4_RANGE[1]
         ):
-            narrow = helper.make_tensor(tensor.name, TensorProto.INT4, values.shape, values.flatten())
+            narrow = helper.make_tensor(
+                tensor.name, TensorProto.INT4, values.shape, values.flatten()
+            )
             model.graph.initializer[index].CopyFrom(narrow)
 
 
@@ -143,4 +168,6 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise AdaBMError(f"the network can't be written as ONNX: {str(error).splitlines()[0]}") from error
+        raise AdaBMError(
+            f"the network can't be written as ONNX: {str(error).splitlines()[0]}"
+        ) from error

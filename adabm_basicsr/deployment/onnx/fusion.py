@@ -64,7 +64,8 @@ def _enlarge_late(edited: EditedGraph) -> None:
 def _is_per_channel(edited: EditedGraph, node: onnx.NodeProto, taker: onnx.NodeProto) -> bool:
     others = [name for name in taker.input if name and name != node.output[0]]
     return taker.op_type in PER_CHANNEL and all(
-        edited.is_constant(name) and _is_of_channels(taker, edited.constant(name)) for name in others
+        edited.is_constant(name) and _is_of_channels(taker, edited.constant(name))
+        for name in others
     )
 
 
@@ -107,7 +108,11 @@ def _constants_of(edited: EditedGraph, conv: onnx.NodeProto) -> list[tuple[onnx.
     if edited.is_constant(conv.input[1]):
         return [(conv, 1), *bias]
     maker = edited.maker(conv.input[1])
-    usable = maker.op_type == DEQUANTIZE and edited.is_constant(maker.input[0]) and edited.only_taker(maker.output[0])
+    usable = (
+        maker.op_type == DEQUANTIZE
+        and edited.is_constant(maker.input[0])
+        and edited.only_taker(maker.output[0])
+    )
     return [(maker, 0), (maker, 1), *bias] if usable else []
 
 
@@ -116,7 +121,12 @@ def _slides_over_all(conv: onnx.NodeProto) -> bool:
     if conv.op_type != CONVOLVE or attribute(conv, "group", 1) != 1:
         return False
     size = attribute(conv, "kernel_shape")[0]
-    wanted = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [1, 1], "dilations": [1, 1]}
+    wanted = {
+        "kernel_shape": [size] * 2,
+        "pads": [size // 2] * 4,
+        "strides": [1, 1],
+        "dilations": [1, 1],
+    }
     return size % 2 == 1 and all(attribute(conv, name) == value for name, value in wanted.items())
 
 
@@ -132,10 +142,16 @@ def unshuffled_kernel(weight: np.ndarray, block: int) -> np.ndarray:
     """
     outputs, inputs, size = weight.shape[:3]
     padding = -(-(size // 2) // block)
-    kernel = np.zeros((outputs, block, block, inputs, block, block, *[2 * padding + 1] * 2), weight.dtype)
+    kernel = np.zeros(
+        (outputs, block, block, inputs, block, block, *[2 * padding + 1] * 2), weight.dtype
+    )
     for row, column, y, x in np.ndindex(block, block, size, size):
-        (to_y, from_y), (to_x, from_x) = (divmod(at - size // 2, block) for at in (row + y, column + x))
-        kernel[:, row, column, :, from_y, from_x, padding + to_y, padding + to_x] = weight[:, :, y, x]
+        (to_y, from_y), (to_x, from_x) = (
+            divmod(at - size // 2, block) for at in (row + y, column + x)
+        )
+        kernel[:, row, column, :, from_y, from_x, padding + to_y, padding + to_x] = weight[
+            :, :, y, x
+        ]
     return kernel.reshape(outputs * block**2, inputs * block**2, *kernel.shape[-2:])
 
 
@@ -156,16 +172,22 @@ def _absorb_scales(edited: EditedGraph) -> None:
     for quantize in edited.of_type(QUANTIZE):
         scales, zeros = (edited.constant(name) for name in quantize.input[1:3])
         conv, clips = _convolution_before(edited, quantize)
-        constants = _constants_of(edited, conv) if conv and scales.size > 1 and not np.ptp(zeros) else []
+        constants = (
+            _constants_of(edited, conv) if conv and scales.size > 1 and not np.ptp(zeros) else []
+        )
         if not constants:
             continue
         relative = scales / scales.max()
         for node, at in constants:
             value = edited.constant(node.input[at])
             if value.dtype == np.float32:  # integers stay as they are, their steps change
-                node.input[at] = edited.add_constant(value / relative.reshape(-1, *[1] * (value.ndim - 1)))
+                node.input[at] = edited.add_constant(
+                    value / relative.reshape(-1, *[1] * (value.ndim - 1))
+                )
         for clip in clips:
-            clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / relative.reshape(-1, 1, 1))
+            clip.input[1] = edited.add_constant(
+                edited.constant(clip.input[1]) / relative.reshape(-1, 1, 1)
+            )
         set_scales(edited, quantize, scales.max(), zeros[0])
 
 
@@ -201,7 +223,10 @@ def _clip_first(edited: EditedGraph) -> None:
             continue
         if source is not None and source.op_type == CLIP:
             ends = _ends_of_symmetric(edited, quantize, source)
-        elif edited.constant(quantize.input[1]).size > 1 or edited.only_taker(quantize.input[0]) is None:
+        elif (
+            edited.constant(quantize.input[1]).size > 1
+            or edited.only_taker(quantize.input[0]) is None
+        ):
             ends = _ends_of_integers(edited, quantize)
         else:
             continue  # part of the convolution before
@@ -219,7 +244,9 @@ def _ends_of_integers(edited: EditedGraph, quantize: onnx.NodeProto) -> list[np.
     return [-zero * scale, (top - zero) * scale]
 
 
-def _ends_of_symmetric(edited: EditedGraph, quantize: onnx.NodeProto, clip: onnx.NodeProto) -> list[np.ndarray]:
+def _ends_of_symmetric(
+    edited: EditedGraph, quantize: onnx.NodeProto, clip: onnx.NodeProto
+) -> list[np.ndarray]:
     """Ends of the clip before a quantization; takes out the clip, and a multiplication of channels before it.
 
     Where all three stand in a row, OpenVINO 2026.4 errs: it clips with the ends of other channels.
@@ -233,24 +260,34 @@ def _ends_of_symmetric(edited: EditedGraph, quantize: onnx.NodeProto, clip: onnx
 def _absorb_product(edited: EditedGraph, quantize: onnx.NodeProto, least: onnx.NodeProto) -> None:
     """Take out a multiplication of channels before maximum and minimum, as `_ends_of_symmetric` does before a clip."""
     most = edited.maker(least.input[0])
-    clips = [clip for clip in (most, least) if clip is not None and edited.is_constant(clip.input[-1])]
+    clips = [
+        clip for clip in (most, least) if clip is not None and edited.is_constant(clip.input[-1])
+    ]
     if len(clips) < 2 or most.op_type != CLIPS[0] or edited.only_taker(most.output[0]) is None:
         return
     factors = _take_factors(edited, quantize, edited.maker(most.input[0]))
     if factors is None:
         return
     for clip in clips:
-        clip.input[1] = edited.add_constant(edited.constant(clip.input[1]) / factors.reshape(-1, 1, 1))
+        clip.input[1] = edited.add_constant(
+            edited.constant(clip.input[1]) / factors.reshape(-1, 1, 1)
+        )
 
 
-def _take_factors(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.NodeProto | None) -> np.ndarray | None:
+def _take_factors(
+    edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.NodeProto | None
+) -> np.ndarray | None:
     """Factors of a multiplication of channels, ``(C,)``, which goes over into the scales of ``quantize``; or None."""
     if product is None or product.op_type != "Mul" or not edited.is_constant(product.input[1]):
         return None
     if edited.constant(quantize.input[1]).size > 1:
         return None  # then it is the network's own, and the scales of channels stand in the quantization already
     factors = edited.constant(product.input[1])
-    if not _is_of_channels(product, factors) or factors.min() <= 0 or edited.only_taker(product.output[0]) is None:
+    if (
+        not _is_of_channels(product, factors)
+        or factors.min() <= 0
+        or edited.only_taker(product.output[0]) is None
+    ):
         return None
     factors = factors.flatten()
     edited.bypass(product)

@@ -27,7 +27,15 @@ MATRIX = 2  # axes of the weight of a linear layer
 
 class _QuantizeInput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero: Tensor, top: Tensor | None, step: Tensor, step_zero: Tensor):
+    def forward(
+        ctx,
+        x: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        top: Tensor | None,
+        step: Tensor,
+        step_zero: Tensor,
+    ):
         limits = torch.iinfo(zero.dtype)
         of_channels = (1, -1, *[1] * (x.dim() - 2)) if scale.dim() else ()
         integers = (x / scale.view(of_channels)).round() + zero.view(of_channels)
@@ -38,7 +46,9 @@ class _QuantizeInput(torch.autograd.Function):
     def symbolic(g, x, scale, zero, top, step, step_zero):
         integers = g.op("QuantizeLinear", x, scale, zero, axis_i=1)
         if top is not None:
-            integers = g.op("Clip", integers, g.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8)), top)
+            integers = g.op(
+                "Clip", integers, g.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8)), top
+            )
         return g.op("DequantizeLinear", integers, step, step_zero).setType(x.type())
 
 
@@ -69,7 +79,9 @@ class InputOperators(nn.Module):
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        self.level: Tensor | None = None  # index of the image's level, scalar; set before each forward pass
+        self.level: Tensor | None = (
+            None  # index of the image's level, scalar; set before each forward pass
+        )
         step, zeros, top = _grids(quantizer)
         self.register_buffer("step", self.fitting_step(step, zeros, top))
         self.register_buffer("channel_scale", quantizer.channel_scale)
@@ -91,10 +103,14 @@ class InputOperators(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
         step, zero, top = self.row(self.step), self.row(self.zero), self.row(self.top)
-        if self.channel_scale is None or self.channel_scale.dim() < 4:  # runtimes want channels of a scale on axis 1
+        if (
+            self.channel_scale is None or self.channel_scale.dim() < 4
+        ):  # runtimes want channels of a scale on axis 1
             x = self.clipped(self.without_channel_scale(x))
             return _QuantizeInput.apply(x, step, zero, top, step, zero)
-        channels = self.channel_scale.flatten()  # a scale per channel costs nothing within the quantization
+        channels = (
+            self.channel_scale.flatten()
+        )  # a scale per channel costs nothing within the quantization
         x = self.clipped(x, self.channel_scale)
         return _QuantizeInput.apply(x, step * channels, zero.expand(len(channels)), top, step, zero)
 
@@ -102,7 +118,9 @@ class InputOperators(nn.Module):
         """``x`` within the range of each of its channels, where these differ; ends are in units of ``unit``."""
         if self.lowest is None:
             return x
-        return torch.minimum(torch.maximum(x, self.row(self.lowest) * unit), self.row(self.highest) * unit)
+        return torch.minimum(
+            torch.maximum(x, self.row(self.lowest) * unit), self.row(self.highest) * unit
+        )
 
     def without_channel_scale(self, x: Tensor) -> Tensor:
         """``x`` in units of its channel scales."""
@@ -134,7 +152,11 @@ class SymmetricInputOperators(InputOperators):
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
-        x, lowest, highest = self.without_channel_scale(x), self.row(self.lowest), self.row(self.highest)
+        x, lowest, highest = (
+            self.without_channel_scale(x),
+            self.row(self.lowest),
+            self.row(self.highest),
+        )
         x = self.clipped(x) if lowest.dim() else x.clamp(lowest, highest)
         step = self.row(self.step)
         return _QuantizeInput.apply(x, step, self.none, None, step, self.none)
@@ -145,7 +167,9 @@ class WeightOperators(nn.Module):
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__()
-        integers = (quantizer.levels(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(torch.int8)
+        integers = (quantizer.levels(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(
+            torch.int8
+        )
         turned = weight.dim() == MATRIX
         self.axis = 1 - quantizer.axis if turned else quantizer.axis
         self.register_buffer("integers", integers.t().contiguous() if turned else integers)
@@ -166,7 +190,11 @@ def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
     levels = quantizer.lower.new_tensor(IMAGE_LEVELS)
     if quantizer.adaptive:
         quantizer.image_factor = levels
-    ends, step, top = quantizer.common_ends(levels), quantizer.step(levels), 2 ** quantizer.bits_used() - 1
+    ends, step, top = (
+        quantizer.common_ends(levels),
+        quantizer.step(levels),
+        2 ** quantizer.bits_used() - 1,
+    )
     quantizer.image_factor = None
     step, zero, top = torch.broadcast_tensors(step, integer_grid(*ends, top)[1], top)
     if quantizer.channel_shift is None:
@@ -188,10 +216,15 @@ def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[Inp
     for name, layer in frozen.layers().items():
         if name in weighted:
             _use_weight_operators(layer, weighted[name])
-        elif isinstance(layer, QuantizedLayer) and getattr(layer.input_quantizer, "channel_scale", None) is not None:
+        elif (
+            isinstance(layer, QuantizedLayer)
+            and getattr(layer.input_quantizer, "channel_scale", None) is not None
+        ):
             of_weight = layer.channel_views(layer.input_quantizer.channel_scale.flatten())[1]
             layer.weight = nn.Parameter(layer.weight * of_weight, requires_grad=False)
-        for key in ("left", "right") if isinstance(layer, QuantizedProduct) else ("input_quantizer",):
+        for key in (
+            ("left", "right") if isinstance(layer, QuantizedProduct) else ("input_quantizer",)
+        ):
             if isinstance(getattr(layer, key), ActivationQuantizer):
                 setattr(layer, key, kind(getattr(layer, key)))
     return [module for module in frozen.network.modules() if isinstance(module, InputOperators)]

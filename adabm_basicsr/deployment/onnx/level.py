@@ -42,7 +42,9 @@ def at_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
     graph.initializer.append(helper.make_tensor(LEVEL, TensorProto.INT64, (), [level]))
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.INT4:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int8), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int8), tensor.name)
+            )
     return fixed
 
 
@@ -61,7 +63,9 @@ def avoid_overflow(model: onnx.ModelProto) -> onnx.ModelProto:
     take an image's few channels: these take them twice, with half of each weight.
     """
     edited = EditedGraph(model)
-    signed = any(edited.constant(node.input[2]).dtype == np.int8 for node in edited.of_type(QUANTIZE))
+    signed = any(
+        edited.constant(node.input[2]).dtype == np.int8 for node in edited.of_type(QUANTIZE)
+    )
     for node in edited.of_type(DEQUANTIZE):
         if not edited.is_constant(node.input[0]):
             continue
@@ -91,7 +95,11 @@ def _use_float(edited: EditedGraph, weights: onnx.NodeProto) -> None:
 def _quantization_of_few(edited: EditedGraph, weights: onnx.NodeProto) -> onnx.NodeProto | None:
     """The quantization of a convolution's input, if it has few channels and nothing else takes them quantized."""
     layer = edited.only_taker(weights.output[0])
-    if layer is None or layer.op_type != "Conv" or edited.constant(weights.input[0]).shape[1] > FEW_CHANNELS:
+    if (
+        layer is None
+        or layer.op_type != "Conv"
+        or edited.constant(weights.input[0]).shape[1] > FEW_CHANNELS
+    ):
         return None
     if attribute(layer, "group", 1) > 1:
         return None

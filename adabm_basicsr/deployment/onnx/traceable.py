@@ -26,7 +26,9 @@ def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> No
     noise = 0.1 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.05
     dark, again, bright = (_watch(network, noise + brightness) for brightness in BRIGHTNESSES)
     if not torch.allclose(dark.output, again.output, equal_nan=True):
-        raise AdaBMError(f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw once")
+        raise AdaBMError(
+            f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw once"
+        )
     if dark.read != bright.read:
         raise AdaBMError(
             f"{name} can't be written as ONNX: its Python code depends on the image's values (if, float or int of a "

@@ -38,7 +38,9 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
     Returns:
         By activation and weight quantizer; only their ratios matter.
     """
-    weights = {q: net.network.get_submodule(name).weight for name, q in net.weight_quantizers().items()}
+    weights = {
+        q: net.network.get_submodule(name).weight for name, q in net.weight_quantizers().items()
+    }
     quantizers = [*net.activation_quantizers().values(), *weights]
 
     def of_image(index: int) -> list[float]:
@@ -74,7 +76,9 @@ def _probe(out: Tensor, index: int) -> Tensor:
     return [torch.randn(out.shape, generator=generator) for _ in range(index + 1)][-1].to(out)
 
 
-def _observed(net: QuantizedNetwork, image: Tensor) -> tuple[Tensor, list[tuple[ActivationQuantizer, Tensor, Tensor]]]:
+def _observed(
+    net: QuantizedNetwork, image: Tensor
+) -> tuple[Tensor, list[tuple[ActivationQuantizer, Tensor, Tensor]]]:
     """Output for one image, and each quantizer with its input and its error, once for each time that it runs."""
     seen = []
 
@@ -87,7 +91,10 @@ def _observed(net: QuantizedNetwork, image: Tensor) -> tuple[Tensor, list[tuple[
         seen.append((quantizer, own, error))
         return own
 
-    hooks = [quantizer.register_forward_hook(observe) for quantizer in net.activation_quantizers().values()]
+    hooks = [
+        quantizer.register_forward_hook(observe)
+        for quantizer in net.activation_quantizers().values()
+    ]
     try:
         with torch.enable_grad(), net.full_precision():
             return net(image.clone().requires_grad_()), seen
@@ -128,7 +135,9 @@ def share_out(
     Returns:
         Bits of each, within `REACH` of ``mean``.
     """
-    wanted = {key: _in_bits(errors[key] / sizes[key]) + bits[key] for key in errors}  # the bits that equal errors take
+    wanted = {
+        key: _in_bits(errors[key] / sizes[key]) + bits[key] for key in errors
+    }  # the bits that equal errors take
     low = max(int(mean) - REACH, bit_range[0])
     high = min(-int(-mean // 1) + REACH, bit_range[1])
     given = dict.fromkeys(errors, low)
@@ -162,7 +171,10 @@ class Sensitivities:
 def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivities:
     """Of all quantizers of a calibrated network, on LR images ``(B, C, H, W)`` in 0..1."""
     inputs = {q: q.bits_of_layer().item() for q in net.activation_quantizers().values()}
-    return Sensitivities(image_errors(net, images), {**inputs, **{q: q.bits for q in net.weight_quantizers().values()}})
+    return Sensitivities(
+        image_errors(net, images),
+        {**inputs, **{q: q.bits for q in net.weight_quantizers().values()}},
+    )
 
 
 @torch.no_grad()
@@ -180,12 +192,16 @@ def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: f
         quantizer.layer_factor.fill_(bits - quantizer.bits)
     layers = [net.network.get_submodule(name) for name in net.weight_quantizers()]
     weights = {layer.weight_quantizer: layer.weight.numel() for layer in layers}
-    weights = {quantizer: size for quantizer, size in weights.items() if quantizer.allocated is not None}
+    weights = {
+        quantizer: size for quantizer, size in weights.items() if quantizer.allocated is not None
+    }
     for quantizer, bits in _shared_out(found, weights, w_mean).items():
         quantizer.allocated.fill_(bits)
 
 
-def _shared_out(found: Sensitivities, sizes: dict[nn.Module, int], mean: float) -> dict[nn.Module, int]:
+def _shared_out(
+    found: Sensitivities, sizes: dict[nn.Module, int], mean: float
+) -> dict[nn.Module, int]:
     return share_out({q: found.errors[q] for q in sizes}, sizes, found.bits, mean) if sizes else {}
 
 

@@ -20,7 +20,9 @@ FIRST_TRY = 5.0
 MAX_TRIES = 6
 
 
-def budgets(net: QuantizedNetwork, found: Sensitivities, images: Tensor) -> Iterator[tuple[float, float]]:
+def budgets(
+    net: QuantizedNetwork, found: Sensitivities, images: Tensor
+) -> Iterator[tuple[float, float]]:
     """Mean bits of inputs and weights to quantize ``net`` with, one pair after the other; the last one stays.
 
     Args:
@@ -41,7 +43,9 @@ def budgets(net: QuantizedNetwork, found: Sensitivities, images: Tensor) -> Iter
         yield base_bits(net), float(net.config.w_bits)
 
 
-def _largest_within(net: QuantizedNetwork, found: Sensitivities, target: dict[str, float], images: Tensor) -> float:
+def _largest_within(
+    net: QuantizedNetwork, found: Sensitivities, target: dict[str, float], images: Tensor
+) -> float:
     (kind, wanted) = next(iter(target.items()))
     shares = {}
     low, high = int(LEAST * GRAIN), int(MOST * GRAIN)
@@ -52,7 +56,9 @@ def _largest_within(net: QuantizedNetwork, found: Sensitivities, target: dict[st
         low, high = (middle + 1, high) if share <= wanted else (low, middle - 1)
     if high not in shares or shares[high] > wanted:
         least = min(shares.values())
-        raise AdaBMError(f"target: {kind}: {wanted} is out of reach: at {LEAST:g} bits the share is {least:.3f}")
+        raise AdaBMError(
+            f"target: {kind}: {wanted} is out of reach: at {LEAST:g} bits the share is {least:.3f}"
+        )
     return high / GRAIN
 
 
@@ -67,7 +73,9 @@ def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
         return cost.bitops / cost.float_bitops
 
 
-def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterator[tuple[float, float]]:
+def _until_close(
+    net: QuantizedNetwork, wanted: float, images: Tensor
+) -> Iterator[tuple[float, float]]:
     mean, reached = FIRST_TRY, {}
     for _ in range(MAX_TRIES):
         yield mean, mean
@@ -82,7 +90,9 @@ def _until_close(net: QuantizedNetwork, wanted: float, images: Tensor) -> Iterat
     enough = [mean for mean, psnr in reached.items() if psnr >= wanted]
     if not enough:
         best = max(reached.values())
-        raise AdaBMError(f"target: self_psnr: {wanted} is out of reach: up to {max(reached):g} bits gave {best:.2f} dB")
+        raise AdaBMError(
+            f"target: self_psnr: {wanted} is out of reach: up to {max(reached):g} bits gave {best:.2f} dB"
+        )
     if min(enough) != list(reached)[-1]:
         yield min(enough), min(enough)
 

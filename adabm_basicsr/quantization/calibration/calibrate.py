@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.calibration.allocation import assign, base_bits, measure_sensitivities
+from adabm_basicsr.quantization.calibration.allocation import (
+    assign,
+    base_bits,
+    measure_sensitivities,
+)
 from adabm_basicsr.quantization.calibration.budget import budgets
 from adabm_basicsr.quantization.calibration.equalisation import equalise
-from adabm_basicsr.quantization.calibration.observers import OBSERVERS, MovingAverage, search_weight_range
+from adabm_basicsr.quantization.calibration.observers import (
+    OBSERVERS,
+    MovingAverage,
+    search_weight_range,
+)
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first, map_shared
@@ -78,18 +86,26 @@ class _Statistics:
         for seen in parts:
             self.channels = _widest(self.channels, seen.channels)
         if self.quantizer.adaptive:
-            deviation = torch.cat([deviations for seen in parts for deviations in seen.deviations]).mean()
+            deviation = torch.cat(
+                [deviations for seen in parts for deviations in seen.deviations]
+            ).mean()
             # How coarse the steps are against what they resolve, whatever the scale of the layer.
             relative = (found[1] - found[0]) / deviation.clamp(min=MIN_WIDTH)
             self.sensitivities.append(relative if self.scale_free else deviation)
 
 
 def _channel_ends(x: Tensor, channel_scale: Tensor) -> tuple[Tensor, Tensor]:
-    axes = [axis for axis in range(-x.dim(), 0) if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1]
+    axes = [
+        axis
+        for axis in range(-x.dim(), 0)
+        if axis < -channel_scale.dim() or channel_scale.shape[axis] == 1
+    ]
     return x.amin(axes).flatten(), x.amax(axes).flatten()  # of a single channel too
 
 
-def _widest(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+def _widest(
+    first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
     if first is None or second is None:
         return first or second
     return torch.minimum(first[0], second[0]), torch.maximum(first[1], second[1])
@@ -117,8 +133,13 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
 
 
 def _calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
-    observer, scale_free = net.config.observer or net.config.preset.observer, net.config.preset.scale_free
-    statistics = [_Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()]
+    observer, scale_free = (
+        net.config.observer or net.config.preset.observer,
+        net.config.preset.scale_free,
+    )
+    statistics = [
+        _Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()
+    ]
     images: list[Tensor] = []
     hooks = [observed.quantizer.register_forward_pre_hook(observed) for observed in statistics]
     try:
@@ -203,13 +224,19 @@ def _set_ranges(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
 
 def _set_activation_ranges(statistics: list[_Statistics]) -> None:
     for observed in statistics:
-        if observed.range.value is not None:  # None: the layer stands in a branch that no calibration image took
+        if (
+            observed.range.value is not None
+        ):  # None: the layer stands in a branch that no calibration image took
             observed.quantizer.lower.copy_(observed.range.value[:1])
             observed.quantizer.upper.copy_(observed.range.value[1:])
 
 
 def _equalise(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
-    seen = {observed.quantizer: observed.channels for observed in statistics if observed.channels is not None}
+    seen = {
+        observed.quantizer: observed.channels
+        for observed in statistics
+        if observed.channels is not None
+    }
     for layer in net.layers().values():
         if channels := seen.get(getattr(layer, "input_quantizer", None)):
             equalise(layer, *channels)
@@ -224,7 +251,9 @@ def _set_weight_ranges(net: QuantizedNetwork) -> None:
         if quantizer.channel_scale is not None:
             weight = weight * quantizer.channel_scale
         upper = search_weight_range(weight, quantizer, bits)
-        quantizer.upper.copy_(upper.bfloat16() if quantizer.integer else upper)  # packed files keep two bytes of it
+        quantizer.upper.copy_(
+            upper.bfloat16() if quantizer.integer else upper
+        )  # packed files keep two bytes of it
 
 
 def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:
@@ -236,8 +265,12 @@ def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:
     for complexity in [torch.cat(complexities)] if net.config.preset.allocate else complexities:
         thresholds.update(torch.quantile(complexity, shares))
     # Bits that simple images spare are of no use where all layers have the most already.
-    nothing_to_spare = net.config.preset.allocate and base_bits(net) >= net.config.preset.bit_range[1]
-    net.image_mapping.lower.copy_(0 * thresholds.value[:1] if nothing_to_spare else thresholds.value[:1])
+    nothing_to_spare = (
+        net.config.preset.allocate and base_bits(net) >= net.config.preset.bit_range[1]
+    )
+    net.image_mapping.lower.copy_(
+        0 * thresholds.value[:1] if nothing_to_spare else thresholds.value[:1]
+    )
     net.image_mapping.upper.copy_(thresholds.value[1:])
 
 

@@ -28,7 +28,11 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     Raises:
         AdaBMError: ``net`` hasn't been calibrated.
     """
-    quantizers = [quantizer for quantizer in net.activation_quantizers().values() if quantizer.bits < FIXED_BITS]
+    quantizers = [
+        quantizer
+        for quantizer in net.activation_quantizers().values()
+        if quantizer.bits < FIXED_BITS
+    ]
     visit_in_order(net, quantizers, images, _search, "Clipping search")
     net.stage.fill_(Stage.CLIPPED)
     return net
@@ -37,7 +41,12 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
 def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
     bits = quantizer.clamped_bits_of_layer()
     best = search_range(
-        quantizer.in_common_range(x), quantizer.lower, quantizer.upper, bits, quantizer.integer, shared=True
+        quantizer.in_common_range(x),
+        quantizer.lower,
+        quantizer.upper,
+        bits,
+        quantizer.integer,
+        shared=True,
     )
     quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
     quantizer.upper.mul_(0.5).add_(0.5 * best[1:])

@@ -50,7 +50,9 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
 
 def _shifts(lower: Tensor, upper: Tensor, widest: int) -> Tensor:
     """Shift of each channel's range against that of the widest channel; 0 of channels that are always zero."""
-    below = -lower / (upper - lower).clamp(min=MIN_WIDTH)  # share of its range that a channel needs below zero
+    below = -lower / (upper - lower).clamp(
+        min=MIN_WIDTH
+    )  # share of its range that a channel needs below zero
     return _in_two_bytes(torch.where(upper > lower, below[widest] - below, 0))
 
 

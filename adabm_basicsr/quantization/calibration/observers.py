@@ -15,7 +15,9 @@ from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 MOMENTUM = 0.9
 PERCENTILE = 0.999
-MAX_SAMPLES = 1 << 16  # values that a percentile or a search is made over: 65 lie beyond the percentile then
+MAX_SAMPLES = (
+    1 << 16
+)  # values that a percentile or a search is made over: 65 lie beyond the percentile then
 MAX_AT_ONCE = 1 << 21  # values that are quantized in one go while searching
 
 
@@ -38,7 +40,9 @@ def extremes(x: Tensor) -> Tensor:
 def sample(x: Tensor) -> Tensor:
     """At most `MAX_SAMPLES` values of ``x``, evenly taken: ``(N,)``."""
     values = x.flatten()
-    return values[:: -(-len(values) // MAX_SAMPLES)].clone()  # a part of it would keep all of ``x`` in memory
+    return values[
+        :: -(-len(values) // MAX_SAMPLES)
+    ].clone()  # a part of it would keep all of ``x`` in memory
 
 
 def sample_with_extremes(x: Tensor) -> Tensor:
@@ -107,7 +111,10 @@ def search_range(
     rows = x.reshape(lower.numel(), -1)
     shrink = 1 - 0.01 * torch.arange(steps, dtype=torch.float64)
     candidates = torch.stack([lower.flatten(), upper.flatten()]) * shrink.to(x).view(-1, 1, 1)
-    errors = [_errors(rows, chunk, bits, integer) for chunk in candidates.split(max(MAX_AT_ONCE // x.numel(), 1))]
+    errors = [
+        _errors(rows, chunk, bits, integer)
+        for chunk in candidates.split(max(MAX_AT_ONCE // x.numel(), 1))
+    ]
     errors = torch.cat(errors)
     best = (mean_over_processes(errors) if shared else errors).argmin(0)  # (R,)
     ends = candidates.gather(0, best.expand(1, 2, -1)).squeeze(0)
@@ -117,7 +124,12 @@ def search_range(
 def _errors(rows: Tensor, candidates: Tensor, bits: Tensor | int, integer: bool) -> Tensor:
     """Mean squared error of each row, ``(R, N)``, at each of the candidates, ``(K, 2, R)``: ``(K, R)``."""
     low, high = candidates.unsqueeze(-1).unbind(1)
-    return fake_quantize(rows.unsqueeze(0), low, high, bits, integer).sub_(rows).square_().mean(-1, dtype=torch.float64)
+    return (
+        fake_quantize(rows.unsqueeze(0), low, high, bits, integer)
+        .sub_(rows)
+        .square_()
+        .mean(-1, dtype=torch.float64)
+    )
 
 
 def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -> Tensor:
@@ -132,10 +144,18 @@ def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -
         Shape of the quantizer's ``upper``.
     """
     channels = len(quantizer.upper)
-    rows = weight.transpose(0, quantizer.axis).reshape(channels, -1) if channels > 1 else weight.reshape(1, -1)
-    if quantizer.integer:  # the largest positive level lies below the end by a 2 ** bits - 1 th of the range
+    rows = (
+        weight.transpose(0, quantizer.axis).reshape(channels, -1)
+        if channels > 1
+        else weight.reshape(1, -1)
+    )
+    if (
+        quantizer.integer
+    ):  # the largest positive level lies below the end by a 2 ** bits - 1 th of the range
         top = rows.abs().amax(1) * (1 + 1 / (2**bits - 2))
     else:
         top = rows.amax(1)
-        top = torch.where(top > 0, top, rows.abs().amax(1))  # the paper takes max(w), which may not be positive
+        top = torch.where(
+            top > 0, top, rows.abs().amax(1)
+        )  # the paper takes max(w), which may not be positive
     return search_range(rows, -top, top, bits, quantizer.integer, steps=50)[1].reshape(channels)

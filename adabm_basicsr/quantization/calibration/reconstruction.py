@@ -29,7 +29,9 @@ MARGIN = 1.2
 HEADROOM = 1.1  # of 8-bit ranges above what these images need
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
-Quantize = Callable[[Tensor, Tensor, Tensor], Tensor]  # of columns, on a range from lower to upper end
+Quantize = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # of columns, on a range from lower to upper end
 
 
 @torch.no_grad()
@@ -44,10 +46,14 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
     layers = [layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)]
 
     def fit(layer: QuantizedLayer, x: Tensor) -> None:
-        with torch._C.DisableTorchFunction():  # the products in it aren't the network's, though it may quantize its own
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # the products in it aren't the network's, though it may quantize its own
             _fit(layer, x, rounding)
 
-    visit_in_order(net, layers, images, fit, "Rounding of layers" if rounding else "Ranges of layers")
+    visit_in_order(
+        net, layers, images, fit, "Rounding of layers" if rounding else "Ranges of layers"
+    )
 
 
 def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
@@ -64,11 +70,15 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
         columns = _fit_input(activation, rows, columns, shifts_of_columns(layer, columns))
     if rounding and isinstance(weight, WeightQuantizer):
         steps = weight.step.expand(rows.shape[0] * rows.shape[1]).view(len(rows), -1, 1)
-        rounded = round_compensated(rows, columns @ columns.transpose(1, 2), steps, weight.bits, weight.lowest)
+        rounded = round_compensated(
+            rows, columns @ columns.transpose(1, 2), steps, weight.bits, weight.lowest
+        )
         weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
 
 
-def _fit_input(quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, shifts: Tensor) -> Tensor:
+def _fit_input(
+    quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, shifts: Tensor
+) -> Tensor:
     """Fit the ranges of a layer's input to the error of its output; returns the quantized ``columns``."""
 
     def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -90,7 +100,11 @@ def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
 
 
 def _fit_ranges(
-    quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, levels: Tensor | None, quantize: Quantize
+    quantizer: ActivationQuantizer,
+    rows: Tensor,
+    columns: Tensor,
+    levels: Tensor | None,
+    quantize: Quantize,
 ) -> None:
     """Shrink the range to where the layer's output errs least, on images of each level for itself."""
     whole = quantizer.lower.clone(), quantizer.upper.clone()
@@ -99,21 +113,33 @@ def _fit_ranges(
     quantizer.lower.mul_(shrink)
     quantizer.upper.mul_(shrink)
     if levels is not None and (levels == 1).any():
-        quantizer.level_ranges[2] = _shrink(quantizer, whole, rows, columns[..., levels == 1], quantize) / shrink
+        quantizer.level_ranges[2] = (
+            _shrink(quantizer, whole, rows, columns[..., levels == 1], quantize) / shrink
+        )
 
 
-def _shrink(quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, quantize: Quantize) -> float:
+def _shrink(
+    quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, quantize: Quantize
+) -> float:
     """Factor on the range; at 8 bits only as far as nothing is clipped.
 
     There clipping gains little on these images, and loses more on others whose rare values lie outside.
     """
     if quantizer.clamped_bits_of_layer() < FIXED_BITS:
         return MARGIN * _best_shrink(ends, rows, columns, quantize)
-    used = [float(end / of_range) for end, of_range in zip(torch.aminmax(columns), ends) if of_range != 0]
-    return min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
+    used = [
+        float(end / of_range)
+        for end, of_range in zip(torch.aminmax(columns), ends)
+        if of_range != 0
+    ]
+    return (
+        min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
+    )
 
 
-def _best_shrink(ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, quantize: Quantize) -> float:
+def _best_shrink(
+    ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, quantize: Quantize
+) -> float:
     columns, errors = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)], []
     for shrink in SHRINKS:
         quantized = quantize(columns, ends[0] * shrink, ends[1] * shrink)
@@ -121,7 +147,9 @@ def _best_shrink(ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, qua
     return SHRINKS[int(torch.stack(errors).argmin())]
 
 
-def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int, lowest: float) -> Tensor:
+def round_compensated(
+    rows: Tensor, moments: Tensor, steps: Tensor, bits: int, lowest: float
+) -> Tensor:
     """Round weights to levels that lie ``steps`` apart such that ``rows @ columns`` changes least.
 
     Args:
@@ -134,7 +162,9 @@ def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int, l
     Returns:
         The rounded weights, ``(G, O, K)``.
     """
-    order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # loud inputs first, while errors can move on
+    order = moments.diagonal(dim1=1, dim2=2).argsort(
+        1, descending=True
+    )  # loud inputs first, while errors can move on
     rows = rows.gather(2, order.unsqueeze(1).expand_as(rows))
     moments = moments.gather(1, order.unsqueeze(2).expand_as(moments))
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
@@ -146,7 +176,9 @@ def round_compensated(rows: Tensor, moments: Tensor, steps: Tensor, bits: int, l
         end = min(start + BLOCK, rows.shape[2])
         errors = torch.empty_like(rows[..., start:end])
         for k in range(start, end):
-            level = (rows[..., k : k + 1] / steps - offset).round().add(offset).clamp(lowest, highest)
+            level = (
+                (rows[..., k : k + 1] / steps - offset).round().add(offset).clamp(lowest, highest)
+            )
             rounded[..., k : k + 1] = level * steps
             error = (rows[..., k] - rounded[..., k]) / passed_on[:, k, k].unsqueeze(1)
             errors[..., k - start] = error

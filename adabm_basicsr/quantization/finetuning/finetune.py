@@ -14,12 +14,18 @@ from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.config import RELATIVE_RATES
 from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
 from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES, feature_loss
-from adabm_basicsr.quantization.finetuning.optimizer import BIT_MAPPING, RelativeAdam, parameter_groups
+from adabm_basicsr.quantization.finetuning.optimizer import (
+    BIT_MAPPING,
+    RelativeAdam,
+    parameter_groups,
+)
 from adabm_basicsr.quantization.finetuning.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.finetuning.teacher import Teacher
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 
-PIXEL_RANGE = 255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
+PIXEL_RANGE = (
+    255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
+)
 WARM_UP = 0.1  # share of a run in which learning rates rise
 
 
@@ -77,7 +83,11 @@ class Finetuner:
     """
 
     def __init__(
-        self, net: QuantizedNetwork, settings: FinetuneSettings, iterations_per_epoch: int, total_iterations: int = 400
+        self,
+        net: QuantizedNetwork,
+        settings: FinetuneSettings,
+        iterations_per_epoch: int,
+        total_iterations: int = 400,
     ) -> None:
         self.net = net
         self.settings = settings
@@ -85,7 +95,9 @@ class Finetuner:
         self.total_iterations = total_iterations
         self.teacher = Teacher(net)
         preset = net.config.preset
-        self.feature_weight = preset.feature_weight if settings.feature_weight is None else settings.feature_weight
+        self.feature_weight = (
+            preset.feature_weight if settings.feature_weight is None else settings.feature_weight
+        )
         self.lr_decay = preset.lr_decay if settings.lr_decay is None else settings.lr_decay
         rates = {**preset.learning_rates, **settings.learning_rates}
         groups = {phase: parameter_groups(net, phase, rates) for phase in preset.phases}
@@ -110,7 +122,9 @@ class Finetuner:
         """Factor on the first learning rates: a step after each epoch of a phase, or half a cosine over the run."""
         if self.lr_decay is None:
             done = min((iteration - 1) / self.total_iterations, 1)
-            warm = min((iteration / (WARM_UP * self.total_iterations)), 1)  # Adam's first steps follow signs alone
+            warm = min(
+                (iteration / (WARM_UP * self.total_iterations)), 1
+            )  # Adam's first steps follow signs alone
             return warm * (1 + math.cos(math.pi * done)) / 2
         return self.lr_decay ** ((iteration - 1) // self.iterations_per_epoch // len(self.phases))
 
@@ -164,15 +178,25 @@ class Finetuner:
         parts = run_in_parts(forward, images)
         student = join(parts)
         losses = self._losses(student, self.teacher(images, forward, keys), len(parts))
-        trained = losses if self.phases[self.phase_index(iteration)] == BIT_MAPPING else {**losses, "l_bit": 0.0}
+        trained = (
+            losses
+            if self.phases[self.phase_index(iteration)] == BIT_MAPPING
+            else {**losses, "l_bit": 0.0}
+        )
         total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
         if not torch.isfinite(total):
-            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}")
+            raise AdaBMError(
+                f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}"
+            )
         optimizer.zero_grad()
         total.backward()
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         set_mean_gradients(parameters, gradients_of(parts, student, parameters))
-        optimizer.step(**{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {})
+        optimizer.step(
+            **{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {}
+        )
         return {name: loss.detach().float() for name, loss in losses.items()}
 
     def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
@@ -181,7 +205,8 @@ class Finetuner:
         features = feature_loss(student.features, teacher.features, parts)
         features = mean_over_processes(features.to(bits.device))
         return {
-            "l_pix": PIXEL_RANGE * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
+            "l_pix": PIXEL_RANGE
+            * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
             "l_feat": self.feature_weight * features,
             "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
             "fab": bits,
@@ -214,7 +239,9 @@ def finetune(
         ``net``.
     """
     batches = batches if total_iterations else list(batches)
-    tuner = Finetuner(net, settings or FinetuneSettings(), iterations_per_epoch, total_iterations or len(batches))
+    tuner = Finetuner(
+        net, settings or FinetuneSettings(), iterations_per_epoch, total_iterations or len(batches)
+    )
     if not tuner.phases:
         raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
     for iteration, batch in enumerate(batches, start=1):

@@ -17,7 +17,9 @@ def _mean_absolute(difference: Tensor) -> Tensor:
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    return (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()  # in any order the same
+    return (
+        (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()
+    )  # in any order the same
 
 
 PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
@@ -36,8 +38,13 @@ def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -
         blocks.
     """
     processes = rank_and_size()[1]
-    pairs = [pair for pair in zip(student, teacher) if pair[0].numel()]  # a block may have been given nothing to do
-    distances = [_NormalisedDistance.apply(*pair, parts).mean() / (processes * len(pair[0])) for pair in pairs]
+    pairs = [
+        pair for pair in zip(student, teacher) if pair[0].numel()
+    ]  # a block may have been given nothing to do
+    distances = [
+        _NormalisedDistance.apply(*pair, parts).mean() / (processes * len(pair[0]))
+        for pair in pairs
+    ]
     return torch.stack(distances).mean() if distances else torch.zeros(())
 
 

@@ -12,7 +12,9 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 
 BIT_MAPPING = "bit_mapping"
 RATED_LEVELS = 2**4  # that the learning rates of ranges and biases are for
-MAX_PROMISE = 0.15  # share of the loss that a step may promise to take away; with 0.3 some networks diverged
+MAX_PROMISE = (
+    0.15  # share of the loss that a step may promise to take away; with 0.3 some networks diverged
+)
 
 
 class RelativeAdam(torch.optim.Adam):
@@ -23,7 +25,9 @@ class RelativeAdam(torch.optim.Adam):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None, loss: float = math.inf) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, loss: float = math.inf
+    ) -> float | None:
         """One Adam step, each component times its unit.
 
         Args:
@@ -31,7 +35,9 @@ class RelativeAdam(torch.optim.Adam):
             loss: What the gradients are of. Steps that by these would lower it by more than `MAX_PROMISE` of it are
                 shortened: how far a network can go in a step depends on how its layers' errors add up.
         """
-        pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["units"])]
+        pairs = [
+            pair for group in self.param_groups for pair in zip(group["params"], group["units"])
+        ]
         with torch.enable_grad():
             result = closure() if closure else None
         before = [parameter.clone() for parameter, _ in pairs]
@@ -43,7 +49,9 @@ class RelativeAdam(torch.optim.Adam):
         finally:
             for (parameter, _), old in zip(pairs, before):
                 parameter.copy_(old)
-        promised = -sum(float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None)
+        promised = -sum(
+            float((p.grad * move).sum()) for (p, _), move in zip(pairs, moves) if p.grad is not None
+        )
         shortened = min(MAX_PROMISE * loss / promised, 1.0) if promised > 0 else 1.0
         for (parameter, _), move in zip(pairs, moves):
             parameter.add_(shortened * move)
@@ -62,11 +70,19 @@ def parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float])
         A group for each name that the network has parameters of, with ``units`` if the recipe doesn't depend on scale.
     """
     named = _TRAINED[phase](net)
-    return [_group(units, rates[name], net.config.preset.scale_free) for name, units in named.items() if units]
+    return [
+        _group(units, rates[name], net.config.preset.scale_free)
+        for name, units in named.items()
+        if units
+    ]
 
 
 def _weight_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    return {"weight_range": {quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()}}
+    return {
+        "weight_range": {
+            quantizer.upper: quantizer.upper for quantizer in net.weight_quantizers().values()
+        }
+    }
 
 
 def _activation_ranges(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
@@ -85,7 +101,11 @@ def _fineness(net: QuantizedNetwork) -> float:
 
 
 def _bit_mappings(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
-    factors = [quantizer.layer_factor for quantizer in net.activation_quantizers().values() if quantizer.adaptive]
+    factors = [
+        quantizer.layer_factor
+        for quantizer in net.activation_quantizers().values()
+        if quantizer.adaptive
+    ]
     thresholds = [net.image_mapping.lower, net.image_mapping.upper] if factors else []
     # Neither depends on the network's scale: a factor is in bits, a threshold in units of the image's complexity.
     named = (("layer_factor", factors), ("image_threshold", thresholds))
@@ -99,7 +119,9 @@ def _everything(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
         if quantizer.correction is not None:
             layer = net.network.get_submodule(name)
             corrections[quantizer.correction] = quantizer.steps(layer.weight)
-            width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(layer.input_quantizer, "lower", 0.0)
+            width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(
+                layer.input_quantizer, "lower", 0.0
+            )
             biases[quantizer.bias_correction] = _fineness(net) * width * layer.weight.abs().mean()
     return {"weight_correction": corrections, "bias": biases, **_activation_ranges(net)}
 
@@ -114,4 +136,8 @@ _TRAINED = {
 
 def _group(units: dict[nn.Parameter, Tensor], rate: float, scale_free: bool) -> dict:
     group = {"params": list(units), "lr": rate, "first_lr": rate}
-    return {**group, "units": [unit.detach().clone() for unit in units.values()]} if scale_free else group
+    return (
+        {**group, "units": [unit.detach().clone() for unit in units.values()]}
+        if scale_free
+        else group
+    )

@@ -19,17 +19,26 @@ AT_ONCE = 2  # samples; on a CPU more at once aren't faster
 def run_in_parts(forward: nn.Module, images: Tensor) -> list[Details]:
     """Details of each part of a batch, ``(B, C, H, W)``; GPUs run it as a whole."""
     parts = [images] if images.is_cuda else images.split(AT_ONCE)
-    return [forward(part, True) for part in parts]  # by position: DataParallel can't share a keyword among fewer images
+    return [
+        forward(part, True) for part in parts
+    ]  # by position: DataParallel can't share a keyword among fewer images
 
 
 def join(parts: Sequence[Details]) -> Details:
     """The batch's details, apart from the graphs of its parts, which `gradients_of` goes through."""
-    joined = [tensors[0] if len(tensors) == 1 else torch.cat(tensors) for tensors in zip(*map(tensors_of, parts))]
-    output, bits, *features = (tensor.detach().requires_grad_(torch.is_grad_enabled()) for tensor in joined)
+    joined = [
+        tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        for tensors in zip(*map(tensors_of, parts))
+    ]
+    output, bits, *features = (
+        tensor.detach().requires_grad_(torch.is_grad_enabled()) for tensor in joined
+    )
     return Details(output, bits, features)
 
 
-def gradients_of(parts: Sequence[Details], joined: Details, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+def gradients_of(
+    parts: Sequence[Details], joined: Details, parameters: Sequence[nn.Parameter]
+) -> list[Tensor | None]:
     """Gradients of ``parameters``, in double precision, from those that a loss's backward pass gave ``joined``.
 
     None for a parameter that the loss doesn't depend on. Double precision makes the order of the sum insignificant.
@@ -38,9 +47,15 @@ def gradients_of(parts: Sequence[Details], joined: Details, parameters: Sequence
     arrived = [tensor.grad for tensor in tensors_of(joined)]
     for part in parts:
         tensors = tensors_of(part)
-        heads = [None if grad is None else grad[: len(tensor)] for tensor, grad in zip(tensors, arrived)]
-        arrived = [None if grad is None else grad[len(tensor) :] for tensor, grad in zip(tensors, arrived)]
-        pairs = [(t, head) for t, head in zip(tensors, heads) if head is not None and t.requires_grad]
+        heads = [
+            None if grad is None else grad[: len(tensor)] for tensor, grad in zip(tensors, arrived)
+        ]
+        arrived = [
+            None if grad is None else grad[len(tensor) :] for tensor, grad in zip(tensors, arrived)
+        ]
+        pairs = [
+            (t, head) for t, head in zip(tensors, heads) if head is not None and t.requires_grad
+        ]
         if pairs:
             torch.autograd.backward(*zip(*pairs))
         for place, parameter in enumerate(parameters):

@@ -33,7 +33,9 @@ class Teacher:
         self.kept_bytes = 0
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, forward: nn.Module, keys: Sequence[int] | None = None) -> Details:
+    def __call__(
+        self, images: Tensor, forward: nn.Module, keys: Sequence[int] | None = None
+    ) -> Details:
         """Output and features for a batch; blocks' outputs have the samples of the batch along their first axis.
 
         Args:

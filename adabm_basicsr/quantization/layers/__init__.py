@@ -20,7 +20,12 @@ from adabm_basicsr.quantization.layers.base import (
 from adabm_basicsr.quantization.layers.conv import QuantizedConv2d
 from adabm_basicsr.quantization.layers.conv_transpose import QuantizedConvTranspose2d
 from adabm_basicsr.quantization.layers.linear import QuantizedLinear
-from adabm_basicsr.quantization.layers.product import PRODUCTS_KEY, ProductMode, QuantizedProduct, quantize_products
+from adabm_basicsr.quantization.layers.product import (
+    PRODUCTS_KEY,
+    ProductMode,
+    QuantizedProduct,
+    quantize_products,
+)
 
 __all__ = [
     "PRODUCTS_KEY",

@@ -42,13 +42,22 @@ class QuantizedLayer(nn.Module):
         """What the base layer computes from ``input`` and further arguments, on quantized input and weight."""
         if self.copies_input and torch.is_grad_enabled():
             input = input.clone()
-        x, weight, quantizer = self.input_quantizer(input), self.weight_quantizer(self.weight), self.weight_quantizer
+        x, weight, quantizer = (
+            self.input_quantizer(input),
+            self.weight_quantizer(self.weight),
+            self.weight_quantizer,
+        )
         quantizes = isinstance(quantizer, WeightQuantizer)
         bias = quantizer.bias(self.bias) if quantizes else self.bias
         if quantizes and not torch.is_grad_enabled() and self._is_integer():
             return self._compute_integers(x, weight, bias, *args, **kwargs)
         with recomputed(x):
-            cheap = quantizes and self.linear and weight.requires_grad and quantizer.learns_range_alone(self.weight)
+            cheap = (
+                quantizes
+                and self.linear
+                and weight.requires_grad
+                and quantizer.learns_range_alone(self.weight)
+            )
             if not cheap:
                 return self.compute(x, weight, bias, *args, **kwargs)
             out = self.compute(x, weight.detach(), bias, *args, **kwargs)
@@ -63,7 +72,9 @@ class QuantizedLayer(nn.Module):
         quantizers = self.input_quantizer, self.weight_quantizer
         return self.linear and all(getattr(q, "integer", False) and q.enabled for q in quantizers)
 
-    def _compute_integers(self, x: Tensor, weight: Tensor, bias: Tensor | None, *args, **kwargs) -> Tensor:
+    def _compute_integers(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *args, **kwargs
+    ) -> Tensor:
         """`compute` on whole numbers, as integer kernels do: float32 adds them up exactly, in whatever order.
 
         Sums that were rounded would now and then bring a later value to another level than the kernels do, and float16
@@ -71,11 +82,15 @@ class QuantizedLayer(nn.Module):
         """
         kind = x.dtype
         step = self.input_quantizer.step(x)
-        of_weight = self.weight_quantizer.steps(weight).clamp(min=MIN_WIDTH)  # channels without weights have none
+        of_weight = self.weight_quantizer.steps(weight).clamp(
+            min=MIN_WIDTH
+        )  # channels without weights have none
         of_channels = self.input_quantizer.channel_scale
         x = (x / (step if of_channels is None else step * of_channels)).round_()
         with torch.autocast(x.device.type, enabled=False):
-            out = self.compute(x.float(), (weight / of_weight).round_().float(), None, *args, **kwargs)
+            out = self.compute(
+                x.float(), (weight / of_weight).round_().float(), None, *args, **kwargs
+            )
         view = [1] * out.dim()
         view[self.output_axis] = -1
         of_output = self.weight_quantizer.step
@@ -123,12 +138,15 @@ class QuantizedLayer(nn.Module):
         return None
 
     @classmethod
-    def from_float(cls, layer: nn.Module, input_quantizer: nn.Module, weight_quantizer: nn.Module) -> QuantizedLayer:
+    def from_float(
+        cls, layer: nn.Module, input_quantizer: nn.Module, weight_quantizer: nn.Module
+    ) -> QuantizedLayer:
         """A quantized layer around the state of ``layer`` (parameters, buffers and hooks are shared, not copied)."""
         quantized = cls.__new__(cls)
         # A copy of the dictionary rather than a new construction: it serves every subclass and every option of a layer.
         quantized.__dict__ = {
-            key: value.copy() if isinstance(value, dict) else value for key, value in vars(layer).items()
+            key: value.copy() if isinstance(value, dict) else value
+            for key, value in vars(layer).items()
         }
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
@@ -148,10 +166,14 @@ class _RangeGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, out: Tensor, upper: Tensor, x: Tensor, change: Callable[[Tensor], Tensor], axis: int) -> Tensor:
+    def forward(
+        ctx, out: Tensor, upper: Tensor, x: Tensor, change: Callable[[Tensor], Tensor], axis: int
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.change, ctx.axis, ctx.shape = change, axis, upper.shape
-        ctx.mark_dirty(out)  # not a view of it, which an activation that works in place could not take
+        ctx.mark_dirty(
+            out
+        )  # not a view of it, which an activation that works in place could not take
         return out
 
     @staticmethod
@@ -163,7 +185,9 @@ class _RangeGradient(torch.autograd.Function):
         return grad, change.mul_(grad).sum(others).view(-1, *ctx.shape).sum(0), None, None, None
 
 
-def register_layer(float_type: type[nn.Module]) -> Callable[[type[QuantizedLayer]], type[QuantizedLayer]]:
+def register_layer(
+    float_type: type[nn.Module],
+) -> Callable[[type[QuantizedLayer]], type[QuantizedLayer]]:
     """Class decorator: the decorated `QuantizedLayer` replaces layers of ``float_type``."""
 
     def register(quantized_type: type[QuantizedLayer]) -> type[QuantizedLayer]:
@@ -178,7 +202,9 @@ def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
     kind, base = type(layer), _registered_type(layer)
     if base is None or base is kind:
         return _QUANTIZED_TYPES.get(base)
-    return type(f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__})
+    return type(
+        f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__}
+    )
 
 
 def _registered_type(layer: nn.Module) -> type[nn.Module] | None:

@@ -33,9 +33,18 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         """See `QuantizedLayer.columns`; only the patches that are wanted are copied."""
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         windows = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-        for axis, (size, dilation, stride) in enumerate(zip(self.kernel_size, self.dilation, self.stride), start=2):
+        for axis, (size, dilation, stride) in enumerate(
+            zip(self.kernel_size, self.dilation, self.stride), start=2
+        ):
             windows = windows.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
         height, width = windows.shape[2:4]  # (B, C_in, H', W', k, k)
-        chosen = torch.arange(0, height * width, spacing(height * width, count, len(x)), device=x.device)
+        chosen = torch.arange(
+            0, height * width, spacing(height * width, count, len(x)), device=x.device
+        )
         patches = windows[:, :, chosen // width, chosen % width]  # (B, C_in, N, k, k)
-        return patches.unflatten(1, (self.groups, -1)).permute(1, 2, 4, 5, 0, 3).flatten(4).flatten(1, 3)
+        return (
+            patches.unflatten(1, (self.groups, -1))
+            .permute(1, 2, 4, 5, 0, 3)
+            .flatten(4)
+            .flatten(1, 3)
+        )

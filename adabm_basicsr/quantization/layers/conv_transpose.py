@@ -15,10 +15,18 @@ class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     weight_axis = 1
     linear = True
 
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None) -> Tensor:
+    def compute(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+    ) -> Tensor:
         """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``; ``output_size`` as in ``nn.ConvTranspose2d``."""
         output_padding = self._output_padding(
-            x, output_size, self.stride, self.padding, self.kernel_size, num_spatial_dims=2, dilation=self.dilation
+            x,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            num_spatial_dims=2,
+            dilation=self.dilation,
         )
         return F.conv_transpose2d(
             x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation

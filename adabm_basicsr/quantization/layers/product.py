@@ -36,7 +36,9 @@ class QuantizedProduct(nn.Module):
         """Quantizers of what the product of that name takes, by a name of their own."""
         return {f"{name}.left": self.left, f"{name}.right": self.right}
 
-    def forward(self, product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+    def forward(
+        self, product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+    ) -> Tensor:
         """``product(left, right)`` on quantized operands, each ``(B * k, ...)`` for a batch of ``B`` images."""
         return product(self.left(left), self.right(right))
 
@@ -44,7 +46,9 @@ class QuantizedProduct(nn.Module):
 class ProductMode(TorchFunctionMode):
     """Calls `product` for every product of two activations that is computed while the mode is active."""
 
-    def product(self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
+    def product(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+    ) -> Tensor:
         """What to compute instead of ``function(left, right)``."""
         raise NotImplementedError
 
@@ -60,12 +64,19 @@ class ProductMode(TorchFunctionMode):
 
 
 def _are_activations(operands: Sequence) -> bool:
-    return all(isinstance(operand, Tensor) and not isinstance(operand, nn.Parameter) for operand in operands)
+    return all(
+        isinstance(operand, Tensor) and not isinstance(operand, nn.Parameter)
+        for operand in operands
+    )
 
 
-def _attention(product, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_) -> Tensor:
+def _attention(
+    product, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_
+) -> Tensor:
     """``scaled_dot_product_attention`` in evaluation mode, spelt out so that both products can be quantized."""
-    scores = product(torch.matmul, query * (scale or 1 / math.sqrt(query.shape[-1])), key.transpose(-2, -1))
+    scores = product(
+        torch.matmul, query * (scale or 1 / math.sqrt(query.shape[-1])), key.transpose(-2, -1)
+    )
     if is_causal:
         attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
     if attn_mask is not None:
@@ -99,5 +110,7 @@ class _QuantizesProducts(nn.Module):
 def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -> None:
     """Make ``module`` compute its products by ``products``, in the order in which ``forward`` comes to them."""
     kind = type(module)
-    module.__class__ = type(f"Quantized{kind.__name__}", (_QuantizesProducts, kind), {"__module__": kind.__module__})
+    module.__class__ = type(
+        f"Quantized{kind.__name__}", (_QuantizesProducts, kind), {"__module__": kind.__module__}
+    )
     module.add_module(PRODUCTS_KEY, nn.ModuleList(products))

@@ -71,7 +71,11 @@ class CostMeter(MacCounter):
     def read(self, samples: int = 1) -> Cost:
         """Cost per sample of the forward pass of ``samples`` images since the last reading."""
         bitops = sum(macs * bit_product(module) for (module, _), macs in self.macs.items())
-        float_macs = sum(macs for (module, _), macs in self.macs.items() if not isinstance(module, ImageBitMapping))
+        float_macs = sum(
+            macs
+            for (module, _), macs in self.macs.items()
+            if not isinstance(module, ImageBitMapping)
+        )
         float_bitops = float_macs * FLOAT_BITS**2
         self.macs.clear()
         return Cost(float(mean_bits(self.network).mean()), bitops / samples, float_bitops / samples)

@@ -81,17 +81,25 @@ def measure_coverage(net: QuantizedNetwork) -> Coverage:
     skipped = {}
     for name, reason in net.plan.skipped.items():
         of_mode = net.config.fully_quantized or net.structure.roles.get(name) is Role.BODY
-        skipped[name] = Skipped(reason, macs.get(name, 0) / total, reason == PRODUCTS_OFF and of_mode)
+        skipped[name] = Skipped(
+            reason, macs.get(name, 0) / total, reason == PRODUCTS_OFF and of_mode
+        )
     for operation, count in others.items():
         _add_operation(net, skipped, operation, count / total)
-    quantized = [net.network.get_submodule(n) for n, plan in net.plan.layers.items() if plan.w_bits != FLOAT_BITS]
+    quantized = [
+        net.network.get_submodule(n)
+        for n, plan in net.plan.layers.items()
+        if plan.w_bits != FLOAT_BITS
+    ]
     weights = sum(layer.weight.numel() for layer in quantized if hasattr(layer, "weight"))
     all_weights = sum(parameter.numel() for parameter in net.base_parameters())
     covered = sum(macs[name] for name in net.plan.layers) / total
     return Coverage(len(net.plan.layers), covered, weights / max(all_weights, 1), skipped)
 
 
-def _add_operation(net: QuantizedNetwork, skipped: dict[str, Skipped], operation: str, share: float) -> None:
+def _add_operation(
+    net: QuantizedNetwork, skipped: dict[str, Skipped], operation: str, share: float
+) -> None:
     owner = operation.rpartition(": ")[0]
     if is_colour_shift(net.network.get_submodule(owner)):
         skipped[owner] = Skipped("colour shift", share, wanted=False)

@@ -71,12 +71,35 @@ class Summary:
         rows = [
             [
                 *(s.name, s.role, s.w_bits, f"{s.a_bits:.2f}", f"{s.lower:.4g}", f"{s.upper:.4g}"),
-                *(f"{s.lowest:.4g}", f"{s.highest:.4g}", f"{s.sqnr_db:.1f}", f"{100 * s.macs_share:.1f} %"),
+                *(
+                    f"{s.lowest:.4g}",
+                    f"{s.highest:.4g}",
+                    f"{s.sqnr_db:.1f}",
+                    f"{100 * s.macs_share:.1f} %",
+                ),
             ]
             for s in self.layers
         ]
-        headers = ["layer", "role", "w bits", "a bits", "lower", "upper", "lowest", "highest", "SQNR (dB)", "MACs"]
-        lines = [tabulate(rows, headers=headers, disable_numparse=True, colalign=("left", "left", *["right"] * 8))]
+        headers = [
+            "layer",
+            "role",
+            "w bits",
+            "a bits",
+            "lower",
+            "upper",
+            "lowest",
+            "highest",
+            "SQNR (dB)",
+            "MACs",
+        ]
+        lines = [
+            tabulate(
+                rows,
+                headers=headers,
+                disable_numparse=True,
+                colalign=("left", "left", *["right"] * 8),
+            )
+        ]
         bits = f"average bits (FAB): {self.fab:.2f}, weighted by MACs {self.bits_by_macs:.2f}"
         return "\n".join([*lines, f"{self.coverage}; {bits}"])
 
@@ -89,20 +112,27 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
     def measure(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> None:
         seen[quantizer] = _see(quantizer, args[0], output)
 
-    hooks = [quantizer.register_forward_hook(measure) for quantizer in net.activation_quantizers().values()]
+    hooks = [
+        quantizer.register_forward_hook(measure)
+        for quantizer in net.activation_quantizers().values()
+    ]
     try:
         bits = net(images, details=True).bits
     finally:
         for hook in hooks:
             hook.remove()
     rows = {name: _rows(net, name, layer, seen) for name, layer in net.layers().items()}
-    adaptive = [row for name, found in rows.items() if not net.plan.layers[name].fixed for row in found]
+    adaptive = [
+        row for name, found in rows.items() if not net.plan.layers[name].fixed for row in found
+    ]
     layers, fab = [row for found in rows.values() for row in found], float(bits.mean())
     return Summary(layers, measure_coverage(net), fab, _weighted_by_macs(adaptive, fab))
 
 
 def _weighted_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
-    counted = [row for row in rows if 0 < row.a_bits < FLOAT_BITS]  # neither in full precision nor never run
+    counted = [
+        row for row in rows if 0 < row.a_bits < FLOAT_BITS
+    ]  # neither in full precision nor never run
     macs = sum(row.macs_share for row in counted)
     return sum(row.a_bits * row.macs_share for row in counted) / macs if macs else otherwise
 
@@ -125,7 +155,10 @@ def _see(quantizer: ActivationQuantizer, x: Tensor, output: Tensor) -> _Seen:
 
 
 def _rows(
-    net: QuantizedNetwork, name: str, layer: QuantizedLayer | QuantizedProduct, seen: dict[nn.Module, _Seen]
+    net: QuantizedNetwork,
+    name: str,
+    layer: QuantizedLayer | QuantizedProduct,
+    seen: dict[nn.Module, _Seen],
 ) -> list[LayerSummary]:
     inputs = layer.inputs(name)
     total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())

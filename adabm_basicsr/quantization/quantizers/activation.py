@@ -14,7 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize, integer_grid, range_width
+from adabm_basicsr.quantization.quantizers.fake_quantize import (
+    fake_quantize,
+    integer_grid,
+    range_width,
+)
 
 GREY = (0.299, 0.587, 0.114)
 COMPLEXITY_SCALE = 1000.0
@@ -59,8 +63,12 @@ class ImageBitMapping(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Level of each image: ``(B, C, H, W)`` in 0..1 to ``(B,)`` in {-1, 0, +1}; 0 of one that isn't finite."""
         complexity = image_complexity(image)
-        hard = (complexity > self.upper).to(complexity.dtype) - (complexity < self.lower).to(complexity.dtype)
-        width = range_width(self.lower, self.upper)  # equal thresholds come from constant calibration images
+        hard = (complexity > self.upper).to(complexity.dtype) - (complexity < self.lower).to(
+            complexity.dtype
+        )
+        width = range_width(
+            self.lower, self.upper
+        )  # equal thresholds come from constant calibration images
         soft = torch.tanh((complexity - (self.upper + self.lower) / 2) * 2 / width)
         return straight_through(soft.nan_to_num(), hard)
 
@@ -119,12 +127,16 @@ class ActivationQuantizer(nn.Module):
 
         The range is then in units of the scale, and lies for each channel where its zero point puts it.
         """
-        self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
+        self.channel_scale = (
+            channel_scale.clone()
+        )  # views of one scale per channel can't be written to
         self.channel_shift = torch.zeros_like(self.channel_scale)
 
     def follow_levels(self) -> None:
         """Make room for a range of each image level."""
-        self.level_ranges = nn.Parameter(torch.ones(3, device=self.lower.device))  # in units of the common range
+        self.level_ranges = nn.Parameter(
+            torch.ones(3, device=self.lower.device)
+        )  # in units of the common range
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range in units of the input ``x``, broadcastable to it: of each sample or channel where these differ."""
@@ -155,7 +167,9 @@ class ActivationQuantizer(nn.Module):
         if self.channel_scale is None:
             return x
         common = self.common_ends(x)
-        return x / self.channel_scale - (shifted(*common, self.channel_shift)[0] - common[0].clamp(max=0))
+        return x / self.channel_scale - (
+            shifted(*common, self.channel_shift)[0] - common[0].clamp(max=0)
+        )
 
     @property
     def clipping_range(self) -> tuple[float, float]:

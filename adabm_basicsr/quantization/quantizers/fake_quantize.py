@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-MIN_WIDTH = 1e-12  # a dead layer has lower == upper; it then quantizes to that value instead of to NaN
-PIECE = 1 << 18  # values that go through a chain of operations at once: they and their like stay in the cache
+MIN_WIDTH = (
+    1e-12  # a dead layer has lower == upper; it then quantizes to that value instead of to NaN
+)
+PIECE = (
+    1 << 18
+)  # values that go through a chain of operations at once: they and their like stay in the cache
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -23,7 +27,9 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None) -> Tensor:
+    def forward(
+        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None
+    ) -> Tensor:
         saved = (x, lower, upper, levels) if step is None else (x, lower, upper, levels, step)
         ctx.save_for_backward(*saved)
         return _quantize(*saved)
@@ -32,14 +38,32 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, *grid = ctx.saved_tensors
-        grad_x, sums = torch.empty_like(grad), [torch.zeros_like(parameter) for parameter in grid[:3]]
+        grad_x, sums = (
+            torch.empty_like(grad),
+            [torch.zeros_like(parameter) for parameter in grid[:3]],
+        )
         learned = any(ctx.needs_input_grad[1:4])
         for piece_of_grad, out, *piece in _pieces(grad, grad_x, *sums, x, *grid):
             _add_gradients(piece_of_grad, out, *piece, learned=learned)
-        return *(g if need else None for g, need in zip((grad_x, *sums), ctx.needs_input_grad)), None
+        return *(
+            g if need else None for g, need in zip((grad_x, *sums), ctx.needs_input_grad)
+        ), None
 
 
-def _add_gradients(grad, grad_x, of_lower, of_upper, of_levels, x, lower, upper, levels, step=None, *, learned: bool):
+def _add_gradients(
+    grad,
+    grad_x,
+    of_lower,
+    of_upper,
+    of_levels,
+    x,
+    lower,
+    upper,
+    levels,
+    step=None,
+    *,
+    learned: bool,
+):
     """Write the gradient of ``x`` and, where they are learned, add to those of both ends and of the levels.
 
     Comparisons are made into floats: on CPUs these are vectorised, boolean masks are not.
@@ -87,7 +111,9 @@ def _quantize(x: Tensor, *grid: Tensor) -> Tensor:
     return out
 
 
-def _quantize_piece(x, lower, upper, levels, step: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def _quantize_piece(
+    x, lower, upper, levels, step: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     if step is not None:
         zero_point = integer_grid(lower, upper, levels)[1]
         out = torch.div(x, step, out=out).round_()
@@ -102,7 +128,9 @@ def _clip(x: Tensor, lower: Tensor, upper: Tensor, out: Tensor | None = None) ->
     return torch.minimum(out, upper, out=out)
 
 
-def _ends(lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+def _ends(
+    lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Lowest and highest level; that moving a range to the integer grid changes them counts as rounding."""
     if step is None:
         return lower, upper
@@ -122,7 +150,9 @@ def integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, 
         Scale, and zero point as a whole number in ``0 .. levels``, both of the shape that the arguments broadcast to.
     """
     width = range_width(lower, upper, integer=True)
-    return width / levels, (-lower.clamp(max=0) / width * levels).round()  # symmetric ends give 0.5 exactly
+    return width / levels, (
+        -lower.clamp(max=0) / width * levels
+    ).round()  # symmetric ends give 0.5 exactly
 
 
 def fake_quantize(

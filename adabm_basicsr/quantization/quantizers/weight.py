@@ -29,7 +29,9 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("channel_scale", None)
         self.correction: nn.Parameter | None = None
         self.bias_correction: nn.Parameter | None = None
-        self._latest: tuple[list, list[Tensor], Tensor] | None = None  # what was quantized last, and the result
+        self._latest: tuple[list, list[Tensor], Tensor] | None = (
+            None  # what was quantized last, and the result
+        )
 
     @property
     def bits(self) -> int:
@@ -48,22 +50,30 @@ class WeightQuantizer(nn.Module):
             channel_scale: Ones, broadcastable to ``weight``: the scale of each input channel's activations.
             output_channels: Length of the layer's bias.
         """
-        self.channel_scale = channel_scale.clone()  # views of one scale per channel can't be written to
-        self.correction = nn.Parameter(torch.zeros_like(weight))  # before rounding: it decides which way that goes
+        self.channel_scale = (
+            channel_scale.clone()
+        )  # views of one scale per channel can't be written to
+        self.correction = nn.Parameter(
+            torch.zeros_like(weight)
+        )  # before rounding: it decides which way that goes
         self.bias_correction = nn.Parameter(weight.new_zeros(output_channels))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
         if not self.enabled:
             return weight
-        parts = [t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None]
+        parts = [
+            t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None
+        ]
         learned = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
         if learned or torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
             return self._quantize(weight, self._upper(weight))
         # Operations that write to a tensor raise its version, except those on its `.data`.
         state = [self.bits, self.integer, *((t.data_ptr(), t._version) for t in parts)]
         if self._latest is None or self._latest[0] != state:
-            held = [t.detach() for t in parts]  # keeps their memory from being given to another tensor
+            held = [
+                t.detach() for t in parts
+            ]  # keeps their memory from being given to another tensor
             self._latest = state, held, self._quantize(weight, self._upper(weight))
         return self._latest[-1]
 
@@ -90,7 +100,9 @@ class WeightQuantizer(nn.Module):
     def levels(self, weight: Tensor) -> Tensor:
         """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
         scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
-        steps = self._step_of(weight).clamp(min=torch.finfo(weight.dtype).tiny)  # 0 where all weights are
+        steps = self._step_of(weight).clamp(
+            min=torch.finfo(weight.dtype).tiny
+        )  # 0 where all weights are
         levels = (scaled / steps - self.lowest).round()
         return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
 
@@ -110,7 +122,9 @@ class WeightQuantizer(nn.Module):
     def learns_range_alone(self, weight: Tensor) -> bool:
         """Whether ``upper`` is all that gradients are asked for."""
         others = [t for t in (weight, self.correction) if t is not None]
-        return self.enabled and self.upper.requires_grad and not any(t.requires_grad for t in others)
+        return (
+            self.enabled and self.upper.requires_grad and not any(t.requires_grad for t in others)
+        )
 
     def slope(self, weight: Tensor) -> Tensor:
         """How each quantized weight changes with its ``upper``, the shape of ``weight``."""

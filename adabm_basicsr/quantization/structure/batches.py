@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from adabm_basicsr.quantization.structure.preparation import copy_of
 from adabm_basicsr.quantization.structure.tracing import trace_network
 
-TOLERANCE = 1e-3  # relative; the same rows of batches of one size come out alike, to the bit on CPUs
+TOLERANCE = (
+    1e-3  # relative; the same rows of batches of one size come out alike, to the bit on CPUs
+)
 
 
 def find_unbatched(network: nn.Module, example: Tensor) -> set[str]:
@@ -30,8 +32,14 @@ def find_unbatched(network: nn.Module, example: Tensor) -> set[str]:
     """
     network, generator = _without_zeros(copy_of(network)), torch.Generator().manual_seed(0)
     first, *others = (torch.rand(example.shape, generator=generator).to(example) for _ in range(3))
-    alone, one, other = (_inputs(network, images) for images in (first, *(torch.cat([first, x]) for x in others)))
-    return {name for name in {*alone, *one, *other} if not _follow_samples(alone[name], one[name], other[name])}
+    alone, one, other = (
+        _inputs(network, images) for images in (first, *(torch.cat([first, x]) for x in others))
+    )
+    return {
+        name
+        for name in {*alone, *one, *other}
+        if not _follow_samples(alone[name], one[name], other[name])
+    }
 
 
 @torch.no_grad()
@@ -51,9 +59,13 @@ def _inputs(network: nn.Module, images: Tensor) -> Mapping[str, list[Tensor]]:
         return trace_network(network, images).inputs
 
 
-def _follow_samples(alone: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+def _follow_samples(
+    alone: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]
+) -> bool:
     calls = zip(alone, one, other)
-    return len(alone) == len(one) == len(other) and all(_begin_alike(len(a), x, y) for a, x, y in calls)
+    return len(alone) == len(one) == len(other) and all(
+        _begin_alike(len(a), x, y) for a, x, y in calls
+    )
 
 
 def _begin_alike(length: int, one: Tensor, other: Tensor) -> bool:
@@ -63,4 +75,6 @@ def _begin_alike(length: int, one: Tensor, other: Tensor) -> bool:
     if one.is_meta or not one.numel():
         return True
     scale = float(other.nan_to_num().abs().max())
-    return torch.allclose(one[:length], other[:length], rtol=TOLERANCE, atol=1e-6 * scale, equal_nan=True)
+    return torch.allclose(
+        one[:length], other[:length], rtol=TOLERANCE, atol=1e-6 * scale, equal_nan=True
+    )

@@ -35,7 +35,9 @@ class MacCounter(TorchDispatchMode):
     def __enter__(self) -> MacCounter:
         for module in self.network.modules():
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            self._handles.append(
+                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            )
         return super().__enter__()
 
     def __exit__(self, *error) -> None:

@@ -18,7 +18,9 @@ from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
 
 _REWRITINGS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {}
-TOLERANCE = 1e-3  # of the output's largest value; what another order of float32 operations may change
+TOLERANCE = (
+    1e-3  # of the output's largest value; what another order of float32 operations may change
+)
 
 
 def register_preparation(kind: type[nn.Module]) -> Callable:
@@ -36,8 +38,15 @@ def register_preparation(kind: type[nn.Module]) -> Callable:
 
 def copy_of(network: nn.Module) -> nn.Module:
     """A deep copy, of what parameters were made into as well: old normalisations keep a weight with its graph."""
-    tensors = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf})
+    tensors = [
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
+    return copy.deepcopy(
+        network, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
+    )
 
 
 class Preparation:
@@ -57,7 +66,9 @@ class Preparation:
         if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
             probe = _as_if_trained(copy_of(network))
             trial = self.apply(copy_of(probe))
-            self.folded = [pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)]
+            self.folded = [
+                pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)
+            ]
             # The layer's output may have been used elsewhere too; then folding isn't the same.
             if not _same_output(self._fold(trial), probe, example):
                 self.folded = []
@@ -97,7 +108,10 @@ def _same_output(network: nn.Module, unprepared: nn.Module, example: Tensor) -> 
         return True
     image = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device)
     with torch.no_grad():
-        output, expected = network(image.clone()), unprepared(image)  # networks may change their input in place
+        output, expected = (
+            network(image.clone()),
+            unprepared(image),
+        )  # networks may change their input in place
     return bool((output - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
@@ -121,12 +135,16 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
         weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
     else:
         transposed = isinstance(layer, nn.ConvTranspose2d)
-        weight, bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transpose=transposed)
+        weight, bias = fuse_conv_bn_weights(
+            layer.weight, layer.bias, *statistics, transpose=transposed
+        )
     layer.weight, layer.bias = weight.requires_grad_(False), bias.requires_grad_(False)
 
 
 def _normalises_weight(module: nn.Module) -> bool:
-    parametrized = parametrize.is_parametrized(module) and list(module.parametrizations) == ["weight"]
+    parametrized = parametrize.is_parametrized(module) and list(module.parametrizations) == [
+        "weight"
+    ]
     return parametrized or _old_removal(module) is not None
 
 
@@ -134,13 +152,19 @@ def _old_removal(module: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
     """What removes a normalisation of the kind before parametrizations, if ``module`` has one."""
     if "weight_g" in module._parameters and "weight_v" in module._parameters:
         return remove_weight_norm
-    return remove_spectral_norm if "weight_orig" in module._parameters and "weight_u" in module._buffers else None
+    return (
+        remove_spectral_norm
+        if "weight_orig" in module._parameters and "weight_u" in module._buffers
+        else None
+    )
 
 
 def _bake(module: nn.Module) -> None:
     if remove := _old_removal(module):
         remove(module).weight.requires_grad_(False)
-        hooks = module._load_state_dict_pre_hooks  # one is left behind, and would want the old weight of a checkpoint
+        hooks = (
+            module._load_state_dict_pre_hooks
+        )  # one is left behind, and would want the old weight of a checkpoint
         for key, held in list(hooks.items()):
             if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
                 del hooks[key]

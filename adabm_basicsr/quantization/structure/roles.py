@@ -23,8 +23,12 @@ from adabm_basicsr.quantization.structure.tracing import Call, Trace, pixels, tr
 # Blocks that hold less than this share of the MACs before the upsampling, at the resolution of the image or their own
 # or below, are not the body (those at the bottom of a U-Net, say); every layer between head and tail is then.
 MIN_BODY_SHARE = 0.2
-MIN_TRUNK_SHARE = 0.5  # the same in a U-Net, of the MACs between head and tail: the siblings may be one arm of it
-MIN_NESTED_SHARE = 0.5  # of the MACs of a single module, which the blocks in it must hold to be the body instead
+MIN_TRUNK_SHARE = (
+    0.5  # the same in a U-Net, of the MACs between head and tail: the siblings may be one arm of it
+)
+MIN_NESTED_SHARE = (
+    0.5  # of the MACs of a single module, which the blocks in it must hold to be the body instead
+)
 
 
 class Role(str, Enum):
@@ -64,7 +68,10 @@ class Structure:
 
 
 def find_structure(
-    network: nn.Module, example: Tensor, config: QuantizationConfig | None = None, small: Tensor | None = None
+    network: nn.Module,
+    example: Tensor,
+    config: QuantizationConfig | None = None,
+    small: Tensor | None = None,
 ) -> Structure:
     """Run ``network`` on ``example`` and find its head, body, tail and blocks.
 
@@ -84,9 +91,15 @@ def find_structure(
     config = config or QuantizationConfig()
     trace = trace_network(network, example)
     if not trace.layers:
-        raise AdaBMError(f"{type(network).__name__} has no convolution or linear layer that can be quantized")
+        raise AdaBMError(
+            f"{type(network).__name__} has no convolution or linear layer that can be quantized"
+        )
     named = bool(config.blocks)
-    blocks = _named_blocks(trace, config.blocks) if named else _find_blocks(network, trace, pixels(example.shape))
+    blocks = (
+        _named_blocks(trace, config.blocks)
+        if named
+        else _find_blocks(network, trace, pixels(example.shape))
+    )
     roles = _find_roles(trace, blocks)
     if blocks and not named and _are_an_arm(blocks, roles, trace):
         blocks, roles = [], _find_roles(trace, [])
@@ -119,24 +132,37 @@ def _named_blocks(trace: Trace, patterns: tuple[str, ...]) -> list[Call]:
 def _find_blocks(network: nn.Module, trace: Trace, image_pixels: int) -> list[Call]:
     """The siblings of one type that keep their input's shape and hold the most MACs; the outermost such family."""
     calls = _first_calls(trace)
-    families = [family for name, parent in network.named_modules() for family in _families(name, parent, calls)]
+    families = [
+        family
+        for name, parent in network.named_modules()
+        for family in _families(name, parent, calls)
+    ]
     best = max(families, key=lambda family: _macs(family, trace), default=[])
     if len(best) == 1:  # one module around everything is not a block, if there are blocks in it
-        inside = [family for family in families if len(family) > 1 and family[0].name.startswith(f"{best[0].name}.")]
+        inside = [
+            family
+            for family in families
+            if len(family) > 1 and family[0].name.startswith(f"{best[0].name}.")
+        ]
         largest = max(inside, key=lambda family: _macs(family, trace), default=[])
         best = largest if _macs(largest, trace) >= MIN_NESTED_SHARE * _macs(best, trace) else best
     size = max((call.pixels for call in best), default=0)
     upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
     # The last of alike layers may feed a pixel shuffle.
     best = [call for call in best if call.end <= upsampling] or best
-    is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * _macs_up_to(max(size, image_pixels), trace)
+    is_body = best and _macs(best, trace) >= MIN_BODY_SHARE * _macs_up_to(
+        max(size, image_pixels), trace
+    )
     return sorted(best, key=lambda call: call.start) if is_body else []
 
 
 def _macs_up_to(size: int, trace: Trace) -> int:
     """Of the layers before the upsampling beyond ``size`` pixels that have at most so many."""
     upsampling = min(_upsamplings(trace, size), default=len(trace.layers))
-    return sum(trace.macs[name] for name in {call.name for call in trace.layers[:upsampling] if call.pixels <= size})
+    return sum(
+        trace.macs[name]
+        for name in {call.name for call in trace.layers[:upsampling] if call.pixels <= size}
+    )
 
 
 def _first_calls(trace: Trace) -> dict[str, Call]:
@@ -147,7 +173,10 @@ def _first_calls(trace: Trace) -> dict[str, Call]:
 
 
 def _macs(family: list[Call], trace: Trace) -> int:
-    return sum(trace.macs[n] for n in {layer.name for call in family for layer in trace.layers[call.start : call.end]})
+    return sum(
+        trace.macs[n]
+        for n in {layer.name for call in family for layer in trace.layers[call.start : call.end]}
+    )
 
 
 def _families(parent_name: str, parent: nn.Module, calls: dict[str, Call]) -> list[list[Call]]:
@@ -159,7 +188,9 @@ def _families(parent_name: str, parent: nn.Module, calls: dict[str, Call]) -> li
     # A family of one counts only as the single block of a body container, as in a network with one residual block.
     in_container = isinstance(parent, (nn.Sequential, nn.ModuleList))
     return [
-        family for kind, family in families.items() if len(family) > 1 or (in_container and kind is not nn.Sequential)
+        family
+        for kind, family in families.items()
+        if len(family) > 1 or (in_container and kind is not nn.Sequential)
     ]
 
 
@@ -177,9 +208,14 @@ def _are_an_arm(blocks: list[Call], roles: dict[str, Role], trace: Trace) -> boo
     Some of it works below their resolution then; layers on what was pooled to a single pixel don't tell.
     """
     size = max(block.pixels for block in blocks)
-    if not any(roles[call.name] is Role.TRUNK_END and 1 < call.pixels < size for call in trace.layers):
+    if not any(
+        roles[call.name] is Role.TRUNK_END and 1 < call.pixels < size for call in trace.layers
+    ):
         return False
-    body, end = (sum(trace.macs[n] for n in roles if roles[n] is role) for role in (Role.BODY, Role.TRUNK_END))
+    body, end = (
+        sum(trace.macs[n] for n in roles if roles[n] is role)
+        for role in (Role.BODY, Role.TRUNK_END)
+    )
     return body < MIN_TRUNK_SHARE * (body + end)
 
 
@@ -198,7 +234,9 @@ def _tail_start(trace: Trace, blocks: list[Call]) -> int:
 
 def _upsamplings(trace: Trace, size: int) -> list[int]:
     """Index of the first layer call that belongs to each upsampling beyond ``size`` pixels."""
-    return [before - fed_by_layer for before, pixels, fed_by_layer in trace.upsamplings if pixels > size]
+    return [
+        before - fed_by_layer for before, pixels, fed_by_layer in trace.upsamplings if pixels > size
+    ]
 
 
 def _role(index: int, name: str, blocks: list[Call], tail: int, count: int) -> Role:

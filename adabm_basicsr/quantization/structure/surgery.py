@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig, match, match_all
+from adabm_basicsr.quantization.config import (
+    FIXED_BITS,
+    FLOAT_BITS,
+    QuantizationConfig,
+    match,
+    match_all,
+)
 from adabm_basicsr.quantization.layers import (
     PRODUCTS_KEY,
     QuantizedLayer,
@@ -63,7 +69,9 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
     for pattern, bits in config.layers.items():
         for name in match("layers", pattern, names):
             own_bits[name] = {**own_bits.get(name, {}), **bits}
-    plan = Plan({}, {name: f"no quantized type for {kind}" for name, kind in structure.unsupported.items()})
+    plan = Plan(
+        {}, {name: f"no quantized type for {kind}" for name, kind in structure.unsupported.items()}
+    )
     for name, role in structure.roles.items():
         may_adapt = name not in non_adaptive and name not in structure.unbatched
         layer_plan = _layer_plan(role, config, own_bits.get(name, {}), may_adapt)
@@ -78,7 +86,12 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
 
 
 def _reason_to_skip(
-    name: str, plan: LayerPlan, structure: Structure, config: QuantizationConfig, excluded: set[str], asked_for: bool
+    name: str,
+    plan: LayerPlan,
+    structure: Structure,
+    config: QuantizationConfig,
+    excluded: set[str],
+    asked_for: bool,
 ) -> str | None:
     role = structure.roles[name]
     if name in excluded:
@@ -91,12 +104,21 @@ def _reason_to_skip(
     return f"{FLOAT_BITS} bits" if set(bits) == {FLOAT_BITS} else None
 
 
-def _layer_plan(role: Role, config: QuantizationConfig, own_bits: dict[str, int], adaptive: bool) -> LayerPlan:
+def _layer_plan(
+    role: Role, config: QuantizationConfig, own_bits: dict[str, int], adaptive: bool
+) -> LayerPlan:
     outer = role in (Role.HEAD, Role.TAIL)
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
-    allocates = config.preset.allocate  # bits that are given to a single layer stay as they are then
-    adaptive = adaptive and config.preset.adaptive and not outer and not (allocates and "a_bits" in own_bits)
+    allocates = (
+        config.preset.allocate
+    )  # bits that are given to a single layer stay as they are then
+    adaptive = (
+        adaptive
+        and config.preset.adaptive
+        and not outer
+        and not (allocates and "a_bits" in own_bits)
+    )
     allocated = allocates and not outer and "w_bits" not in own_bits
     return LayerPlan(w_bits, a_bits, adaptive, outer and a_bits == FIXED_BITS, allocated)
 
@@ -105,7 +127,9 @@ def _default_bits(bits: int, outer: bool) -> int:
     return FIXED_BITS if outer and bits != FLOAT_BITS else bits
 
 
-def replace_layers(network: nn.Module, plan: Plan, structure: Structure, config: QuantizationConfig) -> None:
+def replace_layers(
+    network: nn.Module, plan: Plan, structure: Structure, config: QuantizationConfig
+) -> None:
     """Swap the planned layers of ``network`` in place for quantized ones that share their parameters.
 
     A layer that stands at several places of the network (shared between branches) becomes one quantized layer.
@@ -123,17 +147,24 @@ def replace_layers(network: nn.Module, plan: Plan, structure: Structure, config:
             quantized[layer] = _quantize_layer(layer, layer_plan, config)
             quantized[layer].copies_input = name in structure.overwritten
     for parent in list(network.modules()):
-        for key, child in parent._modules.items():  # named_children() would list a shared child only once
+        for (
+            key,
+            child,
+        ) in parent._modules.items():  # named_children() would list a shared child only once
             if child in quantized:
                 setattr(parent, key, quantized[child])
     if config.attention_products:
         _replace_products(network, plan, structure.products, config)
 
 
-def _replace_products(network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig) -> None:
+def _replace_products(
+    network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig
+) -> None:
     """Quantize the products of all modules; ``products`` are named in the order in which each computes them."""
     owners: dict[str, list[QuantizedProduct]] = {}
-    for name in dict.fromkeys(products):  # a module that ran twice computed each of its products twice
+    for name in dict.fromkeys(
+        products
+    ):  # a module that ran twice computed each of its products twice
         quantizers = [_input_quantizer(plan.layers.get(name), config) for _ in range(2)]
         owner = name.rpartition(PRODUCTS_KEY)[0].rstrip(".")
         owners.setdefault(owner, []).append(QuantizedProduct(*quantizers))
@@ -171,7 +202,9 @@ def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.M
     if plan is None or plan.a_bits == FLOAT_BITS:
         return nn.Identity()
     preset = config.preset
-    quantizer = ActivationQuantizer(plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer)
+    quantizer = ActivationQuantizer(
+        plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer
+    )
     quantizer.image_bits = preset.image_bits
     if preset.allocate:
         quantizer.layer_reach = preset.bit_range[1] - preset.bit_range[0]

@@ -81,7 +81,9 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
             f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}: {error}"
         ) from error
     if not isinstance(output, Tensor):
-        raise AdaBMError(f"{type(network).__name__} gives a {type(output).__name__} instead of one image")
+        raise AdaBMError(
+            f"{type(network).__name__} gives a {type(output).__name__} instead of one image"
+        )
     return tracer.finished()
 
 
@@ -96,13 +98,19 @@ class _Tracer(MacCounter):
         self._starts: list[int] = []
         self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its output
         self._seen_products: list[int] = []
-        self._readers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # layers that took a tensor or a part of it
+        self._readers: WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary()
+        )  # layers that took a tensor or a part of it
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         super()._enter(module, args, kwargs)
         self._starts.append(len(self.trace.layers))
         self._seen_products.append(0)
-        if isinstance(module, BATCH_NORMS) and self._last and first_argument(args, kwargs) is self._last[1]:
+        if (
+            isinstance(module, BATCH_NORMS)
+            and self._last
+            and first_argument(args, kwargs) is self._last[1]
+        ):
             self.trace.normalised.append((self._last[0], self.names[module]))
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -126,8 +134,15 @@ class _Tracer(MacCounter):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func._schema.is_mutable:
-            given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **(kwargs or {})}
-            written = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+            given = {
+                **dict(zip((argument.name for argument in func._schema.arguments), args)),
+                **(kwargs or {}),
+            }
+            written = [
+                a.name
+                for a in func._schema.arguments
+                if a.alias_info is not None and a.alias_info.is_write
+            ]
             for tensor in filter(torch.is_tensor, map(given.get, written)):
                 self.trace.overwritten |= self._readers.get(_whole(tensor), set())
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -151,7 +166,9 @@ class _Tracer(MacCounter):
         owner, index = self.names[self.running[-1]], self._seen_products[-1]
         self._seen_products[-1] += 1
         self.product = f"{owner}.{PRODUCTS_KEY}.{index}".lstrip(".")
-        self.trace.layers.append(Call(self.product, len(self.trace.layers), len(self.trace.layers) + 1, pixels=0))
+        self.trace.layers.append(
+            Call(self.product, len(self.trace.layers), len(self.trace.layers) + 1, pixels=0)
+        )
         self.trace.products.append(self.product)
 
     def finished(self) -> Trace:
@@ -159,7 +176,9 @@ class _Tracer(MacCounter):
         runs = Counter(call.name for call in self.trace.layers)
         norms = Counter(norm for _, norm in self.trace.normalised)
         self.trace.normalised = [
-            (layer, norm) for layer, norm in self.trace.normalised if runs[layer] == norms[norm] == 1
+            (layer, norm)
+            for layer, norm in self.trace.normalised
+            if runs[layer] == norms[norm] == 1
         ]
         return self.trace
 
@@ -175,7 +194,9 @@ class _FunctionRecorder(ProductMode):
         out = super().__torch_function__(func, types, args, kwargs)
         if func in (torch.pixel_shuffle, F.pixel_shuffle, F.interpolate):
             trace = self.tracer.trace
-            trace.upsamplings.append((len(trace.layers), pixels(out.shape), func is not F.interpolate))
+            trace.upsamplings.append(
+                (len(trace.layers), pixels(out.shape), func is not F.interpolate)
+            )
         return out
 
     def product(self, function, left, right):

@@ -43,13 +43,22 @@ def test_other_bits_agree_too(bits, tmp_path):
 
 
 def test_deep_networks_are_exported_at_eight_bits(tmp_path):
-    deep = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 16, "upscale": 4}
+    deep = {
+        "type": "MSRResNet",
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 16,
+        "num_block": 16,
+        "upscale": 4,
+    }
     net = quantized(deep, w_bits=8, a_bits=8)
     save_onnx(net, tmp_path / "net.onnx")  # refused where the traced network's values overflow
     check_agreement(net, tmp_path / "net.onnx", typical=38)  # without VNNI it runs in float
 
 
-@pytest.mark.parametrize("options", [{"w_bits": 32}, {"a_bits": 32}, {"recipe": "static"}, {"fully_quantized": False}])
+@pytest.mark.parametrize(
+    "options", [{"w_bits": 32}, {"a_bits": 32}, {"recipe": "static"}, {"fully_quantized": False}]
+)
 def test_what_stays_in_float_or_fixed_agrees(options, tmp_path):
     net = quantized(TINY_EDSR, **options)
     save_onnx(net, tmp_path / "net.onnx")
@@ -76,7 +85,9 @@ def test_a_batch_is_its_images_at_their_own_levels(exported):
 def test_images_below_the_multiple_are_mirrored_to_and_fro(tmp_path):
     net = quantized(TINY_EDSR, size_multiple=8)
     save_onnx(net, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")  # as other engines run it, with nothing around it
+    session = onnxruntime.InferenceSession(
+        tmp_path / "net.onnx"
+    )  # as other engines run it, with nothing around it
     for height, width in [(1, 2), (3, 4), (5, 9), (2, 17)]:
         image = images()[1][..., :height, :width]
         output = torch.from_numpy(session.run(["output"], {"image": image.numpy()})[0])
@@ -87,18 +98,24 @@ def test_images_below_the_multiple_are_mirrored_to_and_fro(tmp_path):
 def test_images_of_another_kind_or_shape_are_told(exported):
     network, image = OnnxNetwork(exported, "onnxruntime"), images()[0]
     for bad in (image[0], image[:, :1], image.numpy(), (255 * image).to(torch.uint8)):
-        with pytest.raises(AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\)"):
+        with pytest.raises(
+            AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\)"
+        ):
             network(bad)
     torch.testing.assert_close(network(image.double()), network(image))
 
 
 def test_narrow_weights_are_stored_in_four_bits(edsr, exported):
     model = onnx.load(exported)
-    stored = {t.name: t for t in model.graph.initializer if t.name.endswith("weight_quantizer.integers")}
+    stored = {
+        t.name: t for t in model.graph.initializer if t.name.endswith("weight_quantizer.integers")
+    }
     for name, quantizer in edsr.weight_quantizers().items():
         tensor = stored[f"network.{name}.weight_quantizer.integers"]
         assert tensor.data_type == (TensorProto.INT4 if quantizer.bits <= 4 else TensorProto.INT8)
-        levels = quantizer.levels(edsr.network.get_submodule(name).weight).int() - 2 ** (quantizer.bits - 1)
+        levels = quantizer.levels(edsr.network.get_submodule(name).weight).int() - 2 ** (
+            quantizer.bits - 1
+        )
         assert np.array_equal(numpy_helper.to_array(tensor).astype(int), levels.numpy())
 
 
@@ -119,10 +136,14 @@ def test_a_file_of_one_level_has_no_choice_in_it(edsr, exported, tmp_path):
     model, image = onnx.load(tmp_path / "level.onnx"), images()[-1]
     assert [output.name for output in model.graph.output] == ["output"]
     assert not any(tensor.data_type == TensorProto.INT4 for tensor in model.graph.initializer)
-    output = onnxruntime.InferenceSession(tmp_path / "level.onnx").run(None, {"image": image.numpy()})[0]
+    output = onnxruntime.InferenceSession(tmp_path / "level.onnx").run(
+        None, {"image": image.numpy()}
+    )[0]
     with torch.no_grad():
         assert agreement(torch.from_numpy(output), edsr(image)) >= 30
-    with pytest.raises(AdaBMError, match=r"level.onnx is for one image level alone; export it without --level"):
+    with pytest.raises(
+        AdaBMError, match=r"level.onnx is for one image level alone; export it without --level"
+    ):
         OnnxNetwork(tmp_path / "level.onnx")
 
 
@@ -133,21 +154,31 @@ def test_products_that_would_overflow_run_in_float(bits, kept):
 
     before = at_level(to_onnx(net), 1)
     after = avoid_overflow(at_level(to_onnx(net), 1))
-    count = [sum(node.op_type == "DequantizeLinear" for node in model.graph.node) for model in (before, after)]
+    count = [
+        sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+        for model in (before, after)
+    ]
     assert (count[0] == count[1]) is kept
     x = {"image": smooth(1).numpy()}
-    first, second = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, x)[0] for m in (before, after))
+    first, second = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, x)[0] for m in (before, after)
+    )
     assert agreement(torch.from_numpy(second), torch.from_numpy(first)) >= 30
 
 
 def test_the_file_describes_its_network(edsr, exported):
     network = load_network(exported)
-    assert network.description["network"] == TINY_EDSR and network.description["options"]["a_bits"] == 4
+    assert (
+        network.description["network"] == TINY_EDSR
+        and network.description["options"]["a_bits"] == 4
+    )
     assert network.in_channels == 3 and network.size_multiple == 1
 
 
 def test_published_quantizers_are_refused(tmp_path):
-    with pytest.raises(AdaBMError, match="recipe 'paper' quantizes as published, without an integer zero point"):
+    with pytest.raises(
+        AdaBMError, match="recipe 'paper' quantizes as published, without an integer zero point"
+    ):
         save_onnx(quantized(TINY_EDSR, recipe="paper"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -175,14 +206,18 @@ def test_bad_files_are_told(exported, tmp_path, monkeypatch):
         lambda: damaged(exported, bad, 0): r"cannot be read \(truncated or corrupt\)",
         lambda: rewritten(exported, bad, None): "was not written by adabm-basicsr",
         lambda: rewritten(exported, bad, "{"): r"cannot be read \(truncated or corrupt\)",
-        lambda: rewritten(exported, bad, json.dumps({"format": 99})): "has format 99; this version reads 1",
+        lambda: rewritten(
+            exported, bad, json.dumps({"format": 99})
+        ): "has format 99; this version reads 1",
     }.items():
         with pytest.raises(AdaBMError, match=told):
             OnnxNetwork(make())
 
 
 def test_unknown_or_missing_runtimes_are_told(exported, monkeypatch):
-    with pytest.raises(AdaBMError, match=r"runtime: 'openvion' is unknown; did you mean 'openvino'\?"):
+    with pytest.raises(
+        AdaBMError, match=r"runtime: 'openvion' is unknown; did you mean 'openvino'\?"
+    ):
         OnnxNetwork(exported, "openvion")
     original = runtimes.importlib.import_module
 
@@ -212,21 +247,29 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_signals_reach_a_process_whose_network_another_thread_freed(exported):
-    run = subprocess.run([sys.executable, "-X", "faulthandler", "-c", FREED_ELSEWHERE, exported], capture_output=True)
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", FREED_ELSEWHERE, exported], capture_output=True
+    )
     assert (run.returncode, run.stdout) == (0, b"handled\n"), run.stderr
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_an_image_that_a_graph_cannot_take_is_told_in_one_line(runtime):
     shapes = {"image": [1, 3, "height", "width"], "output": [4, "rest"]}
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
     shape = helper.make_tensor("shape", TensorProto.INT64, [2], [4, -1])
     nodes = [helper.make_node("Reshape", ["image", "shape"], ["output"])]
     graph = helper.make_graph(nodes, "fixed", tensors[:1], tensors[1:], [shape])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    compiled = runtimes.RUNTIMES[runtime](model.SerializeToString(), 2)  # on one, OpenVINO 2026.4 hides errors
+    compiled = runtimes.RUNTIMES[runtime](
+        model.SerializeToString(), 2
+    )  # on one, OpenVINO 2026.4 hides errors
     assert compiled.run(np.zeros((1, 3, 2, 2), np.float32)).shape == (4, 3)
     with pytest.raises(
-        AdaBMError, match=r"(OpenVINO|ONNX Runtime) can't run the graph on \(1, 3, 2, 3\): .*[Rr]eshape"
+        AdaBMError,
+        match=r"(OpenVINO|ONNX Runtime) can't run the graph on \(1, 3, 2, 3\): .*[Rr]eshape",
     ):
         compiled.run(np.zeros((1, 3, 2, 3), np.float32))

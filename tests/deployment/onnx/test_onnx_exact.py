@@ -19,14 +19,29 @@ SR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "upscale": 4}
 NETWORKS = {
     "MSRResNet": {"type": "MSRResNet", **SR, "num_block": 3},
     "SRVGGNetCompact": {"type": "SRVGGNetCompact", **SR, "num_conv": 4},
-    "RRDBNet": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_grow_ch": 8, "num_block": 2},
+    "RRDBNet": {
+        "type": "RRDBNet",
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 16,
+        "num_grow_ch": 8,
+        "num_block": 2,
+    },
 }
-TYPICAL = {"MSRResNet": 100, "SRVGGNetCompact": 100, "RRDBNet": 65}  # dB in ONNX Runtime; 100 is as float32 rounds
+TYPICAL = {
+    "MSRResNet": 100,
+    "SRVGGNetCompact": 100,
+    "RRDBNet": 65,
+}  # dB in ONNX Runtime; 100 is as float32 rounds
 LAYERS = {
     "convolution": ("Conv", (OUTPUTS, CHANNELS, 3, 3), {"pads": [1] * 4}),
     "groups": ("Conv", (OUTPUTS, CHANNELS // 2, 3, 3), {"pads": [1] * 4, "group": 2}),
     "transposed": ("ConvTranspose", (CHANNELS, OUTPUTS, 2, 2), {"strides": [2, 2]}),
-    "transposed groups": ("ConvTranspose", (CHANNELS, OUTPUTS // 2, 2, 2), {"strides": [2, 2], "group": 2}),
+    "transposed groups": (
+        "ConvTranspose",
+        (CHANNELS, OUTPUTS // 2, 2, 2),
+        {"strides": [2, 2], "group": 2},
+    ),
     "linear": ("MatMul", (SIZE, OUTPUTS), {}),
 }
 
@@ -34,7 +49,9 @@ LAYERS = {
 def model_of(nodes, constants, shape):
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    tensors = [
+        numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+    ]
     graph = helper.make_graph(nodes, "graph", [value], [output], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
@@ -62,13 +79,17 @@ def quantized_layer(kind, bias):
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
         helper.make_node("DequantizeLinear", ["integers", "steps"], ["weight"], axis=axis),
-        helper.make_node(operator, ["dq", "weight", *(["bias"] if bias else [])], ["y"], **attributes),
+        helper.make_node(
+            operator, ["dq", "weight", *(["bias"] if bias else [])], ["y"], **attributes
+        ),
     ]
     x = rng.uniform(0, 0.4, (1, CHANNELS, SIZE, SIZE)).astype(np.float32)
     return model_of(nodes, constants, x.shape), x
 
 
-@pytest.mark.parametrize(("kind", "bias"), [*product(LAYERS, [False]), *product(list(LAYERS)[:-1], [True])])
+@pytest.mark.parametrize(
+    ("kind", "bias"), [*product(LAYERS, [False]), *product(list(LAYERS)[:-1], [True])]
+)
 def test_layers_add_up_whole_numbers(kind, bias):  # the bias of a linear layer is a node of its own
     model, x = quantized_layer(kind, bias)
     before = run(model, x)
@@ -78,7 +99,9 @@ def test_layers_add_up_whole_numbers(kind, bias):  # the bias of a linear layer 
     np.testing.assert_allclose(run(model, x), before, atol=1e-5)
     layer = next(node for node in model.graph.node if node.op_type == LAYERS[kind][0])
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    assert len(layer.input) == 2 and np.array_equal(constants[layer.input[1]], np.rint(constants[layer.input[1]]))
+    assert len(layer.input) == 2 and np.array_equal(
+        constants[layer.input[1]], np.rint(constants[layer.input[1]])
+    )
     scale = next(n for n in model.graph.node if n.output[0] == layer.input[0]).input[1]
     assert constants[scale] == 1
     assert kinds(model)[-2:] == (["Mul", "Add"] if bias else [LAYERS[kind][0], "Mul"])
@@ -99,7 +122,13 @@ def test_values_are_rounded_before_a_zero_point_is_added(zero):
     rng = np.random.default_rng(1)
     scales = rng.uniform(0.1, 0.2, CHANNELS).astype(np.float32)
     ends = {"low": -7 * scales.reshape(-1, 1, 1), "high": 8 * scales.reshape(-1, 1, 1)}
-    constants = {"scales": scales, "zeros": zero.repeat(CHANNELS), "step": np.float32(0.5), "zero": zero, **ends}
+    constants = {
+        "scales": scales,
+        "zeros": zero.repeat(CHANNELS),
+        "step": np.float32(0.5),
+        "zero": zero,
+        **ends,
+    }
     nodes = [
         helper.make_node("Max", ["x", "low"], ["a"]),
         helper.make_node("Min", ["a", "high"], ["b"]),
@@ -118,7 +147,8 @@ def test_values_are_rounded_before_a_zero_point_is_added(zero):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "parted"), [("Mul", "Add", True), ("Sub", "Div", True), ("Relu", "Mul", False)]
+    ("first", "second", "parted"),
+    [("Mul", "Add", True), ("Sub", "Div", True), ("Relu", "Mul", False)],
 )
 def test_constants_are_kept_apart_that_would_merge(first, second, parted):
     nodes = [
@@ -160,7 +190,9 @@ def test_layers_keep_their_bias_but_not_what_the_network_multiplies_them_by(kind
     edited = EditedGraph(model)
     keep_order(edited)
     edited.sort()
-    assert ("Clip" in kinds(model)) == (parted or kind == "convolution")  # whose bias is an input of it
+    assert ("Clip" in kinds(model)) == (
+        parted or kind == "convolution"
+    )  # whose bias is an input of it
     np.testing.assert_array_equal(run(model, x), before)
 
 
@@ -180,8 +212,14 @@ def test_the_first_layer_takes_each_channel_twice_where_products_would_overflow(
     model, image = at_level(to_onnx(quantized(TINY_EDSR)), 1), images()[1].numpy()
     before = ReferenceEvaluator(model).run(None, {"image": image})[0]
     avoid_overflow(model)
-    np.testing.assert_allclose(ReferenceEvaluator(model).run(None, {"image": image})[0], before, atol=1e-5)
+    np.testing.assert_allclose(
+        ReferenceEvaluator(model).run(None, {"image": image})[0], before, atol=1e-5
+    )
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = [constants[n.input[0]] for n in model.graph.node if n.input[0] in constants and n.op_type[0] == "D"]
+    weights = [
+        constants[n.input[0]]
+        for n in model.graph.node
+        if n.input[0] in constants and n.op_type[0] == "D"
+    ]
     assert all(np.abs(weight.astype(int)).max() <= SAFE_WEIGHT for weight in weights)
     assert 6 in [weight.shape[1] for weight in weights]

@@ -27,7 +27,13 @@ NETWORKS = {
     "EDSR": {**TINY_EDSR, "upscale": 4},
     "MSRResNet": {"type": "MSRResNet", **SR, "num_feat": 8, "num_block": 2, "upscale": 4},
     "RRDBNet": {"type": "RRDBNet", **SR, "num_feat": 8, "num_grow_ch": 4, "num_block": 1},
-    "SRVGGNetCompact": {"type": "SRVGGNetCompact", **SR, "num_feat": 8, "num_conv": 2, "upscale": 4},
+    "SRVGGNetCompact": {
+        "type": "SRVGGNetCompact",
+        **SR,
+        "num_feat": 8,
+        "num_conv": 2,
+        "upscale": 4,
+    },
 }
 
 
@@ -54,7 +60,9 @@ def test_the_output_stays_what_it_was(model, runtime):
     onnx.checker.check_model(fused, full_check=True)
     before, after = (torch.from_numpy(run(graph, image)) for graph in (model, fused))
     assert before.shape == after.shape
-    assert agreement(after, before) >= 38  # scales of channels move to other weights: a rounding may fall the other way
+    assert (
+        agreement(after, before) >= 38
+    )  # scales of channels move to other weights: a rounding may fall the other way
 
 
 def test_quantizations_behind_a_convolution_have_one_scale(model):
@@ -90,7 +98,12 @@ def test_the_last_layer_comes_before_the_shuffle():
 def test_layers_stay_behind_a_shuffle_where_that_takes_less_work():
     fused = fuse(at_level(to_onnx(quantized({**TINY_EDSR, "upscale": 3})), 1))
     shapes = [tuple(t.dims) for t in fused.graph.initializer if len(t.dims) == 4]
-    assert (3, TINY_EDSR["num_feat"], 3, 3) in shapes  # 27 channels would take two passes of 16, nine times as wide
+    assert (
+        3,
+        TINY_EDSR["num_feat"],
+        3,
+        3,
+    ) in shapes  # 27 channels would take two passes of 16, nine times as wide
 
 
 def test_eight_bits_need_no_clips():
@@ -99,7 +112,11 @@ def test_eight_bits_need_no_clips():
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3, 5, 9]), st.integers(2, 4), st.integers(0, 2**32 - 1)
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([1, 3, 5, 9]),
+    st.integers(2, 4),
+    st.integers(0, 2**32 - 1),
 )
 def test_a_convolution_before_a_shuffle_equals_one_behind_it(outputs, inputs, size, block, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +131,13 @@ def test_a_convolution_before_a_shuffle_equals_one_behind_it(outputs, inputs, si
 def graph(nodes, constants, channels=8):
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, channels, 4, 4])
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
-    tensors = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in constants.items()]
-    made = helper.make_graph([helper.make_node(*node, **own) for node, own in nodes], "g", [image], [output], tensors)
+    tensors = [
+        numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in constants.items()
+    ]
+    made = helper.make_graph(
+        [helper.make_node(*node, **own) for node, own in nodes], "g", [image], [output], tensors
+    )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
@@ -144,8 +166,14 @@ def test_what_differs_from_pixel_to_pixel_stays_behind(name, value, moves, first
 
 
 def test_what_is_used_twice_stays_where_it_is():
-    model = graph([SHUFFLE, (("Relu", ["large"], ["a"]), {}), (("Add", ["a", "large"], ["output"]), {})], {})
-    assert [node.op_type for node in fuse(copy(model)).graph.node] == ["DepthToSpace", "Relu", "Add"]
+    model = graph(
+        [SHUFFLE, (("Relu", ["large"], ["a"]), {}), (("Add", ["a", "large"], ["output"]), {})], {}
+    )
+    assert [node.op_type for node in fuse(copy(model)).graph.node] == [
+        "DepthToSpace",
+        "Relu",
+        "Add",
+    ]
 
 
 def test_constants_are_folded_but_for_quantized_weights():
@@ -159,10 +187,16 @@ def test_constants_are_folded_but_for_quantized_weights():
 
 def test_channels_with_zero_points_of_their_own_are_clipped_before():
     net = quantized(NETWORKS["SRVGGNetCompact"])
-    own = [q for q in net.activation_quantizers().values() if q.channel_shift is not None and q.channel_shift.any()]
+    own = [
+        q
+        for q in net.activation_quantizers().values()
+        if q.channel_shift is not None and q.channel_shift.any()
+    ]
     model = at_level(to_onnx(net), 1)
     assert own and len(of_type(model, "Max")) == len(of_type(model, "Min")) == len(own)
-    zeros = [EditedGraph(model).constant(node.input[2]) for node in of_type(model, "QuantizeLinear")]
+    zeros = [
+        EditedGraph(model).constant(node.input[2]) for node in of_type(model, "QuantizeLinear")
+    ]
     assert all(np.ptp(zero) == 0 for zero in zeros)  # one for all, which integer kernels want
 
 
@@ -182,7 +216,10 @@ class Scaled(nn.Module):
         return self.tail(x)
 
 
-ASKED = ({}, {"a_bits": 7, "ingredients": {"allocate": False}})  # layers of the second get eight bits by their factors
+ASKED = (
+    {},
+    {"a_bits": 7, "ingredients": {"allocate": False}},
+)  # layers of the second get eight bits by their factors
 
 
 @pytest.mark.parametrize("options", ASKED)
@@ -190,7 +227,10 @@ def test_factors_of_the_network_stay_its_own(options, tmp_path):
     torch.manual_seed(0)
     image = smooth(1)
     net = calibrate(
-        adabm_basicsr.quantize(Scaled(), image, **{"w_bits": 4, "fully_quantized": True, **options}), [smooth(6)]
+        adabm_basicsr.quantize(
+            Scaled(), image, **{"w_bits": 4, "fully_quantized": True, **options}
+        ),
+        [smooth(6)],
     )
     save_onnx(net, tmp_path / "net.onnx")
     for runtime in RUNTIMES:
@@ -204,7 +244,9 @@ def test_runtimes_agree_on_symmetric_graphs(kind, tmp_path):
     net = quantized(NETWORKS[kind])
     save_onnx(net, tmp_path / "net.onnx", symmetric=True)
     image = smooth(1)
-    outputs = [OnnxNetwork(tmp_path / "net.onnx", runtime).at_level(image, 1) for runtime in RUNTIMES]
+    outputs = [
+        OnnxNetwork(tmp_path / "net.onnx", runtime).at_level(image, 1) for runtime in RUNTIMES
+    ]
     assert agreement(*outputs) >= 50  # 42 where the ends of clips are mistaken
 
 

@@ -12,7 +12,9 @@ IMAGES = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 class Plain(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.body, self.last = (nn.Conv2d(*pair, 3, padding=1) for pair in ((3, 8), (8, 8), (8, 3)))
+        self.first, self.body, self.last = (
+            nn.Conv2d(*pair, 3, padding=1) for pair in ((3, 8), (8, 8), (8, 3))
+        )
         self.scale = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x):
@@ -50,7 +52,9 @@ def export(network, folder):
 
 @pytest.mark.parametrize("network", [Branch, Number])
 def test_code_that_depends_on_the_image_is_refused(network, tmp_path):
-    with pytest.raises(AdaBMError, match=f"{network.__name__} can't be written as ONNX: its Python code depends"):
+    with pytest.raises(
+        AdaBMError, match=f"{network.__name__} can't be written as ONNX: its Python code depends"
+    ):
         export(network, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,9 @@ class Skips(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5)
+        )
         self.last = nn.Conv2d(8, 3, 3, padding=1)
 
     def forward(self, x):
@@ -32,8 +34,14 @@ class Skips(nn.Module):
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    options = {"fully_quantized": True, "body": ["layers.*", "last"], "ingredients": {"allocate": False}}
-    return calibrate(quantize(Skips(), IMAGES[:1], recipe="best", w_bits=6, a_bits=6, **options), [IMAGES])
+    options = {
+        "fully_quantized": True,
+        "body": ["layers.*", "last"],
+        "ingredients": {"allocate": False},
+    }
+    return calibrate(
+        quantize(Skips(), IMAGES[:1], recipe="best", w_bits=6, a_bits=6, **options), [IMAGES]
+    )
 
 
 def switched_on_alone(net, quantizer):
@@ -98,9 +106,15 @@ def test_bits_asked_for_are_the_mean_of_what_is_used(tiny):
     options["ingredients"] = {"image_percentiles": [0.5, 0.9]}  # half of the images get a bit less
     net = calibrate(quantize(tiny, IMAGES[:1], **options), [IMAGES])
     assert float(net.bits_for(IMAGES).mean()) <= 5
-    assert float(net.bits_for(torch.rand(1, 3, 24, 24).round())) <= 5  # an image more complex than any of them
+    assert (
+        float(net.bits_for(torch.rand(1, 3, 24, 24).round())) <= 5
+    )  # an image more complex than any of them
     sizes = [net.network.get_submodule(name).weight.numel() for name in net.weight_quantizers()]
-    pairs = [(q.bits, size) for q, size in zip(net.weight_quantizers().values(), sizes) if q.allocated is not None]
+    pairs = [
+        (q.bits, size)
+        for q, size in zip(net.weight_quantizers().values(), sizes)
+        if q.allocated is not None
+    ]
     assert sum(bits * size for bits, size in pairs) <= 4 * sum(size for _, size in pairs)
 
 

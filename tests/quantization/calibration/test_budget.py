@@ -14,7 +14,9 @@ IMAGES = torch.nn.functional.interpolate(
 
 
 def reached(tiny, **target):
-    return calibrate(quantize(tiny, IMAGES[:1], recipe="fast", fully_quantized=True, target=target), [IMAGES])
+    return calibrate(
+        quantize(tiny, IMAGES[:1], recipe="fast", fully_quantized=True, target=target), [IMAGES]
+    )
 
 
 @pytest.mark.parametrize(("kind", "shares"), [("bitops", (0.05, 0.06)), ("size", (0.2, 0.23))])
@@ -27,12 +29,15 @@ def test_self_psnr_is_reached_with_fewer_bits_for_less(tiny):
     nets = [reached(tiny, self_psnr=wanted) for wanted in (34, 44)]
     psnr = [self_psnr(net, representative([IMAGES])) for net in nets]
     assert 34 <= psnr[0] < 40 and 44 <= psnr[1] < 50
-    bits = [sum(q.bits_of_layer().item() for q in net.activation_quantizers().values()) for net in nets]
+    bits = [
+        sum(q.bits_of_layer().item() for q in net.activation_quantizers().values()) for net in nets
+    ]
     assert bits[0] < bits[1]
 
 
 @pytest.mark.parametrize(
-    ("target", "what"), [({"size": 0.01}, "at 2 bits the share is"), ({"self_psnr": 99}, "bits gave")]
+    ("target", "what"),
+    [({"size": 0.01}, "at 2 bits the share is"), ({"self_psnr": 99}, "bits gave")],
 )
 def test_targets_out_of_reach_say_what_is_possible(tiny, target, what):
     with pytest.raises(AdaBMError, match=f"is out of reach: .*{what}"):
@@ -43,11 +48,20 @@ def test_targets_out_of_reach_say_what_is_possible(tiny, target, what):
     ("options", "message"),
     [
         ({"target": {"psnr": 40}}, "target: unknown key 'psnr'.*self_psnr"),
-        ({"target": {"size": 1.5}}, "target: size: 1.5 is out of range; valid: above 0 and below 1"),
+        (
+            {"target": {"size": 1.5}},
+            "target: size: 1.5 is out of range; valid: above 0 and below 1",
+        ),
         ({"target": {"size": 0.2, "bitops": 0.1}}, "is not one of self_psnr, bitops, size"),
-        ({"target": {"size": 0.2}, "recipe": "paper"}, "recipe 'paper' doesn't allocate bits; valid: best, fast"),
+        (
+            {"target": {"size": 0.2}, "recipe": "paper"},
+            "recipe 'paper' doesn't allocate bits; valid: best, fast",
+        ),
         ({"ingredients": {"alocate": True}}, "ingredients: unknown key 'alocate'.*allocate"),
-        ({"ingredients": {"allocate": "yes"}}, "ingredients: allocate: 'yes' is not of the kind of True"),
+        (
+            {"ingredients": {"allocate": "yes"}},
+            "ingredients: allocate: 'yes' is not of the kind of True",
+        ),
         (
             {"ingredients": {"phases": ["distilation"]}},
             "phases: unknown value 'distilation'.*distillation",

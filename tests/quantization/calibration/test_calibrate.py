@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from adabm_basicsr.quantization import calibration
 from adabm_basicsr.quantization.api import quantize
+from adabm_basicsr.quantization.calibration import calibrate as calibration
 from adabm_basicsr.quantization.finetuning.finetune import finetune
 
 
@@ -28,7 +28,9 @@ def test_calibrating_again_forgets_what_was_found_before(tiny, recipe):
     images = torch.rand(6, 3, 12, 12) * torch.rand(6, 1, 1, 1)
     net = quantize(tiny, images[:1], w_bits=4, a_bits=4, recipe=recipe)
     first = copy.deepcopy(calibration.calibrate(net, [images]).state_dict())
-    finetune(calibration.calibrate(net, [images.flip(2) * 0.3]), [images] * 4, iterations_per_epoch=1)
+    finetune(
+        calibration.calibrate(net, [images.flip(2) * 0.3]), [images] * 4, iterations_per_epoch=1
+    )
     again = calibration.calibrate(net, [images]).state_dict()
     torch.testing.assert_close(again, first, rtol=0, atol=0)
 

@@ -20,7 +20,9 @@ ends = st.lists(st.floats(-100, 100, width=32), min_size=CHANNELS, max_size=CHAN
 def layer_of(bits, adaptive=False):
     layer = nn.Conv2d(CHANNELS, 3, 3)
     input_quantizer = ActivationQuantizer(bits, adaptive=adaptive, integer=True)
-    layer = quantized_type(layer).from_float(layer, input_quantizer, WeightQuantizer(4, 3, integer=True))
+    layer = quantized_type(layer).from_float(
+        layer, input_quantizer, WeightQuantizer(4, 3, integer=True)
+    )
     of_input, of_weight = layer.channel_views(torch.ones(CHANNELS))
     layer.input_quantizer.equalise(of_input)
     layer.weight_quantizer.reconstruct(layer.weight, of_weight, 3)
@@ -57,18 +59,26 @@ def test_integers_of_all_channels_fit_into_eight_bits(bits, first, second, widen
     assert (zeros.max() - zeros.min()) + top <= 255  # counted from the lowest value of all channels
     assert bits == 8 or max(zeros.max(), (top - zeros).max()) <= 127
     if torch.count_nonzero(torch.tensor([first, second])):
-        torch.testing.assert_close(scale, scale[:1].expand(CHANNELS), rtol=1e-4, atol=0)  # one for all, in their units
+        torch.testing.assert_close(
+            scale, scale[:1].expand(CHANNELS), rtol=1e-4, atol=0
+        )  # one for all, in their units
 
 
-@pytest.mark.parametrize(("bits", "adaptive", "shifts"), [(7, False, True), (8, False, False), (7, True, False)])
+@pytest.mark.parametrize(
+    ("bits", "adaptive", "shifts"), [(7, False, True), (8, False, False), (7, True, False)]
+)
 def test_channels_share_a_zero_point_where_any_image_gets_eight_bits(bits, adaptive, shifts):
-    quantizer = equalised(bits, [0.0, -1.0, -2.0, 0.0], [1.0, 1.0, 0.0, 3.0], adaptive).input_quantizer
+    quantizer = equalised(
+        bits, [0.0, -1.0, -2.0, 0.0], [1.0, 1.0, 0.0, 3.0], adaptive
+    ).input_quantizer
     assert bool(quantizer.channel_shift.any()) == shifts
 
 
 def test_channels_of_either_sign_get_all_levels():
     quantizer = equalised(4, [0.0, -1.0, 0.0, -1.0], [1.0, 0.0, 1.0, 0.0]).input_quantizer
-    x = torch.linspace(0, 1, 16).view(1, 1, 16, 1) * torch.tensor([1.0, -1.0, 1.0, -1.0]).view(1, -1, 1, 1)
+    x = torch.linspace(0, 1, 16).view(1, 1, 16, 1) * torch.tensor([1.0, -1.0, 1.0, -1.0]).view(
+        1, -1, 1, 1
+    )
     # Sixteen values each; with one range for all they would have eight.
     torch.testing.assert_close(quantizer(x), x, atol=0.005, rtol=0)
     quantizer.channel_shift.zero_()
@@ -91,8 +101,13 @@ def gradients(quantizer, x):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gradients_are_those_of_one_range_where_channels_are_alike(bits):
-    x = torch.rand(2, CHANNELS, 5, 5) * 1.5  # as behind a ReLU: the lower end is zero, where ranges may not move
-    quantizer, plain = equalised(bits, [0.0] * CHANNELS, [1.0] * CHANNELS).input_quantizer, ActivationQuantizer(bits)
+    x = (
+        torch.rand(2, CHANNELS, 5, 5) * 1.5
+    )  # as behind a ReLU: the lower end is zero, where ranges may not move
+    quantizer, plain = (
+        equalised(bits, [0.0] * CHANNELS, [1.0] * CHANNELS).input_quantizer,
+        ActivationQuantizer(bits),
+    )
     plain.integer = True
     torch.testing.assert_close(gradients(quantizer, x), gradients(plain, x))
 
@@ -100,7 +115,9 @@ def test_gradients_are_those_of_one_range_where_channels_are_alike(bits):
 def test_gradients_reach_the_common_range_through_every_channel():
     quantizer = equalised(4, [0.0, -1.0, -2.0, 0.0], [1.0, 0.0, 2.0, 3.0]).input_quantizer
     ends = quantizer.ends(torch.zeros(1, CHANNELS, 1, 1))
-    clipped_above = 1.5 * ends[1].where(ends[1] > 0, ends[0])  # of each channel beyond its larger end
+    clipped_above = 1.5 * ends[1].where(
+        ends[1] > 0, ends[0]
+    )  # of each channel beyond its larger end
     lower, upper = gradients(quantizer, clipped_above.detach())
     assert lower.isfinite().all() and upper.isfinite().all() and upper.item() > 0
 
@@ -119,9 +136,13 @@ def test_each_weight_gets_the_shift_of_its_channel():
 
 def test_layers_of_a_single_input_channel():
     torch.manual_seed(0)
-    squeezing = nn.Sequential(nn.Conv2d(4, 1, 3, padding=1), nn.PReLU(), nn.Conv2d(1, 4, 3, padding=1))
+    squeezing = nn.Sequential(
+        nn.Conv2d(4, 1, 3, padding=1), nn.PReLU(), nn.Conv2d(1, 4, 3, padding=1)
+    )
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), squeezing, nn.Conv2d(4, 3, 3, padding=1))
     images = torch.rand(4, 3, 16, 16)
     net = calibrate(quantize(network, images[:1], w_bits=6, a_bits=6, body=["1"]), [images])
     with torch.no_grad():
-        assert (net(images) - network(images)).square().mean() < 1e-2 * network(images).square().mean()
+        assert (net(images) - network(images)).square().mean() < 1e-2 * network(
+            images
+        ).square().mean()

@@ -58,14 +58,18 @@ def test_a_batch_in_parts_gives_the_range_of_the_whole(observer):
     torch.manual_seed(0)
     x = torch.randn(4, 3, 16, 16)
     tolerance = 0.2 if observer == "omse" else 0.02  # the minimum that it searches is flat
-    torch.testing.assert_close(observed(observer, *x.split(1)), observed(observer, x), atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        observed(observer, *x.split(1)), observed(observer, x), atol=tolerance, rtol=0
+    )
 
 
 def test_parts_do_not_add_outliers_to_a_percentile():
     torch.manual_seed(0)
     x = torch.randn(64, 4000)
     x[:, 0] = 100.0  # one value in 4000 of each part
-    torch.testing.assert_close(observed("percentile", *x.split(1)), observed("percentile", x), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        observed("percentile", *x.split(1)), observed("percentile", x), atol=0.1, rtol=0
+    )
 
 
 def test_weight_search_handles_weights_without_positive_values():

@@ -19,7 +19,9 @@ def test_compensated_rounding_errs_less_than_rounding_to_the_nearest(lowest):
     columns = torch.randn(1, 6, 400, generator=GENERATOR)
     columns = torch.randn(1, 30, 6, generator=GENERATOR) @ columns  # inputs that go together
     steps = rows.abs().amax(2, keepdim=True) / 7
-    rounded = round_compensated(rows.clone(), columns @ columns.transpose(1, 2), steps, bits=4, lowest=lowest)
+    rounded = round_compensated(
+        rows.clone(), columns @ columns.transpose(1, 2), steps, bits=4, lowest=lowest
+    )
     nearest = ((rows / steps - lowest).round().clamp(0, 15) + lowest) * steps
     levels = rounded / steps - lowest
     torch.testing.assert_close(levels, levels.round())
@@ -38,7 +40,12 @@ def test_grouped_convolutions_are_reconstructed_with_a_scale_per_channel_or_per_
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *body, nn.Conv2d(16, 3, 3, padding=1))
     errors = []
     for reconstructed in (True, False):
-        ingredients = {"integer": integer, "reconstruct": reconstructed, "adaptive": False, "allocate": False}
+        ingredients = {
+            "integer": integer,
+            "reconstruct": reconstructed,
+            "adaptive": False,
+            "allocate": False,
+        }
         net = calibrate(quantize(network, COMPLEX[:1], ingredients=ingredients), [COMPLEX])
         with torch.no_grad(), net.full_precision():
             teacher = net(COMPLEX)
@@ -49,7 +56,12 @@ def test_grouped_convolutions_are_reconstructed_with_a_scale_per_channel_or_per_
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_complex_images_have_wider_ranges(tiny, bits):
-    options = {"recipe": "best", "w_bits": bits, "a_bits": bits, "ingredients": {"image_percentiles": [0.0, 0.6]}}
+    options = {
+        "recipe": "best",
+        "w_bits": bits,
+        "a_bits": bits,
+        "ingredients": {"image_percentiles": [0.0, 0.6]},
+    }
     net = calibrate(quantize(tiny, SIMPLE[:1], **options), [torch.cat([SIMPLE, COMPLEX])])
     assert net.image_mapping(COMPLEX).min() == 1
     factors = [q.level_ranges[2].item() for q in net.activation_quantizers().values()]

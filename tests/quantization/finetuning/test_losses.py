@@ -9,10 +9,15 @@ def test_feature_loss_and_its_gradient_are_those_of_the_formula():
     torch.manual_seed(0)
     student = [torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     teacher = [s.detach() + 0.1 * torch.randn_like(s) for s in student]
-    distances = [(s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / 2 for s, t in zip(student, teacher)]
+    distances = [
+        (s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / 2
+        for s, t in zip(student, teacher)
+    ]
     expected, found = torch.stack(distances).mean(), feature_loss(student, teacher)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
+    torch.testing.assert_close(
+        torch.autograd.grad(found, student), torch.autograd.grad(expected, student)
+    )
 
 
 def test_equal_features_have_no_loss_and_no_gradient():

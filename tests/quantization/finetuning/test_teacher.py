@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adabm_basicsr import calibrate, quantize
-from adabm_basicsr.quantization import teacher as module
+from adabm_basicsr.quantization.finetuning import teacher as module
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.finetuning.teacher import Teacher
 
@@ -31,11 +31,15 @@ def test_known_patches_are_not_computed_again_in_any_order(net):
     expected = teacher(IMAGES, forward)
     assert forward.images == 4
     teacher(IMAGES[:2], forward, [7, 3])
-    assert forward.images == 4 + (2 + 1) + 2  # the first batch tells whether blocks have an output for each sample
+    assert (
+        forward.images == 4 + (2 + 1) + 2
+    )  # the first batch tells whether blocks have an output for each sample
     teacher(IMAGES[2:], forward, [5, 4])
     found = teacher(IMAGES[[2, 0, 3, 1]], forward, [5, 7, 4, 3])
     assert forward.images == 4 + 3 + 4
-    torch.testing.assert_close(found.output, expected.output[[2, 0, 3, 1]])  # batches of one round otherwise
+    torch.testing.assert_close(
+        found.output, expected.output[[2, 0, 3, 1]]
+    )  # batches of one round otherwise
     assert len(found.features) == len(expected.features) > 0
     for kept, computed in zip(found.features, expected.features):
         torch.testing.assert_close(kept, computed[[2, 0, 3, 1]], atol=1e-4, rtol=1e-4)

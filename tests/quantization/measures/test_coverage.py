@@ -46,7 +46,10 @@ def coverage(network=None, **options):
 
 
 def roles(**options):
-    return {name: role.value for name, role in quantize(Network(), EXAMPLE, **options).structure.roles.items()}
+    return {
+        name: role.value
+        for name, role in quantize(Network(), EXAMPLE, **options).structure.roles.items()
+    }
 
 
 def test_shares_are_those_of_macs_and_weights():
@@ -64,15 +67,28 @@ def test_shares_are_those_of_macs_and_weights():
 
 def test_functional_convolutions_are_named_with_their_share():
     found = coverage(Network(hidden=True))
-    assert found.gap == pytest.approx(found.macs, rel=1e-6)  # as much as the layers that are quantized
-    assert "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: computed outside" in found.warning()
-    assert f"{100 * found.gap:.1f} % of the MACs should be quantized in this mode and aren't" in found.warning()
+    assert found.gap == pytest.approx(
+        found.macs, rel=1e-6
+    )  # as much as the layers that are quantized
+    assert (
+        "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: computed outside"
+        in found.warning()
+    )
+    assert (
+        f"{100 * found.gap:.1f} % of the MACs should be quantized in this mode and aren't"
+        in found.warning()
+    )
     assert "blocks.0: convolution" in str(found)
 
 
 def test_what_the_user_excludes_is_no_gap():
-    found = coverage(fully_quantized=True, exclude=("blocks.1",), layers={"after": {"w_bits": 32, "a_bits": 32}})
-    assert found.skipped["blocks.1.conv"].reason == "excluded" and found.skipped["after"].reason == "32 bits"
+    found = coverage(
+        fully_quantized=True, exclude=("blocks.1",), layers={"after": {"w_bits": 32, "a_bits": 32}}
+    )
+    assert (
+        found.skipped["blocks.1.conv"].reason == "excluded"
+        and found.skipped["after"].reason == "32 bits"
+    )
     assert found.warning() is None and found.macs < 0.8
 
 
@@ -87,8 +103,9 @@ def test_unsupported_layer_types_are_named():
 
     network = Network()
     network.blocks = nn.ModuleList([Odd(), Odd()])
-    assert "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv3d" in str(
-        coverage(network)
+    assert (
+        "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv3d"
+        in str(coverage(network))
     )
 
 
@@ -128,7 +145,8 @@ def test_non_adaptive_layers_keep_their_base_bits_and_count():
 @pytest.mark.parametrize("key", ["head", "tail", "body", "exclude", "non_adaptive"])
 def test_patterns_that_match_nothing_name_near_misses(key):
     with pytest.raises(
-        AdaBMError, match=rf"{key}: pattern 'blocks.0.cnv' matches no layer; did you mean 'blocks.0.conv'"
+        AdaBMError,
+        match=rf"{key}: pattern 'blocks.0.cnv' matches no layer; did you mean 'blocks.0.conv'",
     ):
         quantize(Network(), EXAMPLE, **{key: ["blocks.0.cnv"]})
     with pytest.raises(AdaBMError, match=f"{key}: 'blocks' is not a list of patterns"):
@@ -137,7 +155,8 @@ def test_patterns_that_match_nothing_name_near_misses(key):
 
 def test_block_patterns_name_modules():
     with pytest.raises(
-        AdaBMError, match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"
+        AdaBMError,
+        match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'",
     ):
         quantize(Network(), EXAMPLE, blocks=["block.0"])
 
@@ -146,4 +165,7 @@ def test_calls_of_shared_layers_are_counted():
     network = Network()
     network.blocks[1] = network.blocks[0]
     structure = quantize(network, EXAMPLE).structure
-    assert structure.calls["blocks.0.conv"] == 2 and structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8
+    assert (
+        structure.calls["blocks.0.conv"] == 2
+        and structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8
+    )

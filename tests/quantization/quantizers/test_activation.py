@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr.quantization import weight_quantizer
+from adabm_basicsr.quantization.quantizers import weight as weight_quantizer
 from adabm_basicsr.quantization.quantizers.activation import (
     ActivationQuantizer,
     ImageBitMapping,
@@ -17,12 +17,16 @@ from adabm_basicsr.quantization.quantizers.activation import (
 )
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
-RANGES = st.tuples(st.floats(-1e3, 1e3), st.floats(1e-2, 1e3)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+RANGES = st.tuples(st.floats(-1e3, 1e3), st.floats(1e-2, 1e3)).map(
+    lambda pair: (pair[0], pair[0] + pair[1])
+)
 BITS = st.integers(2, 8)
 
 
 def ends(limits):
-    return torch.tensor([limits[0]], dtype=torch.float64), torch.tensor([limits[1]], dtype=torch.float64)
+    return torch.tensor([limits[0]], dtype=torch.float64), torch.tensor(
+        [limits[1]], dtype=torch.float64
+    )
 
 
 def values(limits, count=200):
@@ -80,7 +84,9 @@ def test_fused_gradient_equals_that_of_the_plain_chain(limits, bits, seed):
         (quantize(x, lower, upper, per_sample) * weight).sum().backward()
         gradients.append([x.grad, lower.grad, upper.grad, per_sample.grad])
     for plain, fused in zip(*gradients):
-        torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-6 * (1 + float(plain.abs().max())))
+        torch.testing.assert_close(
+            fused, plain, rtol=1e-6, atol=1e-6 * (1 + float(plain.abs().max()))
+        )
 
 
 def test_dead_range_gives_its_value_and_no_nan():
@@ -93,16 +99,22 @@ def test_dead_range_gives_its_value_and_no_nan():
 
 
 def test_complexity_of_a_constant_image_is_zero_and_of_a_ramp_its_slope():
-    assert image_complexity(torch.full((2, 3, 8, 8), 0.7)).tolist() == pytest.approx([0, 0], abs=1e-3)
+    assert image_complexity(torch.full((2, 3, 8, 8), 0.7)).tolist() == pytest.approx(
+        [0, 0], abs=1e-3
+    )
     ramp = torch.arange(16.0).expand(1, 1, 16, 16) / 100
-    inner = image_complexity(ramp)  # slope 0.01 in one direction, half of it at the two replicated border columns
+    inner = image_complexity(
+        ramp
+    )  # slope 0.01 in one direction, half of it at the two replicated border columns
     assert inner.item() == pytest.approx(1000 * 0.01 / 2 * (15 / 16), rel=1e-4)
 
 
 def test_complexity_takes_any_number_of_channels():
     grey = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     for channels in (3, 4, 6):
-        torch.testing.assert_close(image_complexity(grey.expand(-1, channels, -1, -1)), image_complexity(grey))
+        torch.testing.assert_close(
+            image_complexity(grey.expand(-1, channels, -1, -1)), image_complexity(grey)
+        )
 
 
 def test_image_factor_follows_the_thresholds_with_a_soft_gradient():
@@ -131,7 +143,9 @@ def test_each_sample_is_quantized_at_its_own_bits():
     x = torch.rand(4, 3, 5, 5)  # two parts of each of two samples
     out = quantizer(x)
     for part, bits in zip(range(4), (3, 3, 5, 5)):
-        torch.testing.assert_close(out[part], fake_quantize(x[part], quantizer.lower, quantizer.upper, bits))
+        torch.testing.assert_close(
+            out[part], fake_quantize(x[part], quantizer.lower, quantizer.upper, bits)
+        )
 
 
 def test_switched_off_quantizers_pass_everything_through():
@@ -143,16 +157,22 @@ def test_switched_off_quantizers_pass_everything_through():
 
 def test_a_weight_is_quantized_once_until_something_changes(monkeypatch):
     calls = []
-    monkeypatch.setattr(weight_quantizer, "fake_quantize", lambda *args: calls.append(1) or fake_quantize(*args))
+    monkeypatch.setattr(
+        weight_quantizer, "fake_quantize", lambda *args: calls.append(1) or fake_quantize(*args)
+    )
     quantizer, weight = WeightQuantizer(3).requires_grad_(False), torch.randn(4, 4)
     first = quantizer(weight)
     assert quantizer(weight) is first and len(calls) == 1
     quantizer.upper.mul_(0.5)
     assert not torch.equal(quantizer(weight), first)
     weight.mul_(2)
-    torch.testing.assert_close(quantizer(weight), fake_quantize(weight, -quantizer.upper, quantizer.upper, 3))
+    torch.testing.assert_close(
+        quantizer(weight), fake_quantize(weight, -quantizer.upper, quantizer.upper, 3)
+    )
     quantizer.load_state_dict({"upper": torch.tensor([3.0])})
-    torch.testing.assert_close(quantizer(weight), fake_quantize(weight, torch.tensor(-3.0), torch.tensor(3.0), 3))
+    torch.testing.assert_close(
+        quantizer(weight), fake_quantize(weight, torch.tensor(-3.0), torch.tensor(3.0), 3)
+    )
     assert len(calls) == 4
     quantizer.allocate()
     quantizer.allocated.fill_(5)
@@ -192,10 +212,14 @@ def test_each_level_of_the_image_has_its_own_range_and_bits():
     quantizer.level_ranges.data.copy_(torch.tensor([1.0, 1.0, 3.0]))
     quantizer.image_factor = torch.tensor([-1.0, 0.0, 1.0])
     out = quantizer(torch.full((6, 2, 1), 1.8))  # two parts of each sample
-    torch.testing.assert_close(out[:, 0, 0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.8, 1.8]), atol=0.005, rtol=0)
+    torch.testing.assert_close(
+        out[:, 0, 0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.8, 1.8]), atol=0.005, rtol=0
+    )
     assert quantizer.last_bits.tolist() == [3, 4, 4]
     out.sum().backward()
-    assert quantizer.level_ranges.grad[2].item() != 0 and quantizer.level_ranges.grad.isfinite().all()
+    assert (
+        quantizer.level_ranges.grad[2].item() != 0 and quantizer.level_ranges.grad.isfinite().all()
+    )
 
 
 def test_allocated_bits_come_back_with_the_state():
@@ -213,7 +237,9 @@ def test_corrected_bias_is_only_used_while_quantizing():
     quantizer = WeightQuantizer(4, 2, integer=True)
     quantizer.reconstruct(torch.ones(2, 8), torch.ones(1, 8), output_channels=2)
     quantizer.bias_correction.data.fill_(0.5)
-    assert quantizer.bias(None).tolist() == [0.5, 0.5] and quantizer.bias(torch.ones(2)).tolist() == [1.5, 1.5]
+    assert quantizer.bias(None).tolist() == [0.5, 0.5] and quantizer.bias(
+        torch.ones(2)
+    ).tolist() == [1.5, 1.5]
     quantizer.enabled = False
     assert quantizer.bias(None) is None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adabm_basicsr.quantization import fake_quantize as module
+from adabm_basicsr.quantization.quantizers import fake_quantize as module
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize, recomputed
 
 torch.manual_seed(0)
@@ -36,19 +36,28 @@ def test_pieces_add_up_to_the_whole(monkeypatch, layout, upper, integer, piece):
 
 def test_integer_gradients_equal_those_of_the_plain_chain():
     """The ends of the integer grid count as where the range ends, and its scale is the range's width."""
-    x, lower, upper = (t.double().requires_grad_() for t in (X.clone(), torch.tensor([-0.75]), torch.tensor([1.5])))
-    scale = (upper - lower) / 15  # 5 and 10 levels on either side of zero: the grid ends where the range does
+    x, lower, upper = (
+        t.double().requires_grad_() for t in (X.clone(), torch.tensor([-0.75]), torch.tensor([1.5]))
+    )
+    scale = (
+        upper - lower
+    ) / 15  # 5 and 10 levels on either side of zero: the grid ends where the range does
     clipped = torch.minimum(torch.maximum(x, lower), upper)
     plain = clipped + scale * ((clipped / scale).round() - clipped / scale).detach()
     expected = torch.autograd.grad(plain, (x, lower, upper), GRAD.double())
-    found = torch.autograd.grad(fake_quantize(x, lower, upper, 4, integer=True), (x, lower, upper), GRAD.double())
+    found = torch.autograd.grad(
+        fake_quantize(x, lower, upper, 4, integer=True), (x, lower, upper), GRAD.double()
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_a_quantized_input_is_not_kept_for_the_backward_pass():
     weight = torch.randn(4, 6, 3, 3)
     gradients, kept = [], []
-    for context in (lambda x_q: torch.autograd.graph.saved_tensors_hooks(kept_of(kept), lambda t: t), recomputed):
+    for context in (
+        lambda x_q: torch.autograd.graph.saved_tensors_hooks(kept_of(kept), lambda t: t),
+        recomputed,
+    ):
         x, w = X.clone().requires_grad_(), weight.clone().requires_grad_()
         x_q = fake_quantize(x, torch.tensor([-1.0]), torch.tensor([1.0]), 4)
         with context(x_q):
@@ -78,10 +87,16 @@ def test_other_views_of_it_are_kept_as_they_are():
     gradients = []
     for context in (lambda x_q: nullcontext(), recomputed):
         w = weight.clone().requires_grad_()
-        x_q = fake_quantize(square.clone().requires_grad_(), torch.tensor([-1.0]), torch.tensor([1.0]), 4)
+        x_q = fake_quantize(
+            square.clone().requires_grad_(), torch.tensor([-1.0]), torch.tensor([1.0]), 4
+        )
         with context(x_q):
-            out = F.conv2d(x_q.transpose(2, 3), w)  # as many values at the same address, in another order
-        gradients.append(torch.autograd.grad(out, w, torch.arange(9.0).view(1, 1, 3, 3).expand_as(out)))
+            out = F.conv2d(
+                x_q.transpose(2, 3), w
+            )  # as many values at the same address, in another order
+        gradients.append(
+            torch.autograd.grad(out, w, torch.arange(9.0).view(1, 1, 3, 3).expand_as(out))
+        )
     torch.testing.assert_close(*gradients)
 
 

@@ -5,7 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, ImageBitMapping, image_complexity
+from adabm_basicsr.quantization.quantizers.activation import (
+    ActivationQuantizer,
+    ImageBitMapping,
+    image_complexity,
+)
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
@@ -13,7 +17,9 @@ MANY = settings(max_examples=40, deadline=None)
 BITS = st.integers(2, 8)
 AROUND_ZERO = st.tuples(st.floats(-1e3, -1e-2), st.floats(1e-2, 1e3))
 ANYWHERE = (
-    st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)).map(sorted).filter(lambda ends: ends[1] - ends[0] > 1e-2)
+    st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
+    .map(sorted)
+    .filter(lambda ends: ends[1] - ends[0] > 1e-2)
 )
 SEEDS = st.integers(0, 10**6)
 
@@ -41,7 +47,12 @@ def test_integer_levels_hold_zero_and_are_evenly_spaced(ends, bits):
     grid = integer_grid(*ends, bits)
     distance = (quantized.unsqueeze(1) - grid).abs().min(1).values
     assert (distance <= 1e-9 * (grid[-1] - grid[0])).all()
-    assert fake_quantize(torch.zeros(1, dtype=torch.float64), *tensors(*ends), bits, integer=True).item() == 0
+    assert (
+        fake_quantize(
+            torch.zeros(1, dtype=torch.float64), *tensors(*ends), bits, integer=True
+        ).item()
+        == 0
+    )
 
 
 @given(ANYWHERE, BITS)
@@ -66,8 +77,13 @@ def test_integer_quantizing_is_monotone_and_within_half_a_step(ends, bits):
 def soft_form(x, lower, upper, bits, integer):
     """Quantization whose rounding errors, in steps, stay what they are at these values; a function of all four."""
     levels, width = 2**bits - 1, upper - lower
-    first, last = integer_grid(lower.item(), upper.item(), int(bits))[[0, -1]] if integer else (lower, upper)
-    shifts = first - lower, last - upper  # of the ends to the integer grid; that counts as rounding, too
+    first, last = (
+        integer_grid(lower.item(), upper.item(), int(bits))[[0, -1]] if integer else (lower, upper)
+    )
+    shifts = (
+        first - lower,
+        last - upper,
+    )  # of the ends to the integer grid; that counts as rounding, too
     clipped = x.clamp(first, last)
     residual = (fake_quantize(x, lower, upper, bits, integer) - clipped) / (width / levels)
     return lambda x, lower, upper, bits: (
@@ -90,7 +106,10 @@ def test_gradients_are_the_finite_differences_of_the_soft_form(integer, ends, bi
     found = torch.autograd.grad((fake_quantize(*inputs, integer) * weight).sum(), inputs)
     for index, gradient in enumerate(found):
         small = 1e-7 * (1.0 if index == 3 else width)
-        plus, minus = ([v + sign * small if i == index else v for i, v in enumerate(values)] for sign in (1, -1))
+        plus, minus = (
+            [v + sign * small if i == index else v for i, v in enumerate(values)]
+            for sign in (1, -1)
+        )
         difference = (soft(*plus) - soft(*minus)) * weight / (2 * small)
         expected = difference if index == 0 else difference.sum().view(1)
         scale = width if index == 3 else 1.0
@@ -109,7 +128,9 @@ def test_weights_come_back_from_their_levels(bits, channels, integer, seed):
     torch.testing.assert_close(quantizer.from_levels(levels), quantized, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(quantizer(quantized), quantized, rtol=1e-5, atol=1e-6)
     step = quantizer.step.view(-1, 1, 1, 1)
-    largest = step * (2 ** (bits - 1) - 1) if integer else weight.abs()  # the lowest integer has no counterpart
+    largest = (
+        step * (2 ** (bits - 1) - 1) if integer else weight.abs()
+    )  # the lowest integer has no counterpart
     assert ((quantized - weight.clamp(-largest - step, largest)).abs() <= step / 2 + 1e-5).all()
     assert not quantized[0].any() or seed % 2
 
@@ -131,7 +152,9 @@ def test_layer_factor_is_hard_forward_and_soft_backward(m):
 @given(st.floats(1, 50), st.floats(1, 50), SEEDS)
 @MANY
 def test_image_factor_is_hard_forward_and_soft_backward(lower, width, seed):
-    image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    image = torch.rand(
+        1, 3, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     mapping = ImageBitMapping().double()
     mapping.lower.data.fill_(lower), mapping.upper.data.fill_(lower + width)
     complexity = image_complexity(image)
@@ -147,4 +170,6 @@ def test_image_factor_is_hard_forward_and_soft_backward(lower, width, seed):
     for gradient, ends in zip(
         found, (((low + 1e-6, high), (low - 1e-6, high)), ((low, high + 1e-6), (low, high - 1e-6)))
     ):
-        torch.testing.assert_close(gradient, (soft(*ends[0]) - soft(*ends[1])) / 2e-6, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            gradient, (soft(*ends[0]) - soft(*ends[1])) / 2e-6, rtol=1e-3, atol=1e-6
+        )

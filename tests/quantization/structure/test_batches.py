@@ -46,7 +46,12 @@ class Windows(nn.Module):
 
 def network(*blocks):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*blocks), nn.Conv2d(8, 12, 3), nn.PixelShuffle(2))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Sequential(*blocks),
+        nn.Conv2d(8, 12, 3),
+        nn.PixelShuffle(2),
+    )
 
 
 def batch(count, seed=0):
@@ -58,12 +63,16 @@ def batch(count, seed=0):
 @pytest.mark.parametrize("rows", [1, 2, 7, 64])
 def test_table_is_found(rows):
     structure = find_structure(network(Block(rows), Block(rows)), EXAMPLE)
-    assert structure.unbatched == {f"1.{i}.{name}" for i in range(2) for name in ("of_table", "after")}
+    assert structure.unbatched == {
+        f"1.{i}.{name}" for i in range(2) for name in ("of_table", "after")
+    }
 
 
 def test_order_of_windows_is_found():
     assert find_structure(network(Windows(True), Windows(True)), EXAMPLE).unbatched == set()
-    assert find_structure(network(Windows(False), Windows(True)), EXAMPLE).unbatched == {"1.0.linear"}
+    assert find_structure(network(Windows(False), Windows(True)), EXAMPLE).unbatched == {
+        "1.0.linear"
+    }
 
 
 class Adding(nn.Module):
@@ -119,7 +128,11 @@ def test_what_is_found_does_not_depend_on_weights():
     for block in fresh[1]:
         nn.init.zeros_(block[0].weight)
         nn.init.zeros_(block[0].bias)
-    assert find_structure(fresh, EXAMPLE).unbatched == find_structure(trained, EXAMPLE).unbatched != set()
+    assert (
+        find_structure(fresh, EXAMPLE).unbatched
+        == find_structure(trained, EXAMPLE).unbatched
+        != set()
+    )
 
 
 def test_layers_that_are_called_by_keyword_or_on_nothing():
@@ -139,9 +152,17 @@ def test_network_that_takes_one_image_at_a_time():
         def forward(self, x):
             return super().forward(x.view(1, 3, *x.shape[2:]))
 
-    with pytest.raises(AdaBMError, match=r"^Single cannot be run on an image of shape \(2, 3, 16, 16\): shape '\[1, 3"):
+    with pytest.raises(
+        AdaBMError,
+        match=r"^Single cannot be run on an image of shape \(2, 3, 16, 16\): shape '\[1, 3",
+    ):
         find_structure(Single(network(Block(4))), EXAMPLE)
-    assert find_structure(Single(network(Block(4))), EXAMPLE, QuantizationConfig(recipe="static")).unbatched == set()
+    assert (
+        find_structure(
+            Single(network(Block(4))), EXAMPLE, QuantizationConfig(recipe="static")
+        ).unbatched
+        == set()
+    )
 
 
 @pytest.mark.parametrize("recipe", ["best", "fast", "paper"])

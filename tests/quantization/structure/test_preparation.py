@@ -28,8 +28,16 @@ def trained_statistics(network):
 
 def normalised(*between):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), *between, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
-    return trained_statistics(nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2), nn.BatchNorm2d(8)))
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        *between,
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+    ]
+    return trained_statistics(
+        nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2), nn.BatchNorm2d(8))
+    )
 
 
 def test_batch_norm_is_folded_into_the_layer_before_it():
@@ -42,7 +50,10 @@ def test_batch_norm_is_folded_into_the_layer_before_it():
 
 
 def test_batch_norm_after_something_else_stays():
-    assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [("4", "5"), ("6", "7")]
+    assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [
+        ("4", "5"),
+        ("6", "7"),
+    ]
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "fresh"])
@@ -50,14 +61,20 @@ def test_batch_norm_of_an_output_that_is_used_twice_stays(trained):
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+            self.conv, self.norm, self.last = (
+                nn.Conv2d(3, 8, 1),
+                nn.BatchNorm2d(8),
+                nn.Conv2d(8, 3, 1),
+            )
 
         def forward(self, x):
             x = self.conv(x)
             return self.last(self.norm(x) + x)
 
     network = Branching().eval()
-    assert not Preparation(trained_statistics(network) if trained else network, IMAGES[:1], fold=True)
+    assert not Preparation(
+        trained_statistics(network) if trained else network, IMAGES[:1], fold=True
+    )
 
 
 def test_batch_norm_is_folded_in_a_network_that_changes_its_input_in_place():
@@ -85,7 +102,12 @@ NORMALISATIONS = [
 @pytest.mark.parametrize("normalise", NORMALISATIONS, ids=lambda n: f"{n.__module__}.{n.__name__}")
 def test_normalisation_of_weights_is_baked_in(normalise, tmp_path):
     def network():
-        layers = [normalise(nn.Conv2d(3, 8, 3)), nn.ReLU(), normalise(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 3, 1)]
+        layers = [
+            normalise(nn.Conv2d(3, 8, 3)),
+            nn.ReLU(),
+            normalise(nn.Conv2d(8, 8, 3)),
+            nn.Conv2d(8, 3, 1),
+        ]
         return nn.Sequential(*layers).eval()
 
     torch.manual_seed(0)
@@ -128,7 +150,9 @@ def test_weights_are_found_under_the_keys_of_other_trainers(key, tmp_path):
     torch.save({key: network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
     assert read_checkpoint(tmp_path / "net.pth").keys() == network.state_dict().keys()
     torch.save({"generator": network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
-    with pytest.raises(AdaBMError, match="holds 'generator', 'epoch'; weights are looked for under"):
+    with pytest.raises(
+        AdaBMError, match="holds 'generator', 'epoch'; weights are looked for under"
+    ):
         read_checkpoint(tmp_path / "net.pth")
     assert read_checkpoint(tmp_path / "net.pth", "generator").keys() == network.state_dict().keys()
 

@@ -63,7 +63,9 @@ def test_edsr(tiny):
 
 
 def test_plain_chain_of_layers_has_a_body_too():
-    chain = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 12))
+    chain = nn.Sequential(
+        conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 12)
+    )
     network = nn.Sequential(chain, nn.PixelShuffle(2))
     assert roles(network) == {"0.0": "head", "0.2": "body", "0.4": "body", "0.6": "tail"}
 
@@ -164,7 +166,11 @@ def test_light_blocks_before_a_heavy_layer_are_the_body():
             return x + self.wide(F.relu(self.deep(x)))
 
     network = nn.Sequential(
-        conv(3, 16), *[Separable() for _ in range(3)], conv(16, 16), conv(16, 12), nn.PixelShuffle(2)
+        conv(3, 16),
+        *[Separable() for _ in range(3)],
+        conv(16, 16),
+        conv(16, 12),
+        nn.PixelShuffle(2),
     )
     assert list(roles(network).values()) == ["head", *["body"] * 6, "trunk end", "tail"]
 
@@ -178,7 +184,9 @@ def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
 
         def forward(self, x):
             x = self.first(x)
-            windows = x.permute(0, 2, 3, 1)  # in this layout, height times width are no trailing axes
+            windows = x.permute(
+                0, 2, 3, 1
+            )  # in this layout, height times width are no trailing axes
             x = x + self.narrow(F.relu(self.widen(windows))).permute(0, 3, 1, 2)
             return F.pixel_shuffle(self.last(self.after(x)), 2)
 

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, quantize
-from adabm_basicsr.quantization.structure.sizes import check_images, find_size_multiple, pad_to_multiple, run_padded
+from adabm_basicsr.quantization.structure.sizes import (
+    check_images,
+    find_size_multiple,
+    pad_to_multiple,
+    run_padded,
+)
 
 EXAMPLE = torch.zeros(1, 3, 24, 24)
 
@@ -19,7 +24,9 @@ class Windowed(nn.Module):
     def __init__(self, size):
         super().__init__()
         self.size = size
-        self.first, self.body, self.last = (nn.Conv2d(c, d, 3, padding=1) for c, d in ((3, 8), (8, 8), (8, 12)))
+        self.first, self.body, self.last = (
+            nn.Conv2d(c, d, 3, padding=1) for c, d in ((3, 8), (8, 8), (8, 12))
+        )
 
     def forward(self, x):
         b, _, h, w = x.shape
@@ -48,7 +55,9 @@ def test_multiple_of_strides_is_found_from_the_output():
 
 
 def test_network_that_takes_no_size_is_told():
-    with pytest.raises(AdaBMError, match=r"Conv2d cannot be run on an image of 3 channels at any size tried"):
+    with pytest.raises(
+        AdaBMError, match=r"Conv2d cannot be run on an image of 3 channels at any size tried"
+    ):
         find_size_multiple(nn.Conv2d(5, 3, 3), EXAMPLE)
 
 
@@ -69,7 +78,10 @@ def test_padding_mirrors_and_crops_back(height, width, multiple):
     assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
     assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
     assert torch.equal(run_padded(nn.Identity(), image, multiple), image)
-    assert run_padded(nn.Upsample(scale_factor=3), image, multiple).shape[2:] == (3 * height, 3 * width)
+    assert run_padded(nn.Upsample(scale_factor=3), image, multiple).shape[2:] == (
+        3 * height,
+        3 * width,
+    )
 
 
 def test_padding_is_a_reflection():
@@ -104,6 +116,8 @@ def test_size_multiple_can_be_given():
 )
 def test_images_of_another_kind_or_shape_are_told(images):
     net = calibrate(quantize(Windowed(4), EXAMPLE), [torch.rand(2, 3, 16, 16)])
-    with pytest.raises(AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\) in 0..1"):
+    with pytest.raises(
+        AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\) in 0..1"
+    ):
         net(images)
     check_images(torch.rand(2, 3, 5, 7), 3)

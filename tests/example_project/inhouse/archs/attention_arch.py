@@ -86,7 +86,9 @@ class PooledAttentionSR(nn.Module):
         upscale: Factor of height and width.
     """
 
-    def __init__(self, num_in_ch: int = 3, num_feat: int = 32, num_block: int = 4, upscale: int = 2) -> None:
+    def __init__(
+        self, num_in_ch: int = 3, num_feat: int = 32, num_block: int = 4, upscale: int = 2
+    ) -> None:
         super().__init__()
         self.upscale = upscale
         self.first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)

@@ -26,7 +26,10 @@ class ContrastChannelAttention(nn.Module):
         super().__init__()
         hidden = max(num_feat // reduction, 1)
         self.conv_du = nn.Sequential(
-            conv(num_feat, hidden, 1), nn.ReLU(inplace=True), conv(hidden, num_feat, 1), nn.Sigmoid()
+            conv(num_feat, hidden, 1),
+            nn.ReLU(inplace=True),
+            conv(hidden, num_feat, 1),
+            nn.Sigmoid(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +84,12 @@ class IMDN(nn.Module):
     """
 
     def __init__(
-        self, num_in_ch: int, num_out_ch: int, num_feat: int = 64, num_modules: int = 6, upscale: int = 4
+        self,
+        num_in_ch: int,
+        num_out_ch: int,
+        num_feat: int = 64,
+        num_modules: int = 6,
+        upscale: int = 4,
     ) -> None:
         super().__init__()
         if num_feat % 4:
@@ -90,9 +98,13 @@ class IMDN(nn.Module):
         self.fea_conv = conv(num_in_ch, num_feat, 3)
         for name in self.module_names:
             self.add_module(name, IMDModule(num_feat))
-        self.c = nn.Sequential(conv(num_feat * num_modules, num_feat, 1), nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))
+        self.c = nn.Sequential(
+            conv(num_feat * num_modules, num_feat, 1), nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+        )
         self.LR_conv = conv(num_feat, num_feat, 3)
-        self.upsampler = nn.Sequential(conv(num_feat, num_out_ch * upscale**2, 3), nn.PixelShuffle(upscale))
+        self.upsampler = nn.Sequential(
+            conv(num_feat, num_out_ch * upscale**2, 3), nn.PixelShuffle(upscale)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve.
