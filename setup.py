@@ -11,7 +11,7 @@ SPANDREL = "spandrel>=0.4.2,<0.5"  # recognises networks by their weights
 
 def version() -> str:
     """The version that the package itself states."""
-    lines = (ROOT / "adabm_basicsr" / "__init__.py").read_text().splitlines()
+    lines = (ROOT / "adabm_basicsr" / "version.py").read_text().splitlines()
     return next(line.split('"')[1] for line in lines if line.startswith("__version__"))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 
 from adabm_basicsr.bridge.hook import install_hook
-
-__version__ = "0.1.0"
+from adabm_basicsr.version import __version__
 
 _EXPORTS = {
     "AdaBMError": "adabm_basicsr.errors",
@@ -28,7 +27,7 @@ _EXPORTS = {
     "save_packed": "adabm_basicsr.deployment.packed",
     "summarize": "adabm_basicsr.quantization.measures.summary",
 }
-__all__ = sorted(_EXPORTS)
+__all__ = [*sorted(_EXPORTS), "__version__"]
 
 
 def __getattr__(name: str):

@@ -68,9 +68,9 @@ def test_static_and_adaptive_are_compared(run_snippet):
 
 def test_moving_names_options_that_exist():
     from adabm_basicsr import FinetuneSettings, QuantizationConfig
-    from adabm_basicsr.quantization.config import OBSERVERS, RECIPES
+    from adabm_basicsr.quantization.recipes import OBSERVERS, RECIPES
 
-    text, paper = read("moving.md"), RECIPES["paper"]
+    text, paper = read("moving.md"), RECIPES["paper"].finetuning
     for ingredients in re.findall(r"`ingredients: (\{.*?\})`", text):
         QuantizationConfig(recipe="paper", ingredients=yaml.safe_load(ingredients))
     assert set(re.search(r"`observer: (\w+)`, `(\w+)` or `(\w+)`", text).groups()) == set(OBSERVERS)
@@ -85,7 +85,7 @@ def test_moving_names_options_that_exist():
 
 
 def test_every_recipe_has_its_column():
-    from adabm_basicsr.quantization.config import RECIPES
+    from adabm_basicsr.quantization.recipes import RECIPES
 
     header = next(line for line in read("method.md").splitlines() if line.startswith("| step"))
     assert set(re.findall(r"`(\w+)`", header)) == set(RECIPES)

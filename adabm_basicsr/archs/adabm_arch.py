@@ -13,13 +13,13 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from adabm_basicsr import __version__
 from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.archs.spandrel_arch import Spandrel
 from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean, near_paths
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.config import describe_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.version import __version__
 
 EXAMPLE_SIZE = 48
 CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")

@@ -26,8 +26,8 @@ from adabm_basicsr.quantization.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from adabm_basicsr.quantization.config import RECIPES
 from adabm_basicsr.quantization.network import Stage
+from adabm_basicsr.quantization.recipes import RECIPES
 
 RECIPE = "paper"  # the only one that quantizes as the published code does
 PIXEL_RANGE = 255.0
@@ -113,7 +113,7 @@ def import_published(
             range.
     """
     _check_bits("w_bits", w_bits, 2)
-    _check_bits("a_bits", a_bits, RECIPES[RECIPE].min_a_bits)
+    _check_bits("a_bits", a_bits, RECIPES[RECIPE].arithmetic.min_a_bits)
     state = read_checkpoint(path)
     try:
         return _convert(state, {"w_bits": w_bits, "a_bits": a_bits}, res_scale)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from adabm_basicsr.bridge.patches import own_unpickler
+from adabm_basicsr.environment import own_unpickler
 from adabm_basicsr.errors import AdaBMError, not_found
-from adabm_basicsr.quantization.calibration.calibrate import check_finite
+from adabm_basicsr.quantization.checks import check_finite
 
 if TYPE_CHECKING:
     from types import ModuleType

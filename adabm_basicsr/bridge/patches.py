@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import re
@@ -13,17 +12,13 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import remove_temporaries
 from adabm_basicsr.options.reading import set_recipe_defaults
 
-FORCED_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 DEFAULT_PORT = 29500  # torch.distributed's
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def before_import() -> None:
@@ -168,6 +163,8 @@ def _continue_experiment(opt: dict, state: dict) -> None:
     """Take up an earlier run's seed and place in the data, and tidy up after it."""
     from basicsr.utils import set_random_seed
 
+    from adabm_basicsr.models.setup import gpus_per_process
+
     # BasicSR begins the interrupted epoch anew; the calibration dataset skips what it has given already.
     resume_at = {"epoch": state["epoch"], "iter": state["iter"], "gpus": gpus_per_process(opt)}
     opt["datasets"]["train"]["resume_at"] = resume_at
@@ -229,54 +226,6 @@ def share_seed(opt: dict) -> None:
 
     opt["manual_seed"] = from_first(opt["manual_seed"])
     set_random_seed(opt["manual_seed"] + opt["rank"])
-
-
-def weights_only() -> AbstractContextManager:
-    """Context in which BasicSR's own ``torch.load`` loads tensors alone, never code.
-
-    It does not say ``weights_only``, whose default is False up to torch 2.5. Can go when torch 2.6 is required.
-    """
-    return _environment(FORCED_LOADING, "1")
-
-
-def own_unpickler() -> AbstractContextManager:
-    """Context in which a package may load with a restricted unpickler of its own, as spandrel does.
-
-    `weights_only` would forbid it.
-    """
-    return _environment(FORCED_LOADING, None)
-
-
-@contextmanager
-def _environment(name: str, value: str | None) -> Iterator[None]:
-    before = os.environ.pop(name, None)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-        if before is not None:
-            os.environ[name] = before
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of handing each back to the system, for the rest of the process.
-
-    Every large feature map is otherwise mapped and cleared page by page, which takes about a tenth of a step on CPUs.
-    Can go when torch's CPU allocator keeps blocks itself, as its CUDA allocator does.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def gpus_per_process(opt: dict) -> int:
-    """GPUs that one process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
-    return 1 if opt["dist"] else max(opt["num_gpu"], 1)
 
 
 class _RootedOptions(OrderedDict):

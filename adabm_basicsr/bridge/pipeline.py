@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adabm_basicsr.bridge.patches import keep_freed_memory, weights_only
+from adabm_basicsr.environment import keep_freed_memory, weights_only
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.options.reading import make_parser, parse_options
 from adabm_basicsr.runs.training_state import find_state

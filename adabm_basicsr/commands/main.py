@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from adabm_basicsr import __version__
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.version import __version__
 
 COMMANDS = {
     "demo": "quantize EDSR on photographs that are installed already, and compare",

@@ -26,7 +26,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     untie(frozen)
     for name, quantizer in frozen.weight_quantizers().items():
         layer = frozen.network.get_submodule(name)
-        set_levels(layer, quantizer.levels(layer.weight))
+        set_grid_indices(layer, quantizer.grid_indices(layer.weight))
         if quantizer.bias_correction is not None and layer.bias is not None:
             layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
@@ -47,9 +47,9 @@ def untie(net: QuantizedNetwork) -> None:
 
 
 @torch.no_grad()
-def set_levels(layer: nn.Module, levels: torch.Tensor) -> None:
+def set_grid_indices(layer: nn.Module, levels: torch.Tensor) -> None:
     """Write what lies on ``levels``, see `WeightQuantizer.levels`, to a quantized layer's own weight."""
     quantizer = layer.weight_quantizer
     if quantizer.correction is not None:
         quantizer.correction.zero_()
-    layer.weight.copy_(quantizer.from_levels(levels))
+    layer.weight.copy_(quantizer.from_grid_indices(levels))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adabm_basicsr.deployment.freeze import freeze, set_levels, untie
+from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie
 from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
@@ -114,7 +114,7 @@ def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
     """Tensors of a packed file, and the types of the small ones, a letter each."""
     frozen, tensors, small, kinds = freeze(net).cpu(), {}, {kind: [] for kind in KINDS}, ""
     for name, quantizer in tracked([*frozen.weight_quantizers().items()], "Packing"):
-        levels = quantizer.levels(frozen.network.get_submodule(name).weight)
+        levels = quantizer.grid_indices(frozen.network.get_submodule(name).weight)
         tensors[WEIGHTS + name] = pack_bits(levels, quantizer.bits)
     for key, value in _kept(frozen).items():
         kind = _kind(value)
@@ -159,7 +159,7 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: str) -> 
         scale = getattr(layer.input_quantizer, "channel_scale", None)
         if scale is not None:
             quantizer.channel_scale.copy_(layer.channel_views(scale.flatten())[1])
-        set_levels(layer, levels.to(layer.weight.device))
+        set_grid_indices(layer, levels.to(layer.weight.device))
     left = [*tensors, *(SMALL + kind for kind, values in small.items() if kind and values.numel())]
     if left or next(kinds, None) is not None:
         raise AdaBMError(f"the packed file holds more than the network: {', '.join(left[:4])}")

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError, did_you_mean, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
-from adabm_basicsr.quantization.structure.sizes import check_images, run_padded
+from adabm_basicsr.quantization.checks import check_images
+from adabm_basicsr.quantization.structure.sizes import run_padded
 
 DEFAULT_RUNTIME = "openvino"
 OPENVINO_PLACES = ("Exception from",)  # begins the lines that name a place in OpenVINO's own code

@@ -11,7 +11,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.calibration.budget import pixel_psnr
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 

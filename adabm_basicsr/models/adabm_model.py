@@ -16,25 +16,25 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adabm_basicsr.bridge.patches import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.phases import Phases
-from adabm_basicsr.models.setup import TrainingSetup, set_up_training
+from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, set_up_training
 from adabm_basicsr.models.tensorboard import (
     TrainingBits,
     current_writer,
     layer_bits,
     log_image_bits,
 )
-from adabm_basicsr.quantization.calibration.calibrate import calibrate, check_finite, representative
+from adabm_basicsr.quantization.calibration.calibrate import calibrate, representative
 from adabm_basicsr.quantization.checkpoint import (
     load_checkpoint,
     read_description,
     save_checkpoint,
     save_tensors,
 )
+from adabm_basicsr.quantization.checks import check_finite
 from adabm_basicsr.quantization.distributed import (
     gather_objects,
     own_share,

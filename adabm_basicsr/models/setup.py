@@ -7,7 +7,6 @@ from typing import NamedTuple
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
-from adabm_basicsr.bridge.patches import gpus_per_process
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
@@ -63,7 +62,7 @@ def set_up_training(opt: dict, net: nn.Module) -> TrainingSetup:
 
 def _is_trainable(net: QuantizedNetwork) -> bool:
     return bool(
-        net.config.preset.phases and (net.weight_quantizers() or net.activation_quantizers())
+        net.config.finetuning.phases and (net.weight_quantizers() or net.activation_quantizers())
     )
 
 
@@ -77,3 +76,8 @@ def _read_dataset(options: dict, channels: int) -> CalibrationDataset:
             f"datasets: train: channels: {dataset.channels}, but the network takes {channels} channels"
         )
     return dataset
+
+
+def gpus_per_process(opt: dict) -> int:
+    """GPUs that one process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
+    return 1 if opt["dist"] else max(opt["num_gpu"], 1)

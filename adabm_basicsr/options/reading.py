@@ -151,7 +151,7 @@ def set_recipe_defaults(opt: dict) -> None:
     )
     if network.get("type") != "AdaBMNetwork" or dataset.get("type") != "CalibrationDataset":
         return
-    recipe = make_config({key: network.get(key) for key in ("recipe", "ingredients")}).preset
+    recipe = make_config({key: network.get(key) for key in ("recipe", "ingredients")}).finetuning
     if dataset.get("fixed_crops") is None:
         dataset["fixed_crops"] = recipe.fixed_crops
     if train is not None and train.get("total_iter") is None:

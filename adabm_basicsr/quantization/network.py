@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple
@@ -13,24 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import fit_state
+from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
-from adabm_basicsr.quantization.measures.cost import mean_bits
-from adabm_basicsr.quantization.progress import progress
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, ImageBitMapping
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.structure.preparation import Preparation, copy_of
 from adabm_basicsr.quantization.structure.roles import find_structure
 from adabm_basicsr.quantization.structure.sizes import (
-    check_images,
     find_size_multiple,
     pad_to_multiple,
     run_padded,
     trial_size,
 )
 from adabm_basicsr.quantization.structure.surgery import plan_layers, replace_layers
-from adabm_basicsr.quantization.structure.tracing import first_argument
 
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
@@ -112,7 +110,7 @@ class QuantizedNetwork(nn.Module):
         network.eval().requires_grad_(False)
         self.size_multiple = config.size_multiple or find_size_multiple(network, example)
         example = pad_to_multiple(example, self.size_multiple)
-        self.preparation = Preparation(network, example, fold=config.preset.integer)
+        self.preparation = Preparation(network, example, fold=config.arithmetic.integer)
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
         self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
@@ -124,7 +122,7 @@ class QuantizedNetwork(nn.Module):
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, self.structure, config)
         network.eval()  # the new quantizers too
-        self.image_mapping = ImageBitMapping() if config.preset.adaptive else None
+        self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
         bits = [
             [plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed]
             for plan in self.plan.layers.values()
@@ -303,39 +301,6 @@ class QuantizedNetwork(nn.Module):
         replica = super()._replicate_for_data_parallel()
         replica.lock = _Lock()  # replicas run side by side
         return replica
-
-
-def visit_in_order(
-    net: QuantizedNetwork,
-    modules: Iterable[nn.Module],
-    images: Tensor,
-    visit: Callable[[nn.Module, Tensor], None],
-    description: str,
-) -> None:
-    """Run ``net`` on ``images`` and call ``visit(module, input)`` as each of its ``modules`` is about to run.
-
-    What a visit changes is seen by all that comes later. A module that runs twice is visited once. ``description`` says
-    what goes on, to who watches.
-    """
-    pending = set(modules)
-    bar = progress(description, len(pending))
-
-    def first_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if module in pending:
-            pending.discard(module)
-            visit(module, first_argument(args, kwargs))
-            bar.update(1)
-
-    with net.lock:
-        hooks = [
-            module.register_forward_pre_hook(first_call, with_kwargs=True) for module in pending
-        ]
-        try:
-            net(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            bar.close()
 
 
 def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:

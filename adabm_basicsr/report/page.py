@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from adabm_basicsr import __version__
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import column_title, crop_columns
 from adabm_basicsr.report.figures import FULL, own_version
@@ -19,6 +18,7 @@ from adabm_basicsr.report.formats import title
 from adabm_basicsr.report.plots import map_colours
 from adabm_basicsr.report.tables import Cell, Table, all_tables, cell
 from adabm_basicsr.runs.pictures import LOW, PictureStore
+from adabm_basicsr.version import __version__
 
 JPEG_QUALITY = 92  # of the large picture, which shows bits rather than details
 PLOTS = {

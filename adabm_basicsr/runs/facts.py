@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.measures.cost import size_bytes
 from adabm_basicsr.quantization.measures.summary import Summary
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.quantizers.activation import image_complexity
 
 
 def describe_network(net: nn.Module, options: Mapping) -> dict:

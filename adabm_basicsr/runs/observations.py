@@ -12,11 +12,11 @@ from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
 from adabm_basicsr.deployment.tiles import upscale_tiles
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.quantization.measures.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import progress
-from adabm_basicsr.quantization.quantizers.activation import image_complexity
 
 TILE = 32  # LR pixels
 MIN_TILES = 8  # along the shorter side of an image, as far as tiles don't get too small to judge

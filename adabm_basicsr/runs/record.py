@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from adabm_basicsr import __version__
 from adabm_basicsr.errors import AdaBMError, near_paths
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.terminal import say
+from adabm_basicsr.version import __version__
 
 FILE = "run.json"
 FORMAT = 1

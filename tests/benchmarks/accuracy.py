@@ -25,8 +25,8 @@ from tabulate import tabulate
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.quantization.calibration.budget import pixel_psnr
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 SCALE = 4
 SETS = ("Set5", "Set14")

@@ -27,12 +27,12 @@ from networks import NETWORKS, make_example_project_importable
 from tabulate import tabulate
 
 from adabm_basicsr import quantize
-from adabm_basicsr.bridge.patches import keep_freed_memory
+from adabm_basicsr.environment import keep_freed_memory
 from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.calibration.clipping import clip
-from adabm_basicsr.quantization.config import RECIPES
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.recipes import RECIPES
 
 NAIVE = "paper, plain"
 GROWTH = {"images": [10, 20, 40, 80], "size": [32, 48, 64, 96], "depth": [4, 8, 16, 32]}
@@ -139,7 +139,7 @@ def _run_naive(setting, clock, net, network, calibration, batches) -> None:
     _time_phases(
         setting,
         clock,
-        list(RECIPES["paper"].phases),
+        list(RECIPES["paper"].finetuning.phases),
         lambda i, epoch: plain.step(batches[i], epoch),
         batches,
     )
@@ -147,13 +147,13 @@ def _run_naive(setting, clock, net, network, calibration, batches) -> None:
 
 def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batches) -> None:
     clock.time("calibration", lambda: calibrate(net, calibration))
-    if net.config.preset.clip:
+    if net.config.calibration.clip:
         clock.time("clipping", lambda: clip(net, batches[0]))
     tuner = Finetuner(net, FinetuneSettings(), setting.iterations_per_epoch)
     if not tuner.phases:
         return
     keys = None
-    if net.config.preset.fixed_crops:
+    if net.config.finetuning.fixed_crops:
         keys = _time_teacher(setting, clock, tuner, batches)
 
     def step(index: int, epoch: int) -> None:

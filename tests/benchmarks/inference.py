@@ -32,7 +32,7 @@ from tabulate import tabulate
 from adabm_basicsr import OnnxNetwork, load_checkpoint, load_network, save_onnx
 from adabm_basicsr.data.images import read_image
 from adabm_basicsr.deployment.runtimes import openvino_core
-from adabm_basicsr.quantization.calibration.budget import pixel_psnr
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 MIDDLE = 1
 CALIBRATION_IMAGES = 80

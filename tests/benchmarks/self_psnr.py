@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
-from adabm_basicsr.quantization.calibration.budget import pixel_psnr
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.train import main as train
 
 KINDS = ("SRVGGNetCompact", "RRDBNet", "IMDN")

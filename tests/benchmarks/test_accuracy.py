@@ -13,7 +13,7 @@ def test_every_variant_builds(variant):
     network = accuracy.options("IMDN", 4, variant, seed=1)["network_g"]
     network.pop("type")
     net = AdaBMNetwork(**network)
-    assert net.config.preset.integer is not (variant == "paper" or "published" in variant)
+    assert net.config.arithmetic.integer is not (variant == "paper" or "published" in variant)
 
 
 def test_names_of_runs_differ():

@@ -67,9 +67,9 @@ def test_every_phase_is_measured(recipe):
     preset = benchmark.RECIPES["paper" if recipe == benchmark.NAIVE else recipe]
     phases = (
         ["calibration"]
-        + ["clipping"] * preset.clip
-        + ["teacher"] * preset.fixed_crops
-        + [*preset.phases]
+        + ["clipping"] * preset.calibration.clip
+        + ["teacher"] * preset.finetuning.fixed_crops
+        + [*preset.finetuning.phases]
     )
     assert list(found["units"]) == phases
     assert (

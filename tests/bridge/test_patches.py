@@ -9,7 +9,7 @@ COUNT = """
 import resource, sys
 import torch
 from torch import nn
-from adabm_basicsr.bridge.patches import keep_freed_memory
+from adabm_basicsr.environment import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -37,7 +37,7 @@ def network(**options):
 
 def quantized(**options):
     net = calibrate(network(**options), [IMAGES])
-    if net.config.preset.phases:
+    if net.config.finetuning.phases:
         finetune(net, [IMAGES] * 4, iterations_per_epoch=1)
     return net
 
@@ -124,7 +124,7 @@ def test_ingredients_that_were_switched_come_back(tmp_path):
     )
     save_packed(net, tmp_path / "net.safetensors")
     again = load_packed(tmp_path / "net.safetensors")
-    assert again.config.preset.image_bits == (-2, 1) and again.config.preset.lr_decay == 0.5
+    assert again.config.arithmetic.image_bits == (-2, 1) and again.config.finetuning.lr_decay == 0.5
 
 
 def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):

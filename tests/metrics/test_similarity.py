@@ -43,7 +43,7 @@ def test_sets_without_truth_keep_what_needs_none():
 def test_self_psnr_of_a_run_is_that_of_the_python_api(workspace):
     from adabm_basicsr import load_network
     from adabm_basicsr.data.images import read_image, to_unit_range
-    from adabm_basicsr.quantization.calibration.budget import self_psnr
+    from adabm_basicsr.quantization.measures.psnr import self_psnr
 
     workspace.train()
     metrics = {

@@ -8,9 +8,9 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 
 from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
-from adabm_basicsr.quantization.quantizers.activation import image_complexity
 
 NAMES = {
     "head.0": "conv_first",

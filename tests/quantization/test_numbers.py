@@ -24,7 +24,7 @@ def network(change=lambda layers: None, **options):
 def run(net, images):
     """Calibrate, fine-tune and pack, and check that all of it stays finite."""
     calibrate(net, [images])
-    if net.config.preset.phases:
+    if net.config.finetuning.phases:
         finetune(net, [images] * 6, iterations_per_epoch=2)
     assert all(
         value.isfinite().all() for value in net.state_dict().values() if value.is_floating_point()
@@ -130,7 +130,7 @@ def test_two_bits_everywhere(recipe, a_bits, tmp_path):
     with torch.no_grad():
         assert torch.equal(load_network(tmp_path / "net.safetensors")(IMAGES), output)
     for name, layer in net.layers().items():
-        if not net.plan.layers[name].fixed and net.config.preset.integer is False:
+        if not net.plan.layers[name].fixed and net.config.arithmetic.integer is False:
             assert len(torch.unique(layer.weight_quantizer(layer.weight))) <= 4
 
 

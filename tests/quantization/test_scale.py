@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize
-from adabm_basicsr.quantization.config import RECIPES
+from adabm_basicsr.quantization.recipes import RECIPES
 
 FACTOR = 100
 # Of a single tiny network at 4 bits, self-PSNR scatters by 0.1 dB with the last digit of anything (a weight's range is
@@ -66,7 +66,7 @@ def self_psnr(network, recipe):
         quantize(network, images[:1], recipe=recipe, w_bits=4, a_bits=4, fully_quantized=True),
         [images],
     )
-    if net.config.preset.phases:
+    if net.config.finetuning.phases:
         finetune(net, [images[:4], images[4:]] * 6, iterations_per_epoch=2)
     with torch.no_grad():
         output = net(images)

@@ -99,7 +99,7 @@ def save_onnx(
 
 def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`."""
-    if not net.config.preset.integer:
+    if not net.config.arithmetic.integer:
         raise AdaBMError(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: no runtime has such "
             "operators; quantize with recipe best, fast or static"

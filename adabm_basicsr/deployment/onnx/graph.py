@@ -167,13 +167,13 @@ class WeightOperators(nn.Module):
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__()
-        integers = (quantizer.levels(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(
+        integers = (quantizer.grid_indices(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(
             torch.int8
         )
         turned = weight.dim() == MATRIX
         self.axis = 1 - quantizer.axis if turned else quantizer.axis
         self.register_buffer("integers", integers.t().contiguous() if turned else integers)
-        self.register_buffer("step", quantizer.step.detach().clone())
+        self.register_buffer("step", quantizer.scale.detach().clone())
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight, whatever the argument."""
@@ -192,7 +192,7 @@ def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
         quantizer.image_factor = levels
     ends, step, top = (
         quantizer.common_ends(levels),
-        quantizer.step(levels),
+        quantizer.scale(levels),
         2 ** quantizer.bits_used() - 1,
     )
     quantizer.image_factor = None

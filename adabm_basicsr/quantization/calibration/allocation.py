@@ -66,7 +66,7 @@ def _errors_of_image(
         errors[quantizer] += _squared(gradient, error, PART)
     for (quantizer, weight), gradient in zip(weights.items(), gradients[len(seen) :]):
         # Which way a weight is rounded is chance: a twelfth of a step's square is what it errs by on average.
-        errors[quantizer] += _squared(gradient, quantizer.steps(weight) / math.sqrt(12), 1)
+        errors[quantizer] += _squared(gradient, quantizer.scales(weight) / math.sqrt(12), 1)
     return errors
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.allocation import Sensitivities, assign, base_bits
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
+from adabm_basicsr.quantization.measures.psnr import self_psnr
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 LEAST, MOST = 2.0, 8.0
@@ -95,21 +96,3 @@ def _until_close(
         )
     if min(enough) != list(reached)[-1]:
         yield min(enough), min(enough)
-
-
-@torch.no_grad()
-def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
-    """Mean PSNR in dB of the quantized against the full-precision output over ``images``, rounded to 8 bits."""
-    with net.full_precision():
-        full = net(images)
-    return pixel_psnr(net(images), full)
-
-
-def pixel_psnr(images: Tensor, others: Tensor) -> float:
-    """Mean PSNR in dB between two batches of images in 0..1, rounded to 8 bits; all channels, no border."""
-    error = (_pixels(images) - _pixels(others)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    return float((10 * torch.log10(255**2 / error)).mean())
-
-
-def _pixels(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.allocation import (
     assign,
     base_bits,
@@ -23,10 +24,11 @@ from adabm_basicsr.quantization.calibration.observers import (
     search_weight_range,
 )
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
+from adabm_basicsr.quantization.checks import check_finite
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first, map_shared
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, image_complexity
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH
 
 LAYER_PERCENTILES = (0.3, 0.7)
@@ -134,8 +136,8 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
 
 def _calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
     observer, scale_free = (
-        net.config.observer or net.config.preset.observer,
-        net.config.preset.scale_free,
+        net.config.observer or net.config.calibration.observer,
+        net.config.calibration.relative_sensitivity,
     )
     statistics = [
         _Statistics(q, observer, scale_free) for q in net.activation_quantizers().values()
@@ -162,9 +164,9 @@ def _calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNet
     _set_ranges(net, statistics)
     _set_image_mapping(net, images)
     net.stage.fill_(Stage.CALIBRATED)
-    if net.config.preset.allocate:
+    if net.config.calibration.allocate:
         _allocate(net, statistics, images)
-    elif net.config.preset.reconstruct:
+    elif net.config.calibration.reconstruct:
         reconstruct(net, representative(images))
     copy_from_first(net)
     return net
@@ -192,13 +194,13 @@ def _allocate(net: QuantizedNetwork, statistics: list[_Statistics], images: list
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
     shown, probed = representative(images), representative(images, PROBED)
     added = 0.0 if net.config.target else _added_bits(net, images)  # a target counts what is used
-    if net.config.preset.reconstruct:
+    if net.config.calibration.reconstruct:
         reconstruct(net, probed, rounding=False)
     found = measure_sensitivities(net, probed)
     for a_mean, w_mean in budgets(net, found, shown):
         assign(net, found, a_mean - added, w_mean)
         _set_ranges(net, statistics)
-        if net.config.preset.reconstruct:
+        if net.config.calibration.reconstruct:
             reconstruct(net, shown)
 
 
@@ -208,12 +210,6 @@ def representative(batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:
     order = image_complexity(images).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
     return images[order[chosen.to(order.device)]]
-
-
-def check_finite(x: Tensor, what: str) -> None:
-    """Raise `AdaBMError` if ``x`` holds NaN or infinity; ``what`` names it."""
-    if not torch.isfinite(x).all():
-        raise AdaBMError(f"{what} holds NaN or infinite values")
 
 
 def _set_ranges(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
@@ -245,7 +241,11 @@ def _equalise(net: QuantizedNetwork, statistics: list[_Statistics]) -> None:
 def _set_weight_ranges(net: QuantizedNetwork) -> None:
     for name, quantizer in net.weight_quantizers().items():
         bits = quantizer.bits
-        if net.config.recipe == "paper" and net.plan.layers[name].fixed and bits == FIXED_BITS:
+        if (
+            net.config.calibration.outer_ranges_at_base_bits
+            and net.plan.layers[name].fixed
+            and bits == FIXED_BITS
+        ):
             bits = net.config.w_bits  # as published: head and tail are searched at the body's bits
         weight = net.network.get_submodule(name).weight
         if quantizer.channel_scale is not None:
@@ -261,12 +261,17 @@ def _set_image_mapping(net: QuantizedNetwork, batches: list[Tensor]) -> None:
     if net.image_mapping is None:
         return
     complexities = [image_complexity(batch) for batch in batches]
-    thresholds, shares = MovingAverage(), batches[0].new_tensor(net.config.preset.image_percentiles)
-    for complexity in [torch.cat(complexities)] if net.config.preset.allocate else complexities:
+    thresholds, shares = (
+        MovingAverage(),
+        batches[0].new_tensor(net.config.calibration.image_percentiles),
+    )
+    for complexity in (
+        [torch.cat(complexities)] if net.config.calibration.pooled_thresholds else complexities
+    ):
         thresholds.update(torch.quantile(complexity, shares))
     # Bits that simple images spare are of no use where all layers have the most already.
     nothing_to_spare = (
-        net.config.preset.allocate and base_bits(net) >= net.config.preset.bit_range[1]
+        net.config.arithmetic.own_bits and base_bits(net) >= net.config.arithmetic.bit_range[1]
     )
     net.image_mapping.lower.copy_(
         0 * thresholds.value[:1] if nothing_to_spare else thresholds.value[:1]
@@ -294,4 +299,4 @@ def _added_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
     if net.image_mapping is None:
         return 0.0
     levels = torch.cat([net.image_mapping(batch) for batch in batches])
-    return max(float(levels.clamp(*net.config.preset.image_bits).mean()), 0.0)
+    return max(float(levels.clamp(*net.config.arithmetic.image_bits).mean()), 0.0)

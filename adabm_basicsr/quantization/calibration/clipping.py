@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.quantization.calibration.observers import search_range
+from adabm_basicsr.quantization.calibration.visits import visit_in_order
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.network import QuantizedNetwork, Stage, visit_in_order
+from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.quantization.calibration.equalisation import shifts_of_columns
+from adabm_basicsr.quantization.calibration.visits import visit_in_order
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.layers.base import spacing
-from adabm_basicsr.quantization.network import QuantizedNetwork, visit_in_order
+from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
@@ -69,7 +70,7 @@ def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
     if isinstance(activation, ActivationQuantizer):
         columns = _fit_input(activation, rows, columns, shifts_of_columns(layer, columns))
     if rounding and isinstance(weight, WeightQuantizer):
-        steps = weight.step.expand(rows.shape[0] * rows.shape[1]).view(len(rows), -1, 1)
+        steps = weight.scale.expand(rows.shape[0] * rows.shape[1]).view(len(rows), -1, 1)
         rounded = round_compensated(
             rows, columns @ columns.transpose(1, 2), steps, weight.bits, weight.lowest
         )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.calibration.clipping import clip
-from adabm_basicsr.quantization.config import RELATIVE_RATES
 from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
 from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES, feature_loss
 from adabm_basicsr.quantization.finetuning.optimizer import (
@@ -22,6 +21,7 @@ from adabm_basicsr.quantization.finetuning.optimizer import (
 from adabm_basicsr.quantization.finetuning.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.finetuning.teacher import Teacher
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.recipes import RELATIVE_RATES
 
 PIXEL_RANGE = (
     255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
@@ -94,17 +94,17 @@ class Finetuner:
         self.iterations_per_epoch = iterations_per_epoch
         self.total_iterations = total_iterations
         self.teacher = Teacher(net)
-        preset = net.config.preset
+        recipe = net.config.finetuning
         self.feature_weight = (
-            preset.feature_weight if settings.feature_weight is None else settings.feature_weight
+            recipe.feature_weight if settings.feature_weight is None else settings.feature_weight
         )
-        self.lr_decay = preset.lr_decay if settings.lr_decay is None else settings.lr_decay
-        rates = {**preset.learning_rates, **settings.learning_rates}
-        groups = {phase: parameter_groups(net, phase, rates) for phase in preset.phases}
+        self.lr_decay = recipe.lr_decay if settings.lr_decay is None else settings.lr_decay
+        rates = {**recipe.learning_rates, **settings.learning_rates}
+        groups = {phase: parameter_groups(net, phase, rates) for phase in recipe.phases}
         groups = {phase: found for phase, found in groups.items() if found}
         self.phases = list(groups)
-        self.pixel_loss = PIXEL_LOSSES[preset.pixel_loss]
-        kind = RelativeAdam if preset.scale_free else torch.optim.Adam
+        self.pixel_loss = PIXEL_LOSSES[recipe.pixel_loss]
+        kind = RelativeAdam if recipe.relative_steps else torch.optim.Adam
         self.optimizers = [kind(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
 
     def phase_index(self, iteration: int) -> int:
@@ -131,7 +131,7 @@ class Finetuner:
     @property
     def needs_clipping(self) -> bool:
         """Whether the recipe clips ranges before the first step, and they aren't clipped yet."""
-        return self.net.config.preset.clip and int(self.net.stage) < Stage.CLIPPED
+        return self.net.config.calibration.clip and int(self.net.stage) < Stage.CLIPPED
 
     def clip(self, images: Tensor) -> None:
         """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes alike."""

@@ -71,7 +71,7 @@ def parameter_groups(net: QuantizedNetwork, phase: str, rates: dict[str, float])
     """
     named = _TRAINED[phase](net)
     return [
-        _group(units, rates[name], net.config.preset.scale_free)
+        _group(units, rates[name], net.config.finetuning.relative_steps)
         for name, units in named.items()
         if units
     ]
@@ -118,7 +118,7 @@ def _everything(net: QuantizedNetwork) -> dict[str, dict[nn.Parameter, Tensor]]:
     for name, quantizer in net.weight_quantizers().items():
         if quantizer.correction is not None:
             layer = net.network.get_submodule(name)
-            corrections[quantizer.correction] = quantizer.steps(layer.weight)
+            corrections[quantizer.correction] = quantizer.scales(layer.weight)
             width = getattr(layer.input_quantizer, "upper", 1.0) - getattr(
                 layer.input_quantizer, "lower", 0.0
             )

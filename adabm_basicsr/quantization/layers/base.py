@@ -81,8 +81,8 @@ class QuantizedLayer(nn.Module):
         (of autocast, say) can't hold them at all.
         """
         kind = x.dtype
-        step = self.input_quantizer.step(x)
-        of_weight = self.weight_quantizer.steps(weight).clamp(
+        step = self.input_quantizer.scale(x)
+        of_weight = self.weight_quantizer.scales(weight).clamp(
             min=MIN_WIDTH
         )  # channels without weights have none
         of_channels = self.input_quantizer.channel_scale
@@ -93,7 +93,7 @@ class QuantizedLayer(nn.Module):
             )
         view = [1] * out.dim()
         view[self.output_axis] = -1
-        of_output = self.weight_quantizer.step
+        of_output = self.weight_quantizer.scale
         of_output = of_output.repeat(self.output_channels // len(of_output))  # groups share them
         out.mul_(step * of_output.view(view))
         return (out if bias is None else out.add_(bias.view(view))).to(kind)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, ImageBitMapping
+from adabm_basicsr.quantization.quantizers.activation import mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.structure.macs import MacCounter
 
@@ -48,21 +49,6 @@ def _used(quantizer: nn.Module) -> Tensor | float:
     """Bits of the last forward pass, ``(B,)`` or ``(1,)``; 32 where the input isn't quantized."""
     last_bits = getattr(quantizer, "last_bits", None)
     return float(FLOAT_BITS) if last_bits is None else last_bits
-
-
-def mean_bits(network: nn.Module) -> Tensor:
-    """Bits of the last forward pass, averaged over activation quantizers not fixed at 8 bits.
-
-    Returns:
-        ``(B,)``, or ``(1,)`` where all samples share them; it carries gradients to the bit mappings. 32 if no
-        activation is quantized, 8 if every quantized layer is fixed.
-    """
-    quantizers = [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
-    quantizers = [q for q in quantizers if q.last_bits is not None]
-    counted = [q.last_bits for q in quantizers if not q.fixed]
-    if counted:
-        return torch.stack(torch.broadcast_tensors(*counted)).mean(0)
-    return torch.tensor([float(quantizers[0].bits if quantizers else FLOAT_BITS)])
 
 
 class CostMeter(MacCounter):

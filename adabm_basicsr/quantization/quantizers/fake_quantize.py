@@ -19,7 +19,7 @@ PIECE = (
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Uniform quantization on [lower, upper] with straight-through rounding, as one step that saves only its input.
+    """Uniform quantization on [lower, upper] with straight-through rounding, as one scale that saves only its input.
 
     With ``x_c`` the clipped input and ``x_q`` the result, the gradient of the plain chain of operations is
     ``d x_q / d upper = [x > upper] + (x_q - x_c) / (upper - lower)``, the mirror image of it for ``lower``, and
@@ -28,9 +28,9 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None
+        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: Tensor, scale: Tensor | None
     ) -> Tensor:
-        saved = (x, lower, upper, levels) if step is None else (x, lower, upper, levels, step)
+        saved = (x, lower, upper, levels) if scale is None else (x, lower, upper, levels, scale)
         ctx.save_for_backward(*saved)
         return _quantize(*saved)
 
@@ -60,7 +60,7 @@ def _add_gradients(
     lower,
     upper,
     levels,
-    step=None,
+    scale=None,
     *,
     learned: bool,
 ):
@@ -68,14 +68,14 @@ def _add_gradients(
 
     Comparisons are made into floats: on CPUs these are vectorised, boolean masks are not.
     """
-    first, last = _ends(lower, upper, levels, step)
+    first, last = _ends(lower, upper, levels, scale)
     clipped = _clip(x, first, last)
     torch.mul(grad, torch.eq(clipped, x, out=grad_x), out=grad_x)
     if not learned:
         return
-    rounding = _quantize_piece(x, lower, upper, levels, step).sub_(clipped).mul_(grad)
+    rounding = _quantize_piece(x, lower, upper, levels, scale).sub_(clipped).mul_(grad)
     of_levels -= rounding.sum_to_size(of_levels.shape) / levels
-    of_width = rounding.sum_to_size(of_upper.shape) / range_width(lower, upper, step is not None)
+    of_width = rounding.sum_to_size(of_upper.shape) / range_width(lower, upper, scale is not None)
     of_upper += torch.gt(x, last, out=clipped).mul_(grad).sum_to_size(of_upper.shape) + of_width
     of_lower += torch.lt(x, first, out=clipped).mul_(grad).sum_to_size(of_lower.shape) - of_width
 
@@ -112,12 +112,12 @@ def _quantize(x: Tensor, *grid: Tensor) -> Tensor:
 
 
 def _quantize_piece(
-    x, lower, upper, levels, step: Tensor | None = None, out: Tensor | None = None
+    x, lower, upper, levels, scale: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    if step is not None:
+    if scale is not None:
         zero_point = integer_grid(lower, upper, levels)[1]
-        out = torch.div(x, step, out=out).round_()
-        return _clip(out, -zero_point, levels - zero_point, out=out).mul_(step)
+        out = torch.div(x, scale, out=out).round_()
+        return _clip(out, -zero_point, levels - zero_point, out=out).mul_(scale)
     # The order of the operations is the published one: another would round a few values the other way.
     width, out = range_width(lower, upper), _clip(x, lower, upper, out=out)
     return out.sub_(lower).div_(width).mul_(levels).round_().div_(levels).mul_(width).add_(lower)
@@ -129,13 +129,13 @@ def _clip(x: Tensor, lower: Tensor, upper: Tensor, out: Tensor | None = None) ->
 
 
 def _ends(
-    lower: Tensor, upper: Tensor, levels: Tensor, step: Tensor | None
+    lower: Tensor, upper: Tensor, levels: Tensor, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Lowest and highest level; that moving a range to the integer grid changes them counts as rounding."""
-    if step is None:
+    if scale is None:
         return lower, upper
     zero_point = integer_grid(lower, upper, levels)[1]
-    return -zero_point * step, (levels - zero_point) * step
+    return -zero_point * scale, (levels - zero_point) * scale
 
 
 def integer_grid(lower: Tensor, upper: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def fake_quantize(
     upper: Tensor,
     bits: Tensor | float,
     integer: bool = False,
-    step: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Quantize ``x`` to ``2 ** bits`` levels between ``lower`` and ``upper`` and return it as float.
 
@@ -176,16 +176,16 @@ def fake_quantize(
         integer: Whether zero must be one of the levels, as integer arithmetic needs it: the grid is then
             ``scale * (q - zero_point)`` with whole ``q`` and ``zero_point`` in ``0 .. 2 ** bits - 1``. Symmetric ends
             give the signed integers ``-2 ** (bits - 1) .. 2 ** (bits - 1) - 1`` without a zero point.
-        step: The scale of integers, broadcastable to ``x``, where it isn't just what follows from the range.
+        scale: The scale of integers, broadcastable to ``x``, where it isn't just what follows from the range.
 
     Returns:
         Tensor of the shape of ``x`` whose values lie on the grid ``lower + k * (upper - lower) / (2 ** bits - 1)``,
-        shifted by less than a step where ``integer`` asks for it.
+        shifted by less than a scale where ``integer`` asks for it.
     """
     levels = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
-    if integer and step is None:
-        step = integer_grid(lower, upper, levels)[0]
-    return _FakeQuantize.apply(x, lower, upper, levels, None if step is None else step.detach())
+    if integer and scale is None:
+        scale = integer_grid(lower, upper, levels)[0]
+    return _FakeQuantize.apply(x, lower, upper, levels, None if scale is None else scale.detach())
 
 
 def recomputed(x_q: Tensor) -> AbstractContextManager:

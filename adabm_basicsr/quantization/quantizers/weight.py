@@ -87,28 +87,28 @@ class WeightQuantizer(nn.Module):
         return self.bias_correction if bias is None else bias + self.bias_correction
 
     @property
-    def step(self) -> Tensor:
+    def scale(self) -> Tensor:
         """Distance of the levels of each output channel, ``(channels,)``; in units of the scaled input channels."""
         return 2 * self.upper / (2**self.bits - 1)
 
-    def steps(self, weight: Tensor) -> Tensor:
+    def scales(self, weight: Tensor) -> Tensor:
         """Distance of the levels around each weight, the shape of ``weight``."""
-        step = self._step_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale)
+        step = self._scale_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale)
         return step.detach().expand_as(weight)
 
     @torch.no_grad()
-    def levels(self, weight: Tensor) -> Tensor:
+    def grid_indices(self, weight: Tensor) -> Tensor:
         """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
         scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
-        steps = self._step_of(weight).clamp(
+        steps = self._scale_of(weight).clamp(
             min=torch.finfo(weight.dtype).tiny
         )  # 0 where all weights are
         levels = (scaled / steps - self.lowest).round()
         return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
 
-    def from_levels(self, levels: Tensor) -> Tensor:
+    def from_grid_indices(self, indices: Tensor) -> Tensor:
         """Weights that lie on ``levels``; quantizing them gives what `levels` was asked of, to the bit."""
-        scaled = (levels.float() + self.lowest) * self._step_of(levels)
+        scaled = (indices.float() + self.lowest) * self._scale_of(indices)
         return scaled if self.channel_scale is None else scaled / self.channel_scale
 
     @property
@@ -116,8 +116,8 @@ class WeightQuantizer(nn.Module):
         """The lowest level in steps; integers are a whole number of them away from zero."""
         return -(2.0 ** (self.bits - 1)) if self.integer else -(2**self.bits - 1) / 2
 
-    def _step_of(self, weight: Tensor) -> Tensor:
-        return self.step.view_as(self._upper(weight))
+    def _scale_of(self, weight: Tensor) -> Tensor:
+        return self.scale.view_as(self._upper(weight))
 
     def learns_range_alone(self, weight: Tensor) -> bool:
         """Whether ``upper`` is all that gradients are asked for."""

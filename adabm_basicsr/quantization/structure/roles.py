@@ -15,8 +15,9 @@ from enum import Enum
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.config import QuantizationConfig, match_all
+from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.layers import is_quantizable
+from adabm_basicsr.quantization.patterns import match_all
 from adabm_basicsr.quantization.structure.batches import find_unbatched
 from adabm_basicsr.quantization.structure.tracing import Call, Trace, pixels, trace_network
 
@@ -105,7 +106,7 @@ def find_structure(
         blocks, roles = [], _find_roles(trace, [])
     _override(roles, config)
     unbatched = set()
-    if config.preset.adaptive:
+    if config.arithmetic.adaptive:
         unbatched = find_unbatched(network, example if small is None else small)
     return Structure(
         roles=roles,

@@ -19,22 +19,6 @@ MISTAKES = (AttributeError, ImportError, NameError, TypeError)  # of code, at an
 ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
 
 
-def check_images(images: Tensor, channels: int) -> None:
-    """Raise `AdaBMError` unless ``images`` is a floating-point tensor ``(B, channels, H, W)`` with pixels in it."""
-    is_tensor = isinstance(images, Tensor)
-    if (
-        is_tensor
-        and images.is_floating_point()
-        and images.numel()
-        and images.shape[1:-2] == (channels,)
-    ):
-        return
-    given = f"{images.dtype} of shape {tuple(images.shape)}" if is_tensor else type(images).__name__
-    raise AdaBMError(
-        f"images: {given} can't be taken; valid: a float tensor (B, {channels}, H, W) in 0..1, not empty"
-    )
-
-
 def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     """The smallest number whose multiples ``network`` takes as height and width of an image.
 

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.config import (
-    FIXED_BITS,
-    FLOAT_BITS,
-    QuantizationConfig,
-    match,
-    match_all,
-)
+from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig
 from adabm_basicsr.quantization.layers import (
     PRODUCTS_KEY,
     QuantizedLayer,
@@ -22,6 +16,7 @@ from adabm_basicsr.quantization.layers import (
     quantize_products,
     quantized_type,
 )
+from adabm_basicsr.quantization.patterns import match, match_all
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.structure.roles import Role, Structure
@@ -111,11 +106,11 @@ def _layer_plan(
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
     allocates = (
-        config.preset.allocate
+        config.arithmetic.own_bits
     )  # bits that are given to a single layer stay as they are then
     adaptive = (
         adaptive
-        and config.preset.adaptive
+        and config.arithmetic.adaptive
         and not outer
         and not (allocates and "a_bits" in own_bits)
     )
@@ -174,7 +169,7 @@ def _replace_products(
 
 def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfig) -> nn.Module:
     kind = quantized_type(layer)
-    integer = config.preset.integer
+    integer = config.arithmetic.integer
     weight_quantizer: nn.Module = nn.Identity()
     if plan.w_bits != FLOAT_BITS:
         channels = layer.weight.shape[kind.weight_axis] if integer else 1
@@ -182,7 +177,7 @@ def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfi
         if plan.allocated:
             weight_quantizer.allocate()
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
-    if config.preset.reconstruct:
+    if config.arithmetic.channel_grids:
         _make_room(quantized)
     return quantized
 
@@ -201,13 +196,13 @@ def _make_room(layer: QuantizedLayer) -> None:
 def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.Module:
     if plan is None or plan.a_bits == FLOAT_BITS:
         return nn.Identity()
-    preset = config.preset
+    arithmetic = config.arithmetic
     quantizer = ActivationQuantizer(
-        plan.a_bits, plan.adaptive, preset.bit_range, plan.fixed, preset.integer
+        plan.a_bits, plan.adaptive, arithmetic.bit_range, plan.fixed, arithmetic.integer
     )
-    quantizer.image_bits = preset.image_bits
-    if preset.allocate:
-        quantizer.layer_reach = preset.bit_range[1] - preset.bit_range[0]
-    if preset.image_ranges and plan.adaptive:
-        quantizer.follow_levels()
+    quantizer.image_bits = arithmetic.image_bits
+    if arithmetic.own_bits:
+        quantizer.layer_reach = arithmetic.bit_range[1] - arithmetic.bit_range[0]
+    if arithmetic.image_ranges and plan.adaptive:
+        quantizer.follow_image_classes()
     return quantizer

@@ -113,7 +113,7 @@ def test_narrow_weights_are_stored_in_four_bits(edsr, exported):
     for name, quantizer in edsr.weight_quantizers().items():
         tensor = stored[f"network.{name}.weight_quantizer.integers"]
         assert tensor.data_type == (TensorProto.INT4 if quantizer.bits <= 4 else TensorProto.INT8)
-        levels = quantizer.levels(edsr.network.get_submodule(name).weight).int() - 2 ** (
+        levels = quantizer.grid_indices(edsr.network.get_submodule(name).weight).int() - 2 ** (
             quantizer.bits - 1
         )
         assert np.array_equal(numpy_helper.to_array(tensor).astype(int), levels.numpy())

@@ -5,8 +5,9 @@ import torch
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.calibration.budget import cost_share, self_psnr
+from adabm_basicsr.quantization.calibration.budget import cost_share
 from adabm_basicsr.quantization.calibration.calibrate import representative
+from adabm_basicsr.quantization.measures.psnr import self_psnr
 
 IMAGES = torch.nn.functional.interpolate(
     torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)), size=24, mode="bicubic"

@@ -6,12 +6,12 @@ from conftest import TINY_EDSR
 from torch import nn
 
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.quantization.config import PHASES
 from adabm_basicsr.quantization.finetuning.optimizer import (
     MAX_PROMISE,
     RelativeAdam,
     parameter_groups,
 )
+from adabm_basicsr.quantization.recipes import PHASES
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 10.0])

@@ -7,14 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr.quantization.quantizers import weight as weight_quantizer
-from adabm_basicsr.quantization.quantizers.activation import (
-    ActivationQuantizer,
+from adabm_basicsr.quantization.bit_mapping import (
     ImageBitMapping,
-    fake_quantize,
     image_complexity,
     straight_through,
 )
+from adabm_basicsr.quantization.quantizers import weight as weight_quantizer
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, fake_quantize
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 RANGES = st.tuples(st.floats(-1e3, 1e3), st.floats(1e-2, 1e3)).map(
@@ -207,7 +206,7 @@ def test_weights_that_come_and_go_are_told_apart():
 
 def test_each_level_of_the_image_has_its_own_range_and_bits():
     quantizer = ActivationQuantizer(4, adaptive=True, integer=True)
-    quantizer.follow_levels()
+    quantizer.follow_image_classes()
     quantizer.image_bits = (-1, 0)
     quantizer.level_ranges.data.copy_(torch.tensor([1.0, 1.0, 3.0]))
     quantizer.image_factor = torch.tensor([-1.0, 0.0, 1.0])
@@ -250,7 +249,7 @@ def test_float32_holds_levels_and_the_edges_between_them(bits):
     quantizer.equalise(torch.tensor([1.0, 0.376953125]).view(1, 2, 1, 1))
     quantizer.lower.data.fill_(-0.7712345)
     quantizer.upper.data.fill_(1.1)
-    step = quantizer.step(torch.zeros(1)).item() * quantizer.channel_scale[0, 1, 0, 0].item()
+    step = quantizer.scale(torch.zeros(1)).item() * quantizer.channel_scale[0, 1, 0, 0].item()
     edges = torch.arange(2**bits, dtype=torch.float64).sub(0.5) * step
     assert torch.equal(edges.float().double(), edges)
     x = torch.linspace(-1, 2, 5000).view(1, 1, -1, 1).expand(1, 2, -1, 1)

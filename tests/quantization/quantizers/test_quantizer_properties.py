@@ -5,11 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adabm_basicsr.quantization.quantizers.activation import (
-    ActivationQuantizer,
-    ImageBitMapping,
-    image_complexity,
-)
+from adabm_basicsr.quantization.bit_mapping import ImageBitMapping, image_complexity
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
@@ -123,11 +120,11 @@ def test_weights_come_back_from_their_levels(bits, channels, integer, seed):
     weight[0] *= seed % 2  # a dead output channel
     quantizer = WeightQuantizer(bits, channels, integer=integer).requires_grad_(False)
     quantizer.upper.copy_(weight.abs().amax((1, 2, 3)))
-    levels, quantized = quantizer.levels(weight), quantizer(weight)
+    levels, quantized = quantizer.grid_indices(weight), quantizer(weight)
     assert levels.dtype is torch.uint8 and int(levels.max()) < 2**bits
-    torch.testing.assert_close(quantizer.from_levels(levels), quantized, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(quantizer.from_grid_indices(levels), quantized, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(quantizer(quantized), quantized, rtol=1e-5, atol=1e-6)
-    step = quantizer.step.view(-1, 1, 1, 1)
+    step = quantizer.scale.view(-1, 1, 1, 1)
     largest = (
         step * (2 ** (bits - 1) - 1) if integer else weight.abs()
     )  # the lowest integer has no counterpart

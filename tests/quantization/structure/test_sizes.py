@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, quantize
+from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.structure.sizes import (
-    check_images,
     find_size_multiple,
     pad_to_multiple,
     run_padded,
