@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import TINY_EDSR, write_images
 
 from adabm_basicsr.commands.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
 
 
@@ -24,16 +21,10 @@ def snippets(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def snippet_with(text):
-    return next(snippet for snippet in snippets("python") if text in snippet)
-
-
 def test_python_snippet_runs(tmp_path):
+    snippet = snippets("python")[0]
     done = subprocess.run(
-        [sys.executable, "-c", snippet_with("quantize(")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "average bits (FAB)" in done.stdout and (tmp_path / "quantized.pth").is_file()
@@ -47,7 +38,7 @@ def deployed(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR)), [torch.rand(2, 3, 16, 16)])
-    for folder in (tmp_path, tmp_path / "experiments" / "NAME" / "models"):
+    for folder in (tmp_path, tmp_path / "experiments" / "AdaBM_EDSR_Mx4" / "models"):
         save_checkpoint(net, folder / "net_g_latest.pth")
     save_packed(net, "net_g_latest.safetensors")
     save_onnx(net, "net_g_latest.onnx")
@@ -57,7 +48,7 @@ def deployed(tmp_path, monkeypatch):
 
 def test_loading_snippet_runs(deployed):
     names = {"low_resolution": torch.rand(2, 3, 16, 16)}
-    exec(snippet_with("load_network("), names)
+    exec(snippets("python", DEPLOY)[1], names)
     assert torch.equal(names["image"], deployed(names["low_resolution"]))
 
 
@@ -74,37 +65,6 @@ def test_deployment_commands_run(text, deployed):
     for command in commands:
         main(shlex.split(command, comments=True))
     assert len(list(Path("upscaled").iterdir())) == 2
-
-
-def test_yaml_names_every_key():
-    from adabm_basicsr import QuantizationConfig
-    from adabm_basicsr.models.setup import TRAIN_OPTIONS
-
-    options = yaml.safe_load(snippets("yaml")[0])
-    assert set(options["network_g"]) == {
-        "type",
-        "network",
-        "custom_imports",
-        *QuantizationConfig.__dataclass_fields__,
-    }
-    assert set(options["train"]) == set(TRAIN_OPTIONS)
-
-
-def test_yaml_keys_run(workspace):
-    shown = yaml.safe_load(snippets("yaml")[0])
-    network = {**shown["network_g"], "network": workspace.network_options()["network"]}
-    data = {**workspace.train_options()["datasets"]["train"], **shown["datasets"]["train"]}
-    train = {
-        "datasets__train": {**data, "dataroot_lq": "lr", "lq_size": 24},
-        "train": shown["train"],
-    }
-    train["train"]["total_iter"] = 3
-    workspace.train(network_g=network, **train)
-
-
-def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)h][^)]*)\)", README)
-    assert links and all((ROOT / link).exists() for link in links)
 
 
 def test_commands_name_existing_option_files():
