@@ -71,7 +71,11 @@ def render_item(name: str) -> str:
 
 def render() -> str:
     """The whole page."""
-    return "\n".join([HEADER, *(f"{render_item(name)}\n" for name in adabm_basicsr.__all__)])
+    sections = [HEADER]
+    for name in adabm_basicsr.__all__:
+        if not name.startswith("__"):
+            sections.append(f"{render_item(name)}\n")
+    return "\n".join(sections)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ import os
 import sys
 from pathlib import Path
 
+# Of several test processes (pytest -n) each has a thread, and so has what it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import cv2
 import numpy as np
 import pytest
