@@ -16,7 +16,6 @@ from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import Crop, column_title, crop_columns
 from adabm_basicsr.report.figures import FULL, own_variant
 from adabm_basicsr.report.formats import title
-from adabm_basicsr.report.plots import colours_of
 from adabm_basicsr.report.tables import Cell, Table, all_tables, cell, mapped_set
 from adabm_basicsr.runs.pictures import LOW, PictureStore
 from adabm_basicsr.version import __version__
@@ -29,6 +28,9 @@ PLOTS = {
     "histogram": "Bits used over the validation sets",
     "tradeoff": "Quality against cost of the runs in this folder",
 }
+# RGB and opacity of simple, middle and complex tiles. Purple and yellow differ for everybody, and
+# neither is the colour of a sky; the middle class shows the picture.
+CLASS_COLOURS = ((155, 77, 255, 255), (0, 0, 0, 0), (255, 213, 0, 255))
 BAR_HEIGHT = 22  # of 24 in the drawing of a distribution
 
 
@@ -154,7 +156,7 @@ def _class_map(figures: Mapping, store: PictureStore) -> dict[str, Any] | None:
     classes = np.array(bit_map["classes"])
     rows, columns = classes.shape
     height, width = low.shape[:2]
-    palette = colours_of(np.array([0.0, 0.5, 1.0]))
+    palette = np.array(CLASS_COLOURS, np.uint8)
     facts = bit_map["class_facts"]
     return {
         "image": bit_map["image"],
@@ -164,21 +166,25 @@ def _class_map(figures: Mapping, store: PictureStore) -> dict[str, Any] | None:
         # Tiles at the border are cut off: the overlay reaches beyond the picture.
         "width": 100 * columns * bit_map["tile"] / width,
         "height": 100 * rows * bit_map["tile"] / height,
-        "colours": [f"rgb({red}, {green}, {blue})" for red, green, blue in palette],
+        "colours": [_css_colour(*colour) for colour in CLASS_COLOURS],
         "bits_differ": len({fact["bits"] for fact in facts}) > 1,
         "ranges_differ": facts[0]["range_factor"] is not None,
     }
 
 
+def _css_colour(red: int, green: int, blue: int, opacity: int) -> str:
+    return f"rgb({red} {green} {blue} / {opacity / 255:.0%})"
+
+
 def _embed(pixels: np.ndarray, kind: str = ".png") -> str:
-    """RGB pixels as a picture within the page."""
+    """Pixels, RGB or RGBA, as a picture within the page."""
     options = []
     media_type = "png"
     if kind == ".jpg":
         options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         media_type = "jpeg"
-    opencv_pixels = np.ascontiguousarray(pixels[..., ::-1])
-    done, content = cv2.imencode(kind, opencv_pixels, options)
+    order = [2, 1, 0, 3][: pixels.shape[2]]
+    done, content = cv2.imencode(kind, np.ascontiguousarray(pixels[..., order]), options)
     assert done, kind
     return _data_uri(content.tobytes(), media_type)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
@@ -34,13 +35,16 @@ STYLE: dict[Any, Any] = {
 LEGEND: dict[str, Any] = {
     "loc": "lower left",
     "bbox_to_anchor": (0, 1),
-    "ncols": 4,
     "frameon": False,
     "fontsize": 8.5,
     "handletextpad": 0.4,
     "columnspacing": 1.0,
     "borderpad": 0.1,
 }
+LEGEND_WIDTH = 60  # characters that fit beside one another
+HANDLE_WIDTH = 6  # of them for the mark and the space around it
+MAX_COLUMNS = 4
+ROW_HEIGHT = 0.06  # of a legend, as a share of the figure's height
 COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
 COLOUR_MAP = "viridis"
 MIN_SPAN = 0.2  # dB along the axis: smaller differences are not to look large
@@ -78,7 +82,7 @@ def layer_plot(
         ylim=(0, 8.5),
         yticks=range(0, 9, 2),
     )
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
@@ -103,7 +107,7 @@ def complexity_plot(
         label = None
     axes.set(xlabel="complexity of the image", ylabel="bits used (mean)")
     axes.margins(y=0.25)
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
@@ -126,7 +130,7 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         ylabel="share (%)",
         xticks=bits,
     )
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
@@ -151,8 +155,27 @@ def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
     half = max(np.ptp(limits) / 2, MIN_SPAN / 2)
     axes.set_ylim(middle - half, middle + half)
     _name_points(axes, points)
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
+
+
+def _add_legend(axes: Axes) -> None:
+    """Put a legend above the axes, with as many columns as fit and room for its rows."""
+    _, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), MAX_COLUMNS)
+    while columns > 1 and _legend_width(labels, columns) > LEGEND_WIDTH:
+        columns -= 1
+    rows = math.ceil(len(labels) / columns)
+    axes.figure.subplots_adjust(top=MARGINS["top"] - ROW_HEIGHT * (rows - 1))
+    axes.legend(ncols=columns, **LEGEND)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> int:
+    """Characters across a legend; matplotlib fills one column after the other."""
+    width = 0
+    for column in np.array_split(labels, columns):
+        width += max(len(label) for label in column) + HANDLE_WIDTH
+    return width
 
 
 def _coloured(names: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -196,20 +219,16 @@ def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray
     Returns:
         ``(rows * scale, columns * scale, 3)`` uint8 RGB.
     """
+    from matplotlib import colormaps
+
     grid = np.array(values)
     span = grid.max() - grid.min()
     shares = np.full_like(grid, 0.5)
     if span:
         shares = (grid - grid.min()) / span
-    return colours_of(shares).repeat(scale, 0).repeat(scale, 1)
-
-
-def colours_of(shares: np.ndarray) -> np.ndarray:
-    """Colours of shares in 0..1, ``(..., 3)`` uint8 RGB: dark for 0, bright for 1."""
-    from matplotlib import colormaps
-
     colours = colormaps[COLOUR_MAP](shares)[..., :3]
-    return (colours * 255).round().astype(np.uint8)
+    pixels = (colours * 255).round().astype(np.uint8)
+    return pixels.repeat(scale, 0).repeat(scale, 1)
 
 
 def save_plot(make: Callable[[], Figure], path: Path) -> None:

@@ -102,7 +102,7 @@ def test_slider_moves_and_shows_what_is_chosen(page):
     )
 
 
-def test_bit_map_lies_over_the_picture(page):
+def test_classes_lie_over_the_picture(page):
     overlay = page.find_element("css selector", ".overlay")
     page.execute_script(
         "const o = document.getElementById('opacity'); o.value = 80; o.dispatchEvent(new Event('input'))"
