@@ -83,7 +83,9 @@ def add_kept_sets(figures: dict[str, Any], store: PictureStore, own: str) -> Non
             continue
         facts = store.facts(name, own)
         if facts:
-            figures["sets"][name] = {"versions": {}, **facts, "seconds": None}
+            facts["versions"] = {}
+            facts["seconds"] = None
+            figures["sets"][name] = facts
 
 
 def add_kept_metrics(figures: dict[str, Any], store: PictureStore) -> None:
@@ -162,21 +164,25 @@ def _complexities(figures: Mapping) -> dict[str, list[tuple[float, float]]]:
         pairs = zip(calibration["complexity"], calibration["bits"], strict=True)
         points["calibration patches"] = list(pairs)
     for name, facts in figures["sets"].items():
-        points[name] = [(image["complexity"], image["bits"]) for image in facts["images"]]
+        points[name] = []
+        for image in facts["images"]:
+            points[name].append((image["complexity"], image["bits"]))
     return {name: found for name, found in points.items() if found}
 
 
 def tradeoff_points(figures: Mapping) -> list[dict[str, Any]]:
     """PSNR and BitOPs of the runs in the folder, and of this run's other variants."""
     points = []
-    for point in figures["runs"]:
-        points.append({"run": point["name"], "set": point["set"], **point["metrics"]})
+    for of_run in figures["runs"]:
+        point = {"run": of_run["name"], "set": of_run["set"]}
+        points.append(point | of_run["metrics"])
     for name, facts in figures.get("sets", {}).items():
         # A variant that a run beside this one is has its point already.
         known = [point["bitops"] for point in points if point["set"] == name]
         for variant, metrics in facts["versions"].items():
             if metrics["bitops"] not in known:
-                points.append({"run": variant.replace("_", " "), "set": name, **metrics})
+                point = {"run": variant.replace("_", " "), "set": name}
+                points.append(point | metrics)
     complete = []
     for point in points:
         if point.get("psnr") is not None and point.get("bitops"):

@@ -87,10 +87,10 @@ def find_crops(store: PictureStore, sets: Sequence[str], own: str) -> list[dict[
             if full is None or mine is None:
                 continue
             errors, size = crop_errors(full, mine)
-            corners = _lowest_corners(-errors, size, PER_IMAGE)
-            worst += [_place(name, image, corner, errors, size) for corner in corners]
-            corners = _lowest_corners(errors, size, 1)
-            best += [_place(name, image, corner, errors, size) for corner in corners]
+            for corner in _lowest_corners(-errors, size, PER_IMAGE):
+                worst.append(_place(name, image, corner, errors, size))
+            for corner in _lowest_corners(errors, size, 1):
+                best.append(_place(name, image, corner, errors, size))
     worst.sort(key=lambda place: -place.mse)
     best.sort(key=lambda place: place.mse)
     described = [place.describe("worst") for place in worst[:SHOWN]]
@@ -133,11 +133,17 @@ def _lowest_corners(values: np.ndarray, size: int, count: int) -> list[tuple[int
     return corners
 
 
-def _place(name: str, image: str, corner: tuple[int, int], errors: np.ndarray, size: int) -> Place:
+def _place(
+    name: str,
+    image: str,
+    corner: tuple[int, int],
+    errors: np.ndarray,
+    size: int,
+) -> Place:
     top, left = corner
     # The box filter may come to a little less than nothing.
     mse = max(float(errors[corner]), 0.0)
-    return Place(name, image, top, left, size, mse)
+    return Place(set=name, image=image, top=top, left=left, size=size, mse=mse)
 
 
 def cut(store: PictureStore, crop: Mapping, own: str) -> dict[str, np.ndarray]:
@@ -158,7 +164,7 @@ def cut(store: PictureStore, crop: Mapping, own: str) -> dict[str, np.ndarray]:
         # LR pixels stay visible: interpolated, they would look better than what the networks are
         # given.
         height, width = full.shape[:2]
-        pictures[LOW] = cv2.resize(pictures[LOW], (width, height), interpolation=cv2.INTER_NEAREST)
+        pictures[LOW] = _resized(pictures[LOW], height, width)
     error = np.abs(pictures[own].astype(int) - full) * AMPLIFIED
     pictures[ERROR] = error.clip(0, 255).astype(np.uint8)
     rows = slice(crop["top"], crop["top"] + crop["size"])
@@ -168,6 +174,11 @@ def cut(store: PictureStore, crop: Mapping, own: str) -> dict[str, np.ndarray]:
         if column in pictures:
             found[column] = pictures[column][rows, columns]
     return found
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels made larger or smaller without blending them."""
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def crop_columns(crops: Sequence[Crop]) -> list[str]:
@@ -221,7 +232,7 @@ def _sheet(crops: Sequence[Crop], columns: Sequence[str]) -> np.ndarray:
                 continue
             top = row * STEP
             left = index * STEP
-            pixels = cv2.resize(crop[column], (CROP, CROP), interpolation=cv2.INTER_NEAREST)
+            pixels = _resized(crop[column], CROP, CROP)
             sheet[top : top + CROP, left : left + CROP] = pixels
     return sheet
 

@@ -75,7 +75,13 @@ def layer_plot(
         label="input: base bits + layer factor",
     )
     if weight_bits:
-        axes.plot(places, list(weight_bits.values()), ".", color=COLOURS[1], label="weight")
+        axes.plot(
+            places,
+            list(weight_bits.values()),
+            ".",
+            color=COLOURS[1],
+            label="weight",
+        )
     axes.set(
         xlabel="layer, in execution order",
         ylabel="bits",
@@ -99,10 +105,25 @@ def complexity_plot(
     for name, colour in _coloured(points):
         complexities = [complexity for complexity, _ in points[name]]
         bits = [used for _, used in points[name]]
-        axes.plot(complexities, bits, "o", ms=4, alpha=0.6, color=colour, label=name, mew=0)
+        axes.plot(
+            complexities,
+            bits,
+            "o",
+            markersize=4,
+            markeredgewidth=0,
+            alpha=0.6,
+            color=colour,
+            label=name,
+        )
     label: str | None = "thresholds"
     for threshold in thresholds or ():
-        axes.axvline(threshold, ls="--", lw=1.2, color=COLOURS[5], label=label)
+        axes.axvline(
+            threshold,
+            linestyle="--",
+            linewidth=1.2,
+            color=COLOURS[5],
+            label=label,
+        )
         # Once in the legend.
         label = None
     axes.set(xlabel="complexity of the image", ylabel="bits used (mean)")
@@ -124,7 +145,13 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         total = sum(found.values())
         shares = [100 * found.get(str(number), 0) / total for number in bits]
         offset = (index - (len(counts) - 1) / 2) * width
-        axes.bar(np.array(bits) + offset, shares, width=width * 0.95, color=colour, label=name)
+        axes.bar(
+            np.array(bits) + offset,
+            shares,
+            width=width * 0.95,
+            color=colour,
+            label=name,
+        )
     axes.set(
         xlabel="bits used by a layer that counts in FAB, on an image",
         ylabel="share (%)",

@@ -145,10 +145,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     # Path.is_file raises for names that are too long and folders that are closed.
     if not os.path.isfile(path):  # noqa: PTH113
         runs = sorted(str(found.parent) for found in folder.glob(f"*/{FILE}"))
+        hint = near_paths(folder)
         if runs:
             hint = f", such as {', '.join(runs[:MAX_LISTED])}"
-        else:
-            hint = near_paths(folder)
         raise AdaBMError(
             f"{folder} holds no {FILE}: name a folder of one run, experiments/NAME or "
             f"results/NAME, that adabm-basicsr train or test wrote{hint}"
