@@ -10,7 +10,7 @@ from adabm_basicsr.bridge.pipeline import close_logger, log_to_file
 from adabm_basicsr.commands.export import add_custom_imports
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.report.build import FOLDER, print_figures, report_run
-from adabm_basicsr.report.versions import make_pictures
+from adabm_basicsr.report.variants import make_pictures
 from adabm_basicsr.runs.record import read_record
 from adabm_basicsr.terminal import add_output_flags, bars, json_alone
 

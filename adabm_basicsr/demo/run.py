@@ -18,7 +18,7 @@ from adabm_basicsr.data.images import read_image
 from adabm_basicsr.demo.photographs import VALIDATION, make_datasets
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.report.build import print_figures, report_run
-from adabm_basicsr.report.figures import VERSIONS
+from adabm_basicsr.report.figures import VARIANTS
 from adabm_basicsr.report.tables import sets_table
 from adabm_basicsr.runs.pictures import LOW, TRUTH, PictureStore
 from adabm_basicsr.terminal import add_output_flags, bars, json_alone, say
@@ -110,14 +110,14 @@ def _run(options: str, is_train: bool) -> None:
 def _collect_pictures() -> None:
     """Put what the three tests made beside one another, where the report looks for it."""
     store = PictureStore(Path("results/adaptive"))
-    folders = {version: Path("results") / version / "visualization" / SET for version in VERSIONS}
+    folders = {version: Path("results") / version / "visualization" / SET for version in VARIANTS}
     for name in VALIDATION:
         stem = Path(name).stem
         store.keep(SET, LOW, stem, read_image(Path("data/validation/LRbicx4") / f"{stem}.png"))
         store.keep(SET, TRUTH, stem, read_image(Path("data/validation/GTmod4") / f"{stem}.png"))
         for version, folder in folders.items():
             store.keep(SET, version, stem, read_image(folder / f"{stem}_{version}.png"))
-    for version in VERSIONS:
+    for version in VARIANTS:
         metrics = json.loads((Path("results") / version / "metrics.json").read_text())[SET]
         store.keep_metrics(SET, version, MARKER, metrics)
 

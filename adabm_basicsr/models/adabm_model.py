@@ -47,7 +47,7 @@ from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
-from adabm_basicsr.report.figures import own_version
+from adabm_basicsr.report.figures import own_variant
 from adabm_basicsr.report.formats import format_figure
 from adabm_basicsr.runs.facts import describe_network, describe_result
 from adabm_basicsr.runs.observations import Observations
@@ -331,7 +331,7 @@ class AdaBMModel(SRModel):
         """Keep the picture that the report lays the bits of its tiles over."""
         store, (image, low, output) = PictureStore(self.record.folder), self.observed.largest
         store.keep(dataset, LOW, image, to_pixels(low))
-        store.keep(dataset, own_version(self.record.facts), image, to_pixels(output))
+        store.keep(dataset, own_variant(self.record.facts), image, to_pixels(output))
 
     def _write_metrics(self, dataset: str, metrics: dict[str, float]) -> None:
         """Keep the latest figures of every validation set in ``metrics.json`` beside the log."""

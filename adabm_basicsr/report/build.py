@@ -1,4 +1,4 @@
-"""Writes a report: one HTML file that needs nothing else, its tables as JSON and Markdown, its plots as PNG."""
+"""Writes a report: one HTML file that needs nothing else, tables as JSON and Markdown, plots."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import cut, draw_crops, find_crops
-from adabm_basicsr.report.figures import FULL, VERSIONS, gather, own_version
+from adabm_basicsr.report.figures import FULL, VARIANTS, gather, own_variant
 from adabm_basicsr.report.page import write_page
 from adabm_basicsr.report.plots import (
     complexity_plot,
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "report"
+# Costs that are also given as a share of those in full precision, and the names of the shares.
 SHARES = {"bitops": "bitops_share", "weight_bytes": "size_share"}
 
 
-def report_run(folder: Path, out: Path | None = None) -> dict:
-    """Write the report of a run from what it noted and the pictures that there are.
+def report_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+    """Write the report of a run from what it recorded and the pictures that there are.
 
     Args:
         folder: The run's.
@@ -46,124 +47,162 @@ def report_run(folder: Path, out: Path | None = None) -> dict:
     Raises:
         AdaBMError: There is no record of a run, or a file can't be written.
     """
-    start, out = time.perf_counter(), out or folder / FOLDER
-    record, figures, store = read_record(folder), gather(folder), PictureStore(folder)
-    own = own_version(record)
-    add_versions(figures, store, own)
+    start = time.perf_counter()
+    out = out or folder / FOLDER
+    own = own_variant(read_record(folder))
+    store = PictureStore(folder)
+    figures = gather(folder)
+    add_kept_sets(figures, store, own)
+    add_kept_metrics(figures, store)
+    add_shares(figures)
     figures["crops"] = find_crops(store, list(figures["sets"]), own)
     figures = plain(figures)
-    rows = [cut(store, crop, own) for crop in figures["crops"]]
+
+    crops = [cut(store, crop, own) for crop in figures["crops"]]
     plots = draw_plots(figures, out)
-    if rows:
-        of_sets = {crop["set"] for crop in figures["crops"]}
-        shown = figures["sets"][of_sets.pop()]["versions"] if len(of_sets) == 1 else {}
-        draw_crops(rows, shown, out / "crops.png")
+    if crops:
+        draw_crops(crops, _metrics_of_crops(figures), out / "crops.png")
     write_json(out / "report.json", figures)
     write_tables(figures["name"], all_tables(figures), out / "report.md")
-    write_page(figures, rows, plots, store, out / "report.html")
+    write_page(figures, crops, plots, store, out / "report.html")
     log_tables(figures)
     say(f"Report: {time.perf_counter() - start:.1f} s, {out / 'report.html'}")
     return figures
 
 
-def add_versions(figures: dict, store: PictureStore, own: str) -> None:
-    """Add sets that the report alone ran, metrics of versions whose pictures are kept, and shares of full precision.
+def add_kept_sets(figures: dict[str, Any], store: PictureStore, own: str) -> None:
+    """Add sets that the report alone ran.
 
     Args:
         figures: Figures of a run; changed in place.
         store: Its pictures.
-        own: Which version its network is.
+        own: Which variant its network is.
     """
     for name in store.sets():
-        if name not in figures["sets"] and (facts := store.facts(name, own)):
-            figures["sets"][name] = {"versions": {}, **facts, "seconds": None}
+        if name in figures["sets"]:
+            continue
+        facts = store.facts(name, own)
+        if facts:
+            facts["versions"] = {}
+            facts["seconds"] = None
+            figures["sets"][name] = facts
+
+
+def add_kept_metrics(figures: dict[str, Any], store: PictureStore) -> None:
+    """Add metrics of variants whose pictures are kept; figures of the run itself stay."""
     for name, facts in figures["sets"].items():
-        for version in VERSIONS:
-            kept = store.metrics(name, version)
+        for variant in VARIANTS:
+            kept = store.metrics(name, variant)
             if kept is not None:
-                facts["versions"][version] = {
-                    **kept,
-                    **facts["versions"].get(version, {}),
-                }  # the run's own stay
-        full = facts["versions"].get(FULL)
-        for version, metrics in facts["versions"].items() if full else ():
-            facts["versions"][version] = _with_shares(metrics, full)
+                of_run = facts["versions"].get(variant, {})
+                facts["versions"][variant] = kept | of_run
 
 
-def _with_shares(metrics: Mapping, full: Mapping) -> dict:
-    """Metrics with each cost's share of that in full precision after it."""
-    shared = {}
-    for name, value in metrics.items():
-        shared[name] = value
-        if name in SHARES:
-            shared[SHARES[name]] = value / full[name]
-    return shared
+def add_shares(figures: dict[str, Any]) -> None:
+    """Put after each cost its share of that in full precision, where that is known."""
+    for facts in figures["sets"].values():
+        variants = facts["versions"]
+        if FULL not in variants:
+            continue
+        full = variants[FULL]
+        for variant, metrics in variants.items():
+            shared = {}
+            for name, value in metrics.items():
+                shared[name] = value
+                if name in SHARES:
+                    shared[SHARES[name]] = value / full[name]
+            variants[variant] = shared
+
+
+def _metrics_of_crops(figures: Mapping) -> dict[str, Mapping]:
+    """Metrics of each variant on the set that crops are of; none where they are of several."""
+    sets = {crop["set"] for crop in figures["crops"]}
+    if len(sets) != 1:
+        return {}
+    return figures["sets"][sets.pop()]["versions"]
 
 
 def draw_plots(figures: Mapping, out: Path) -> dict[str, Path]:
-    """Draw what there are figures for; returns the file of each plot by its name."""
-    made: dict[str, Callable[[], Figure]] = {}
-    if layers := sorted(figures["layers"], key=lambda layer: layer["index"]):
-        bits = ({layer["name"]: layer[key] for layer in layers} for key in ("layer_bits", "w_bits"))
-        made["layers"] = partial(layer_plot, *bits)
-    points = _complexities(figures)
-    if points:
-        made["complexity"] = partial(complexity_plot, points, figures["thresholds"])
-    counts = {
-        name: facts["bit_counts"] for name, facts in figures["sets"].items() if facts["bit_counts"]
-    }
+    """Draw what there are figures for.
+
+    Returns:
+        The file of each plot by its name.
+    """
+    plots: dict[str, Callable[[], Figure]] = {}
+    if figures["layers"]:
+        layers = sorted(figures["layers"], key=lambda layer: layer["index"])
+        layer_bits = {layer["name"]: layer["layer_bits"] for layer in layers}
+        weight_bits = {layer["name"]: layer["w_bits"] for layer in layers}
+        plots["layers"] = partial(layer_plot, layer_bits, weight_bits)
+    complexities = _complexities(figures)
+    if complexities:
+        plots["complexity"] = partial(complexity_plot, complexities, figures["thresholds"])
+    counts = {}
+    for name, facts in figures["sets"].items():
+        if facts["bit_counts"]:
+            counts[name] = facts["bit_counts"]
     if counts:
-        made["histogram"] = partial(histogram_plot, counts)
-    if spread := tradeoff_points(figures):
-        made["tradeoff"] = partial(tradeoff_plot, spread)
-    files = {name: out / f"{name}.png" for name in made}
-    for name, make in made.items():
+        plots["histogram"] = partial(histogram_plot, counts)
+    points = tradeoff_points(figures)
+    if points:
+        plots["tradeoff"] = partial(tradeoff_plot, points)
+
+    files = {}
+    for name, make in plots.items():
+        files[name] = out / f"{name}.png"
         save_plot(make, files[name])
     return files
 
 
 def _complexities(figures: Mapping) -> dict[str, list[tuple[float, float]]]:
-    if own_version(figures) == FULL:
+    """``(complexity, bits)`` of each image, by its set."""
+    if own_variant(figures) == FULL:
         return {}
-    found = figures["calibration"]
-    points = {"calibration patches": list(zip(found["complexity"], found["bits"]))} if found else {}
+    points = {}
+    calibration = figures["calibration"]
+    if calibration:
+        pairs = zip(calibration["complexity"], calibration["bits"], strict=True)
+        points["calibration patches"] = list(pairs)
     for name, facts in figures["sets"].items():
-        points[name] = [(image["complexity"], image["bits"]) for image in facts["images"]]
+        points[name] = []
+        for image in facts["images"]:
+            points[name].append((image["complexity"], image["bits"]))
     return {name: found for name, found in points.items() if found}
 
 
-def tradeoff_points(figures: Mapping) -> list[dict]:
-    """PSNR and BitOPs of the runs in the folder, and of this run's other versions."""
-    points = [{"run": p["name"], "set": p["set"], **p["metrics"]} for p in figures["runs"]]
+def tradeoff_points(figures: Mapping) -> list[dict[str, Any]]:
+    """PSNR and BitOPs of the runs in the folder, and of this run's other variants."""
+    points = []
+    for of_run in figures["runs"]:
+        point = {"run": of_run["name"], "set": of_run["set"]}
+        points.append(point | of_run["metrics"])
     for name, facts in figures.get("sets", {}).items():
-        others = {
-            version: m
-            for version, m in facts["versions"].items()
-            if m["bitops"] not in _bitops(points, name)
-        }
-        points += [
-            {"run": version.replace("_", " "), "set": name, **m} for version, m in others.items()
-        ]
-    return [point for point in points if point.get("psnr") is not None and point.get("bitops")]
-
-
-def _bitops(points: list[dict], name: str) -> list[float]:
-    return [point["bitops"] for point in points if point["set"] == name]
+        # A variant that a run beside this one is has its point already.
+        known = [point["bitops"] for point in points if point["set"] == name]
+        for variant, metrics in facts["versions"].items():
+            if metrics["bitops"] not in known:
+                point = {"run": variant.replace("_", " "), "set": name}
+                points.append(point | metrics)
+    complete = []
+    for point in points:
+        if point.get("psnr") is not None and point.get("bitops"):
+            complete.append(point)
+    return complete
 
 
 def write_tables(name: str, tables: Mapping[str, Table], path: Path) -> None:
     """Write tables as Markdown, under the ``name`` of what they are of."""
-    parts = [
-        f"# {name}\n",
-        *(f"## {table.name}\n\n{table.text('github')}\n" for table in tables.values()),
-    ]
+    parts = [f"# {name}\n"]
+    for table in tables.values():
+        parts.append(f"## {table.name}\n\n{table.text('github')}\n")
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
 
 
 def log_tables(figures: Mapping) -> None:
     """Write every table to the log, which then has all figures of the report."""
-    tables = "\n\n".join(f"{table.name}\n{table.text()}" for table in all_tables(figures).values())
+    parts = [f"{table.name}\n{table.text()}" for table in all_tables(figures).values()]
+    tables = "\n\n".join(parts)
     logging.getLogger(LOGGER).info(f"Report of {figures['name']}\n{tables}")
 
 

@@ -1,4 +1,7 @@
-"""The images that a run was validated on, or calibrated on where it wasn't, found again from its record."""
+"""The images of a run, found again from its record.
+
+They are those that it was validated on, or some that it was calibrated on where it wasn't.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from basicsr.data import build_dataset
@@ -37,38 +41,49 @@ class Picture:
     truth: Tensor | None = None
 
 
-class PictureSet(Sequence[Picture]):
+class PictureSet:
     """A set of images, read one by one from a dataset of BasicSR's.
 
     Args:
         name: Of the set.
         dataset: Gives ``lq``, ``lq_path`` and, with ground truth, ``gt``.
-        key: Tells the images from others of that name.
+        key: Differs between images of that name that aren't the same.
     """
 
     def __init__(self, name: str, dataset: Sequence[Mapping], key: str) -> None:
-        self.name, self.dataset, self.key = name, dataset, key
+        self.name = name
+        self.dataset = dataset
+        self.key = key
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __iter__(self) -> Iterator[Picture]:
+        for index in range(len(self)):
+            yield self[index]
+
     def __getitem__(self, index: int) -> Picture:
-        if index >= len(self):
-            raise IndexError(index)  # datasets needn't; loops over them end by it
         item = self.dataset[index]
-        truth = item["gt"].unsqueeze(0) if "gt" in item else None
+        truth = None
+        if "gt" in item:
+            truth = item["gt"].unsqueeze(0)
         return Picture(Path(item["lq_path"]).stem, item["lq"].unsqueeze(0), truth)
 
 
 @contextmanager
 def directory_of(record: Mapping) -> Iterator[None]:
-    """Work below the folder that the run was started in, which the paths in its options are relative to."""
-    before = Path.cwd()
-    if not Path(record["directory"]).is_dir():
+    """Work in the folder that the run was started in: paths in its options are relative to it.
+
+    Raises:
+        AdaBMError: It is gone.
+    """
+    folder = record["directory"]
+    if not Path(folder).is_dir():
         raise AdaBMError(
-            f"the folder {record['directory']} that the run was started in is gone; its images are needed"
+            f"the folder {folder} that the run was started in is gone; its images are needed"
         )
-    os.chdir(record["directory"])
+    before = Path.cwd()
+    os.chdir(folder)
     try:
         yield
     finally:
@@ -76,35 +91,45 @@ def directory_of(record: Mapping) -> Iterator[None]:
 
 
 def picture_sets(record: Mapping) -> Iterator[PictureSet]:
-    """The validation sets of a run, or images that it was calibrated on if it has none; with its folder at work.
+    """The validation sets of a run, or images that it was calibrated on if it has none.
+
+    Call it with the run's folder at work, see `directory_of`.
 
     Raises:
         AdaBMError: Images are gone.
     """
-    found = {
-        phase: o
-        for phase, o in record["options"]["datasets"].items()
-        if phase.split("_")[0] != "train"
-    }
-    for options in found.values():
-        key = _stamp(options)
-        yield PictureSet(options["name"], build_dataset(deepcopy(options)), key)
-    if not found:
-        options = record["options"]["datasets"]["train"]
-        dataset, key = calibration_dataset(record), _stamp(options)
-        count = min(len(dataset), MAX_CALIBRATION_IMAGES)
-        chosen = [i * len(dataset) // count for i in range(count)]
-        yield PictureSet(options["name"], [_whole_image(dataset, i) for i in chosen], key)
+    datasets = record["options"]["datasets"]
+    validated = False
+    for phase, options in datasets.items():
+        if phase.split("_")[0] != "train":
+            validated = True
+            key = _stamp(options)
+            yield PictureSet(options["name"], build_dataset(deepcopy(options)), key)
+    if not validated:
+        yield _calibration_set(record, datasets["train"])
 
 
-def _whole_image(dataset: CalibrationDataset, index: int) -> dict:
-    image = torch.from_numpy(to_unit_range(dataset.images[index])).permute(2, 0, 1).contiguous()
-    return {"lq": image, "lq_path": dataset.paths[index]}
+def _calibration_set(record: Mapping, options: Mapping) -> PictureSet:
+    """Images spread evenly over those that a run was calibrated on."""
+    dataset = calibration_dataset(record)
+    count = min(len(dataset), MAX_CALIBRATION_IMAGES)
+    images = []
+    for number in range(count):
+        index = number * len(dataset) // count
+        pixels = torch.from_numpy(to_unit_range(dataset.images[index]))
+        low = pixels.permute(2, 0, 1).contiguous()
+        images.append({"lq": low, "lq_path": dataset.paths[index]})
+    return PictureSet(options["name"], images, _stamp(options))
 
 
 def calibration_dataset(record: Mapping) -> CalibrationDataset:
-    """What a training run was calibrated on."""
-    options = {**record["options"]["datasets"]["train"], "resume_at": None}
+    """What a training run was calibrated on.
+
+    Raises:
+        AdaBMError: Images are gone.
+    """
+    options: dict[str, Any] = dict(record["options"]["datasets"]["train"])
+    options["resume_at"] = None
     _stamp(options)
     if options.get("seed") is None:
         options["seed"] = record["seed"]
@@ -112,15 +137,19 @@ def calibration_dataset(record: Mapping) -> CalibrationDataset:
 
 
 def _stamp(options: Mapping) -> str:
-    """Tells the files of a dataset from others: their names, sizes and times.
+    """A key of the files of a dataset: their names, sizes and times.
 
     Raises:
         AdaBMError: A folder is gone.
     """
     digest = hashlib.sha256()
-    for root in [Path(options[key]) for key in ROOTS if options.get(key)]:
+    for root_key in ROOTS:
+        if not options.get(root_key):
+            continue
+        root = Path(options[root_key])
         if not root.exists():
             raise AdaBMError(f"the images of {options.get('name')} in {root} are gone")
         for path in sorted(root.iterdir()):
-            digest.update(repr((path.name, path.stat().st_size, path.stat().st_mtime_ns)).encode())
+            facts = path.stat()
+            digest.update(repr((path.name, facts.st_size, facts.st_mtime_ns)).encode())
     return digest.hexdigest()

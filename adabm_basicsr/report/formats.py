@@ -7,18 +7,6 @@ from collections.abc import Callable
 MISSING = "–"
 
 
-def _giga(value: float) -> str:
-    return f"{value / 1e9:,.0f} G" if value >= 1e10 else f"{value / 1e9:.3g} G"
-
-
-def _megabytes(value: float) -> str:
-    return f"{value / 1e6:.2f} MB" if value >= 1e5 else f"{value / 1e3:.2f} kB"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def format_seconds(value: float | None) -> str:
     """A duration: ``4.2 s``, ``3 min 12 s``."""
     if value is None:
@@ -27,7 +15,26 @@ def format_seconds(value: float | None) -> str:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s"
+
+
+def format_percent(share: float) -> str:
+    """A share of 1 in percent."""
+    return f"{100 * share:.1f} %"
+
+
+def _giga(value: float) -> str:
+    if value >= 1e10:
+        return f"{value / 1e9:,.0f} G"
+    return f"{value / 1e9:.3g} G"
+
+
+def _megabytes(value: float) -> str:
+    if value >= 1e5:
+        return f"{value / 1e6:.2f} MB"
+    return f"{value / 1e3:.2f} kB"
 
 
 FORMATS: dict[str, Callable[[float], str]] = {
@@ -35,8 +42,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "float_bitops": _giga,
     "weight_bytes": _megabytes,
     "fab": "{:.2f}".format,
-    "bitops_share": _percent,
-    "size_share": _percent,
+    "bitops_share": format_percent,
+    "size_share": format_percent,
     "seconds": format_seconds,
 }
 NAMES = {
@@ -46,8 +53,6 @@ NAMES = {
     "niqe": "NIQE",
     "lpips": "LPIPS",
     "fab": "FAB",
-}
-NAMES |= {
     "bitops": "BitOPs",
     "weight_bytes": "size",
     "bitops_share": "of full",
@@ -56,8 +61,14 @@ NAMES |= {
 
 
 def format_figure(name: str, value: float | None) -> str:
-    """A figure by its name in ``run.json``; four digits of those that the options name themselves."""
-    return MISSING if value is None else FORMATS.get(name, "{:.4f}".format)(value)
+    """A figure by its name in ``run.json``.
+
+    Metrics that the options name themselves have four digits.
+    """
+    if value is None:
+        return MISSING
+    write = FORMATS.get(name, "{:.4f}".format)
+    return write(value)
 
 
 def title(name: str) -> str:

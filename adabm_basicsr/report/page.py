@@ -6,32 +6,37 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.report.crops import column_title, crop_columns
-from adabm_basicsr.report.figures import FULL, own_version
+from adabm_basicsr.report.crops import Crop, column_title, crop_columns
+from adabm_basicsr.report.figures import FULL, own_variant
 from adabm_basicsr.report.formats import title
-from adabm_basicsr.report.plots import map_colours
-from adabm_basicsr.report.tables import Cell, Table, all_tables, cell
+from adabm_basicsr.report.tables import Cell, Table, all_tables, cell, mapped_set
 from adabm_basicsr.runs.pictures import LOW, PictureStore
 from adabm_basicsr.version import __version__
 
-JPEG_QUALITY = 92  # of the large picture, which shows bits rather than details
+JPEG_QUALITY = 92  # of the large picture, which shows classes rather than details
+CARDS = ("psnr", "self_psnr", "fab", "bitops", "weight_bytes")
 PLOTS = {
     "layers": "Bits along the network",
     "complexity": "Complexity of images and bits used",
     "histogram": "Bits used over the validation sets",
     "tradeoff": "Quality against cost of the runs in this folder",
 }
+# RGB and opacity of simple, middle and complex tiles. Purple and yellow differ for everybody, and
+# neither is the colour of a sky; the middle class shows the picture.
+CLASS_COLOURS = ((155, 77, 255, 255), (0, 0, 0, 0), (255, 213, 0, 255))
+BAR_HEIGHT = 22  # of 24 in the drawing of a distribution
 
 
 def write_page(
     figures: Mapping,
-    crops: Sequence[Mapping[str, np.ndarray]],
+    crops: Sequence[Crop],
     plots: Mapping[str, Path],
     store: PictureStore,
     path: Path,
@@ -45,20 +50,15 @@ def write_page(
         store: The run's pictures.
         path: File to write.
     """
-    tables = all_tables(figures)
-    several = len({place["set"] for place in figures["crops"]}) > 1
-    rows = [_crop_row(place, crop, several) for place, crop in zip(figures["crops"], crops)]
     html = _template("report.html").render(
         figures=figures,
         version=__version__,
-        tables=tables,
+        tables=all_tables(figures),
         cards=_cards(figures),
-        crops=rows,
+        crops=_crop_rows(figures["crops"], crops),
         columns=[(column, column_title(column)) for column in crop_columns(crops)],
-        bit_map=_bit_map(figures, store),
-        plots={
-            name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()
-        },
+        class_map=_class_map(figures, store),
+        plots=_embedded_plots(plots),
         distributions=[_distribution(layer) for layer in figures["layers"]],
     )
     with atomic_path(path) as temporary:
@@ -66,114 +66,148 @@ def write_page(
 
 
 def write_comparison(
-    figures: Mapping, tables: Mapping[str, Table], plots: Mapping, path: Path
+    figures: Mapping, tables: Mapping[str, Table], plots: Mapping[str, Path], path: Path
 ) -> None:
     """Write the page that puts runs side by side; arguments as in `write_page`."""
-    plots = {
-        name: (PLOTS[name], _data_uri(file.read_bytes(), "png")) for name, file in plots.items()
-    }
     html = _template("compare.html").render(
-        figures=figures, version=__version__, tables=tables, plots=plots
+        figures=figures,
+        version=__version__,
+        tables=tables,
+        plots=_embedded_plots(plots),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
-def _template(name: str):
-    loader = PackageLoader("adabm_basicsr.report", "templates")
+def _template(name: str) -> Template:
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("adabm_basicsr.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.lstrip_blocks = True
     environment.filters["value"] = json.dumps
     return environment.get_template(name)
 
 
+def _embedded_plots(plots: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """Caption and data of each plot."""
+    embedded = {}
+    for name, file in plots.items():
+        embedded[name] = (PLOTS[name], _data_uri(file.read_bytes(), "png"))
+    return embedded
+
+
 def _cards(figures: Mapping) -> list[tuple[str, Cell | None, Cell]]:
-    """The figures to see first, before and after: those of the first set."""
+    """The figures to see first: title, before and after. They are those of the first set."""
     if not figures["sets"]:
         return []
-    name, facts = next(iter(figures["sets"].items()))
-    own = own_version(figures)
+    name = next(iter(figures["sets"]))
+    own = own_variant(figures)
     cards = []
-    for metric in ("psnr", "self_psnr", "fab", "bitops", "weight_bytes"):
-        before, after = (("sets", name, "versions", version, metric) for version in (FULL, own))
-        if facts["versions"][own].get(metric) is not None:
-            cards.append(
-                (title(metric), cell(figures, before, metric), cell(figures, after, metric))
-            )
-    quantized = own != FULL
-    return [
-        (label, before if quantized and before.value is not None else None, after)
-        for label, before, after in cards
-    ]
+    for metric in CARDS:
+        after = cell(figures, ("sets", name, "versions", own, metric), metric)
+        if after.value is None:
+            continue
+        before = None
+        if own != FULL:
+            in_full = cell(figures, ("sets", name, "versions", FULL, metric), metric)
+            if in_full.value is not None:
+                before = in_full
+        cards.append((title(metric), before, after))
+    return cards
 
 
-def _crop_row(place: Mapping, crop: Mapping[str, np.ndarray], name_set: bool) -> dict:
-    psnr = "no error" if place["self_psnr"] is None else f"{place['self_psnr']:.1f} dB"
-    names = [place["set"], place["image"]] if name_set else [place["image"]]
-    return {
-        **place,
-        "label": ", ".join([*names, psnr]),
-        "pixels": {c: _embed(p) for c, p in crop.items()},
-    }
+def _crop_rows(places: Sequence[Mapping], crops: Sequence[Crop]) -> list[dict[str, Any]]:
+    """Crops with a label and embedded pixels."""
+    several_sets = len({place["set"] for place in places}) > 1
+    rows = []
+    for place, crop in zip(places, crops, strict=True):
+        label = place["image"]
+        if several_sets:
+            label = f"{place['set']}, {label}"
+        if place["self_psnr"] is None:
+            label += ", no error"
+        else:
+            label += f", {place['self_psnr']:.1f} dB"
+        row = dict(place)
+        row["label"] = label
+        row["pixels"] = {column: _embed(pixels) for column, pixels in crop.items()}
+        rows.append(row)
+    return rows
 
 
-def _bit_map(figures: Mapping, store: PictureStore) -> dict | None:
-    """The largest image that has a bit map, with the map as a picture and what its colours mean."""
-    found = [
-        (len(f["bit_map"]["bits"]) * len(f["bit_map"]["bits"][0]), n)
-        for n, f in figures["sets"].items()
-        if f["bit_map"]
-    ]
-    if not found:
+def _class_map(figures: Mapping, store: PictureStore) -> dict[str, Any] | None:
+    """A large image, the class of each of its tiles as a picture over it, and the colours.
+
+    None where no image has such a map, or its picture isn't kept.
+    """
+    name = mapped_set(figures)
+    if name is None:
         return None
-    name = max(found)[1]
-    told = figures["sets"][name]["bit_map"]
-    low = store.read(name, LOW, told["image"])
-    picture = store.read(name, own_version(figures), told["image"])
+    bit_map = figures["sets"][name]["bit_map"]
+    low = store.read(name, LOW, bit_map["image"])
     if low is None:
         return None
-    values = np.unique(np.array(told["bits"]).round(4))
-    colours = map_colours([values.tolist()])[0]
+    picture = store.read(name, own_variant(figures), bit_map["image"])
+    if picture is None:
+        picture = low
+    classes = np.array(bit_map["classes"])
+    rows, columns = classes.shape
+    height, width = low.shape[:2]
+    palette = np.array(CLASS_COLOURS, np.uint8)
+    facts = bit_map["class_facts"]
     return {
-        **told,
-        "picture": _embed(picture if picture is not None else low, ".jpg"),
-        "overlay": _embed(map_colours(told["bits"])),
-        "width": 100 * len(told["bits"][0]) * told["tile"] / low.shape[1],
-        "height": 100 * len(told["bits"]) * told["tile"] / low.shape[0],
-        "legend": [
-            (f"{value:.2f}", "rgb({}, {}, {})".format(*colour))
-            for value, colour in zip(values, colours)
-        ],
+        "image": bit_map["image"],
+        "tile": bit_map["tile"],
+        "picture": _embed(picture, ".jpg"),
+        "overlay": _embed(palette[classes]),
+        # Tiles at the border are cut off: the overlay reaches beyond the picture.
+        "width": 100 * columns * bit_map["tile"] / width,
+        "height": 100 * rows * bit_map["tile"] / height,
+        "colours": [_css_colour(*colour) for colour in CLASS_COLOURS],
+        "bits_differ": len({fact["bits"] for fact in facts}) > 1,
+        "ranges_differ": facts[0]["range_factor"] is not None,
     }
+
+
+def _css_colour(red: int, green: int, blue: int, opacity: int) -> str:
+    return f"rgb({red} {green} {blue} / {opacity / 255:.0%})"
 
 
 def _embed(pixels: np.ndarray, kind: str = ".png") -> str:
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if kind == ".jpg" else []
-    done, content = cv2.imencode(kind, np.ascontiguousarray(pixels[..., ::-1]), options)
+    """Pixels, RGB or RGBA, as a picture within the page."""
+    options = []
+    media_type = "png"
+    if kind == ".jpg":
+        options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        media_type = "jpeg"
+    order = [2, 1, 0, 3][: pixels.shape[2]]
+    done, content = cv2.imencode(kind, np.ascontiguousarray(pixels[..., order]), options)
     assert done, kind
-    return _data_uri(content.tobytes(), "jpeg" if kind == ".jpg" else "png")
+    return _data_uri(content.tobytes(), media_type)
 
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _distribution(layer: Mapping) -> dict | None:
+def _distribution(layer: Mapping) -> dict[str, str] | None:
     """A layer's distribution as bars, and its clipping range, in a drawing 100 wide and 24 high."""
     ends = [layer[key] for key in ("lowest", "highest", "lower", "upper")]
     if any(end is None for end in ends):
         return None
-    left, right = min(ends), max(ends)
-    width = max(right - left, 1e-12)
+    left = min(ends)
+    width = max(max(ends) - left, 1e-12)
     lowest, highest, lower, upper = (100 * (end - left) / width for end in ends)
-    counts = np.sqrt(layer["counts"])  # so that the rare values, which clipping is about, are seen
-    heights = 22 * counts / max(counts.max(), 1e-12)
-    step = (highest - lowest) / len(counts)
-    bars = "".join(
-        f"M{lowest + i * step:.1f} 24v-{height:.1f}h{step:.2f}V24z"
-        for i, height in enumerate(heights)
-        if height
-    )
-    return {"bars": bars, "lower": f"{lower:.1f}", "upper": f"{upper:.1f}"}
+    # Roots, so that the rare values, which clipping is about, are seen.
+    roots = np.sqrt(layer["counts"])
+    heights = BAR_HEIGHT * roots / max(roots.max(), 1e-12)
+    step = (highest - lowest) / len(roots)
+    bars = []
+    for index, height in enumerate(heights):
+        if height:
+            start = lowest + index * step
+            bars.append(f"M{start:.1f} 24v-{height:.1f}h{step:.2f}V24z")
+    return {"bars": "".join(bars), "lower": f"{lower:.1f}", "upper": f"{upper:.1f}"}

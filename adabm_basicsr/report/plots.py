@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,17 +21,30 @@ if TYPE_CHECKING:
 SIZE = (5.0, 3.1)  # inches: on a phone an inch is about 70 pixels
 DPI = 160
 MARGINS = {"left": 0.15, "right": 0.97, "top": 0.87, "bottom": 0.17}
-STYLE = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.formatter.useoffset": False}
-STYLE |= {"text.parse_math": False}  # names may hold dollars
-LEGEND = {
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    # Names may hold dollars.
+    "text.parse_math": False,
+}
+LEGEND: dict[str, Any] = {
     "loc": "lower left",
     "bbox_to_anchor": (0, 1),
-    "ncols": 4,
     "frameon": False,
     "fontsize": 8.5,
+    "handletextpad": 0.4,
+    "columnspacing": 1.0,
+    "borderpad": 0.1,
 }
-LEGEND |= {"handletextpad": 0.4, "columnspacing": 1.0, "borderpad": 0.1}
+LEGEND_WIDTH = 60  # characters that fit beside one another
+HANDLE_WIDTH = 6  # of them for the mark and the space around it
+MAX_COLUMNS = 4
+ROW_HEIGHT = 0.06  # of a legend, as a share of the figure's height
 COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
 COLOUR_MAP = "viridis"
 MIN_SPAN = 0.2  # dB along the axis: smaller differences are not to look large
@@ -42,7 +56,8 @@ def _figure(height: float = 1.0) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(SIZE[0], SIZE[1] * height))
-    figure.subplots_adjust(**MARGINS)  # the layout engines draw everything twice
+    # The layout engines draw everything twice.
+    figure.subplots_adjust(**MARGINS)
     return figure, figure.subplots()
 
 
@@ -60,46 +75,89 @@ def layer_plot(
         label="input: base bits + layer factor",
     )
     if weight_bits:
-        axes.plot(places, list(weight_bits.values()), ".", color=COLOURS[1], label="weight")
+        axes.plot(
+            places,
+            list(weight_bits.values()),
+            ".",
+            color=COLOURS[1],
+            label="weight",
+        )
     axes.set(
-        xlabel="layer, in execution order", ylabel="bits", ylim=(0, 8.5), yticks=range(0, 9, 2)
+        xlabel="layer, in execution order",
+        ylabel="bits",
+        ylim=(0, 8.5),
+        yticks=range(0, 9, 2),
     )
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
 def complexity_plot(
     points: Mapping[str, Sequence[tuple[float, float]]], thresholds: Sequence[float] | None
 ) -> Figure:
-    """Bits used against complexity of images, ``(complexity, bits)``, by the set they are of."""
+    """Bits used against complexity of images.
+
+    Args:
+        points: ``(complexity, bits)`` of each image, by the set that it is of.
+        thresholds: Of the image classes.
+    """
     figure, axes = _figure()
-    for (name, found), colour in zip(points.items(), cycle(COLOURS)):
-        x, y = zip(*found)
-        axes.plot(x, y, "o", ms=4, alpha=0.6, color=colour, label=name, mew=0)
-    for threshold, label in zip(thresholds or (), ("thresholds", None)):
-        axes.axvline(threshold, ls="--", lw=1.2, color=COLOURS[5], label=label)
+    for name, colour in _coloured(points):
+        complexities = [complexity for complexity, _ in points[name]]
+        bits = [used for _, used in points[name]]
+        axes.plot(
+            complexities,
+            bits,
+            "o",
+            markersize=4,
+            markeredgewidth=0,
+            alpha=0.6,
+            color=colour,
+            label=name,
+        )
+    label: str | None = "thresholds"
+    for threshold in thresholds or ():
+        axes.axvline(
+            threshold,
+            linestyle="--",
+            linewidth=1.2,
+            color=COLOURS[5],
+            label=label,
+        )
+        # Once in the legend.
+        label = None
     axes.set(xlabel="complexity of the image", ylabel="bits used (mean)")
     axes.margins(y=0.25)
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
 def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     """How often a layer used a number of bits on an image, by set: ``{set: {bits: count}}``."""
     figure, axes = _figure()
-    bits = sorted({int(b) for found in counts.values() for b in found})
+    used: set[int] = set()
+    for found in counts.values():
+        used.update(int(bits) for bits in found)
+    bits = sorted(used)
     width = 0.8 / max(len(counts), 1)
-    for i, ((name, found), colour) in enumerate(zip(counts.items(), cycle(COLOURS))):
+    for index, (name, colour) in enumerate(_coloured(counts)):
+        found = counts[name]
         total = sum(found.values())
-        shares = [100 * found.get(str(b), 0) / total for b in bits]
-        places = np.array(bits) + (i - (len(counts) - 1) / 2) * width
-        axes.bar(places, shares, width=width * 0.95, color=colour, label=name)
+        shares = [100 * found.get(str(number), 0) / total for number in bits]
+        offset = (index - (len(counts) - 1) / 2) * width
+        axes.bar(
+            np.array(bits) + offset,
+            shares,
+            width=width * 0.95,
+            color=colour,
+            label=name,
+        )
     axes.set(
         xlabel="bits used by a layer that counts in FAB, on an image",
         ylabel="share (%)",
         xticks=bits,
     )
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
 
 
@@ -108,57 +166,96 @@ def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = _figure(height=1.15)
-    for name, colour in zip(dict.fromkeys(point["set"] for point in points), cycle(COLOURS)):
+    names = dict.fromkeys(point["set"] for point in points)
+    for name, colour in _coloured(names):
         own = [point for point in points if point["set"] == name]
-        axes.plot(
-            [p["bitops"] / 1e9 for p in own],
-            [p["psnr"] for p in own],
-            "o",
-            ms=6,
-            color=colour,
-            label=name,
-        )
+        costs = [point["bitops"] / 1e9 for point in own]
+        quality = [point["psnr"] for point in own]
+        axes.plot(costs, quality, "o", ms=6, color=colour, label=name)
     axes.set(xlabel="GigaBitOPs per image", ylabel="PSNR (dB)", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.2)
-    middle, half = mean(axes.get_ylim()), np.ptp(axes.get_ylim()) / 2
-    axes.set_ylim(middle - max(half, MIN_SPAN / 2), middle + max(half, MIN_SPAN / 2))
+    limits = axes.get_ylim()
+    middle = mean(limits)
+    half = max(np.ptp(limits) / 2, MIN_SPAN / 2)
+    axes.set_ylim(middle - half, middle + half)
     _name_points(axes, points)
-    axes.legend(**LEGEND)
+    _add_legend(axes)
     return figure
+
+
+def _add_legend(axes: Axes) -> None:
+    """Put a legend above the axes, with as many columns as fit and room for its rows."""
+    _, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), MAX_COLUMNS)
+    while columns > 1 and _legend_width(labels, columns) > LEGEND_WIDTH:
+        columns -= 1
+    rows = math.ceil(len(labels) / columns)
+    axes.figure.subplots_adjust(top=MARGINS["top"] - ROW_HEIGHT * (rows - 1))
+    axes.legend(ncols=columns, **LEGEND)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> int:
+    """Characters across a legend; matplotlib fills one column after the other."""
+    width = 0
+    for column in np.array_split(labels, columns):
+        width += max(len(label) for label in column) + HANDLE_WIDTH
+    return width
+
+
+def _coloured(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Each name with a colour; colours begin anew after the last."""
+    return zip(names, cycle(COLOURS), strict=False)
 
 
 def _name_points(axes: Axes, points: Sequence[Mapping]) -> None:
     """Write the names of runs over their points; those that lie together share a label."""
+    to_axes = axes.transAxes.inverted()
     together: dict[tuple[int, int], list[Mapping]] = {}
     for point in points:
-        x, y = axes.transAxes.inverted().transform(
-            axes.transData.transform((point["bitops"] / 1e9, point["psnr"]))
-        )
-        together.setdefault((round(x / NEAR[0]), round(y / NEAR[1])), []).append(point)
+        on_screen = axes.transData.transform((point["bitops"] / 1e9, point["psnr"]))
+        x, y = to_axes.transform(on_screen)
+        place = (round(x / NEAR[0]), round(y / NEAR[1]))
+        together.setdefault(place, []).append(point)
     for found in together.values():
         names = list(dict.fromkeys(point["run"] for point in found))
-        rest = [f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else []
-        place = (
-            mean(point["bitops"] for point in found) / 1e9,
-            max(point["psnr"] for point in found),
+        lines = names[:MAX_NAMES]
+        if len(names) > MAX_NAMES:
+            lines.append(f"and {len(names) - MAX_NAMES} more")
+        x = mean(point["bitops"] for point in found) / 1e9
+        y = max(point["psnr"] for point in found)
+        axes.annotate(
+            "\n".join(lines),
+            (x, y),
+            (0, 6),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
         )
-        text = "\n".join([*names[:MAX_NAMES], *rest])
-        axes.annotate(text, place, (0, 6), textcoords="offset points", fontsize=8, ha="center")
 
 
 def map_colours(values: Sequence[Sequence[float]], scale: int = 1) -> np.ndarray:
-    """A map as a picture, ``(rows * scale, columns * scale, 3)`` uint8, coloured from least to greatest value."""
+    """A map as a picture, coloured from its least to its greatest value.
+
+    Args:
+        values: By row and column.
+        scale: Pixels along a side of each value.
+
+    Returns:
+        ``(rows * scale, columns * scale, 3)`` uint8 RGB.
+    """
     from matplotlib import colormaps
 
     grid = np.array(values)
     span = grid.max() - grid.min()
-    colours = colormaps[COLOUR_MAP](
-        (grid - grid.min()) / span if span else np.full_like(grid, 0.5)
-    )[..., :3]
-    return (colours * 255).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+    shares = np.full_like(grid, 0.5)
+    if span:
+        shares = (grid - grid.min()) / span
+    colours = colormaps[COLOUR_MAP](shares)[..., :3]
+    pixels = (colours * 255).round().astype(np.uint8)
+    return pixels.repeat(scale, 0).repeat(scale, 1)
 
 
 def save_plot(make: Callable[[], Figure], path: Path) -> None:
@@ -166,9 +263,8 @@ def save_plot(make: Callable[[], Figure], path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # in a run's name; the page writes it in full
+        # In a run's name; the page writes it in full.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = make()
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=DPI)

@@ -1,10 +1,11 @@
-"""What a validation set shows of a network beside BasicSR's metrics: costs and bits, image by image."""
+"""What a validation set shows of a network beside BasicSR's metrics: costs and bits by image."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import mean
+from typing import Any
 
 import torch
 from basicsr.metrics import calculate_metric
@@ -17,6 +18,7 @@ from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.quantization.measures.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import progress
+from adabm_basicsr.runs.facts import describe_classes
 
 TILE = 32  # LR pixels
 MIN_TILES = 8  # along the shorter side of an image, as far as tiles don't get too small to judge
@@ -35,8 +37,8 @@ class Observations:
         self_psnr: Metrics that compare with full precision, by the name that the options give them.
 
     Attributes:
-        images: For each image ``name``, ``complexity``, ``bits`` (FAB), ``bitops``, ``float_bitops`` and the
-            ``self_psnr`` metrics.
+        images: For each image ``name``, ``complexity``, ``bits`` (FAB), ``bitops``,
+            ``float_bitops`` and the ``self_psnr`` metrics.
         bit_counts: How many times a layer used each number of bits.
         largest: Name of the largest LR image, the image and its output.
     """
@@ -51,86 +53,118 @@ class Observations:
         self_psnr: dict[str, dict] | None = None,
     ) -> None:
         self.net = net
+        self.quantized: QuantizedNetwork | None = None
+        if isinstance(net, QuantizedNetwork):
+            self.quantized = net
         self.forward = forward
         self.tiles = tiles or {}
-        self.quantized = isinstance(net, QuantizedNetwork)
-        self.self_psnr = (self_psnr or {}) if self.quantized else {}
-        self.images: list[dict] = []
+        self.self_psnr: dict[str, dict] = {}
+        if self.quantized is not None and self_psnr:
+            self.self_psnr = self_psnr
+        self.images: list[dict[str, Any]] = []
         self.bit_counts: Counter[int] = Counter()
         self.largest: tuple[str, Tensor, Tensor] | None = None
         self.meter = CostMeter(net)
-        self.passes: list[Cost] = []  # of the image at work
+        # Of the image at work.
+        self.passes: list[Cost] = []
         self.bar = progress(f"Validation {name}", count)
 
     def __enter__(self) -> Observations:
         self.meter.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.meter.__exit__(*error)
         self.bar.close()
 
     def upscale(self, image: Tensor) -> Tensor:
-        """Super-resolve ``image``, ``(1, C, H, W)``, in tiles if the options ask for them, and note each pass."""
+        """Super-resolve an image and note each pass; in tiles if the options ask for them.
+
+        Args:
+            image: ``(1, C, H, W)`` in 0..1.
+        """
         tile = self.tiles.get("tile")
-        return (
-            upscale_tiles(self._run, image, tile, self.tiles["tile_overlap"])
-            if tile
-            else self._run(image)
-        )
+        if tile:
+            return upscale_tiles(self._run, image, tile, self.tiles["tile_overlap"])
+        return self._run(image)
 
     def _run(self, image: Tensor) -> Tensor:
-        self.meter.macs.clear()  # judging an image, or trying what sizes the network takes, is no cost of this one
+        # Judging an image, or trying what sizes the network takes, is no cost of this one.
+        self.meter.macs.clear()
         output = self.forward(image)
         self.passes.append(self.meter.read(len(image)))
-        if self.quantized:
-            for quantizer in self.net.activation_quantizers().values():
-                if quantizer.last_bits is not None and not quantizer.fixed:
-                    self.bit_counts.update(round(bits) for bits in quantizer.last_bits.tolist())
+        if self.quantized is not None:
+            self._count_bits(self.quantized)
         return output
 
+    def _count_bits(self, net: QuantizedNetwork) -> None:
+        """Count the bits that layers used in the last pass."""
+        for quantizer in net.activation_quantizers().values():
+            if quantizer.last_bits is None or quantizer.fixed:
+                continue
+            used = quantizer.last_bits.tolist()
+            self.bit_counts.update(round(bits) for bits in used)
+
     def note(self, name: str, image: Tensor, output: Tensor) -> None:
-        """Note what the passes since the last image cost, which made ``output`` of ``image``, ``(1, C, H, W)``."""
-        row = {"name": name, "complexity": float(image_complexity(image).mean())}
-        row["bits"] = mean(cost.fab for cost in self.passes)
-        for cost in ("bitops", "float_bitops"):
-            row[cost] = sum(getattr(done, cost) for done in self.passes)
+        """Note what an image cost: the passes since the last one.
+
+        Args:
+            name: Of the image.
+            image: ``(1, C, H, W)`` in 0..1.
+            output: What the passes made of it.
+        """
+        row: dict[str, Any] = {
+            "name": name,
+            "complexity": float(image_complexity(image).mean()),
+            "bits": mean(cost.fab for cost in self.passes),
+            "bitops": sum(cost.bitops for cost in self.passes),
+            "float_bitops": sum(cost.float_bitops for cost in self.passes),
+        }
         self.images.append(row)
         self.passes.clear()
         if self.largest is None or image.numel() > self.largest[1].numel():
-            self.largest = name, image, output
-        self._compare(row, image, output)
+            self.largest = (name, image, output)
+        if self.quantized is not None and self.self_psnr:
+            row |= self._compare(self.quantized, image, output)
         self.bar.update(1)
 
-    def _compare(self, row: dict, image: Tensor, output: Tensor) -> None:
-        if not self.self_psnr:
-            return
-        with self.net.full_precision():
+    def _compare(self, net: QuantizedNetwork, image: Tensor, output: Tensor) -> dict[str, float]:
+        """Metrics of an output against that in full precision."""
+        with net.full_precision():
             full = self.upscale(image)
-        self.passes.clear()  # not a cost of the quantized network
+        # These are no cost of the quantized network.
+        self.passes.clear()
         pair = {"img": tensor2img([output.cpu()]), "img2": tensor2img([full.cpu()])}
-        row |= {name: calculate_metric(pair, options) for name, options in self.self_psnr.items()}
+        metrics = {}
+        for name, options in self.self_psnr.items():
+            metrics[name] = calculate_metric(pair, options)
+        return metrics
 
     def gather(self, count: int) -> None:
-        """Add what other processes noted of the images that they took, each every so manieth of ``count``."""
+        """Add what other processes noted: they took the ``count`` images of the set in turn."""
         if len(self.images) == count:
             return
         shares = gather_objects((self.images, self.bit_counts))
-        self.images = [
-            shares[index % len(shares)][0][index // len(shares)] for index in range(count)
-        ]
-        self.bit_counts = sum((counts for _, counts in shares), Counter())
+        self.images = []
+        for index in range(count):
+            turn, process = divmod(index, len(shares))
+            images, _ = shares[process]
+            self.images.append(images[turn])
+        self.bit_counts = Counter()
+        for _, counts in shares:
+            self.bit_counts += counts
 
     def means(self) -> dict[str, float]:
-        """Metrics of the set: its FAB, BitOPs, size and self-PSNR."""
-        costs = {name: mean(row[name] for row in self.images) for name in self.self_psnr}
-        costs |= {
-            "fab": mean(row["bits"] for row in self.images),
-            "bitops": mean(row["bitops"] for row in self.images),
-        }
-        return {**costs, "weight_bytes": size_bytes(self.net)}
+        """Metrics of the set: its self-PSNR, FAB, BitOPs and size."""
+        metrics = {}
+        for name in self.self_psnr:
+            metrics[name] = mean(row[name] for row in self.images)
+        metrics["fab"] = mean(row["bits"] for row in self.images)
+        metrics["bitops"] = mean(row["bitops"] for row in self.images)
+        metrics["weight_bytes"] = size_bytes(self.net)
+        return metrics
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """What a record or report keeps of the set, in JSON's types."""
         return {
             "images": self.images,
@@ -138,21 +172,42 @@ class Observations:
             "bit_map": self.bit_map(),
         }
 
-    def bit_map(self) -> dict | None:
+    def bit_map(self) -> dict[str, Any] | None:
         """That of the largest image, see `bit_map`."""
-        return bit_map(self.net, *self.largest[:2]) if self.quantized and self.largest else None
-
-
-def bit_map(net: QuantizedNetwork, name: str, image: Tensor) -> dict | None:
-    """Bits of each tile of ``image``, ``(1, C, H, W)``, row by row; None where bits don't follow the image."""
-    if net.image_mapping is None:
-        return None
-    tile = max(min(TILE, min(image.shape[2:]) // MIN_TILES), MIN_TILE)
-    return {"image": name, "tile": tile, "bits": tile_bits(net, image, tile)}
+        if self.quantized is None or self.largest is None:
+            return None
+        name, image, _ = self.largest
+        return bit_map(self.quantized, name, image)
 
 
 @torch.no_grad()
-def tile_bits(net: QuantizedNetwork, image: Tensor, tile: int) -> list[list[float]]:
-    """Mean bits that each tile of ``image``, ``(1, C, H, W)``, would be quantized at; border ones are smaller."""
-    rows = [row.split(tile, 3) for row in image.split(tile, 2)]
-    return [[float(net.bits_for(part)) for part in row] for row in rows]
+def bit_map(net: QuantizedNetwork, name: str, image: Tensor) -> dict[str, Any] | None:
+    """How the tiles of an image would be quantized, were each run on its own.
+
+    Args:
+        net: The calibrated network.
+        name: Of the image.
+        image: ``(1, C, H, W)`` in 0..1.
+
+    Returns:
+        Names and numbers in JSON's types, None where nothing follows the image: ``image``, its
+        name; ``tile``, the size of tiles in LR pixels, those at the border are smaller; ``bits``,
+        mean bits of each tile, row by row; ``classes``, the image class of each tile, 0 to 2;
+        ``class_facts``, what these mean, see `describe_classes`.
+    """
+    if net.image_mapping is None:
+        return None
+    tile = max(min(TILE, min(image.shape[2:]) // MIN_TILES), MIN_TILE)
+    bits = []
+    classes = []
+    for row in image.split(tile, dim=2):
+        tiles = row.split(tile, dim=3)
+        bits.append([float(net.bits_for(part)) for part in tiles])
+        classes.append([int(net.image_mapping(part)) + 1 for part in tiles])
+    return {
+        "image": name,
+        "tile": tile,
+        "bits": bits,
+        "classes": classes,
+        "class_facts": describe_classes(net),
+    }

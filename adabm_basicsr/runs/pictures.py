@@ -1,6 +1,6 @@
-"""Pictures of a validation set by each version of a network, kept in the run's folder so that they are made once.
+"""Pictures of a validation set by each variant of a network, kept in the run's folder.
 
-pictures/SET/VERSION/NAME.png    pictures/SET/VERSION/figures.json
+pictures/SET/VARIANT/NAME.png    pictures/SET/VARIANT/figures.json
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,9 @@ from adabm_basicsr.runs.record import write_json
 
 FOLDER = "pictures"
 FIGURES = "figures.json"
-TRUTH, LOW = "ground_truth", "low_resolution"  # beside the versions of the network
+# Kept beside the variants of the network.
+TRUTH = "ground_truth"
+LOW = "low_resolution"
 
 
 class PictureStore:
@@ -38,67 +41,87 @@ class PictureStore:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def path(self, name: str, version: str, image: str) -> Path:
+    def path(self, name: str, variant: str, image: str) -> Path:
         """Where the picture of an image of set ``name`` is kept."""
-        return self.folder / name / version / f"{image}.png"
+        return self.folder / name / variant / f"{image}.png"
 
-    def names(self, name: str, version: str) -> list[str]:
+    def names(self, name: str, variant: str) -> list[str]:
         """Names of a set's images that are kept."""
-        return sorted(path.stem for path in (self.folder / name / version).glob("*.png"))
+        return sorted(path.stem for path in (self.folder / name / variant).glob("*.png"))
 
-    def keep(self, name: str, version: str, image: str, pixels: np.ndarray) -> None:
+    def keep(self, name: str, variant: str, image: str, pixels: np.ndarray) -> None:
         """Keep a picture, RGB ``(H, W, 3)`` or grey ``(H, W, 1)`` uint8."""
-        path = self.path(name, version, image)
+        path = self.path(name, variant, image)
+        opencv_pixels = np.ascontiguousarray(pixels[..., ::-1])
         with atomic_path(path) as temporary:
-            if not cv2.imwrite(str(temporary), np.ascontiguousarray(pixels[..., ::-1])):
+            if not cv2.imwrite(str(temporary), opencv_pixels):
                 raise OSError(f"OpenCV could not write {path.name}")
 
-    def read(self, name: str, version: str, image: str) -> np.ndarray | None:
+    def read(self, name: str, variant: str, image: str) -> np.ndarray | None:
         """A picture, RGB ``(H, W, 3)`` uint8; None if it isn't kept."""
-        path = self.path(name, version, image)
-        return read_image(path) if path.is_file() else None
+        path = self.path(name, variant, image)
+        if not path.is_file():
+            return None
+        return read_image(path)
 
     def sets(self) -> list[str]:
         """Names of the sets that there are pictures of."""
         return sorted(path.name for path in self.folder.glob("*") if path.is_dir())
 
     def keep_metrics(
-        self, name: str, version: str, key: str, metrics: Mapping, facts: Mapping | None = None
+        self, name: str, variant: str, key: str, metrics: Mapping, facts: Mapping | None = None
     ) -> None:
         """Keep the metrics of a set, all of whose pictures are kept, and further ``facts``."""
         content = {
             "key": key,
             "metrics": metrics,
-            "images": self.names(name, version),
+            "images": self.names(name, variant),
             "facts": facts,
         }
-        write_json(self.folder / name / version / FIGURES, content)
+        write_json(self.folder / name / variant / FIGURES, content)
 
-    def metrics(self, name: str, version: str, key: str | None = None) -> dict | None:
-        """Metrics of a set's pictures; None if there are none, or none that were made from what ``key`` says.
+    def metrics(self, name: str, variant: str, key: str | None = None) -> dict[str, Any] | None:
+        """Metrics of a set's pictures.
+
+        Args:
+            name: Of the set.
+            variant: Of the network.
+            key: What the pictures must have been made from; by default anything.
+
+        Returns:
+            None if there are no such pictures, or not all of them.
 
         Raises:
-            AdaBMError: They can't be read.
+            AdaBMError: The metrics can't be read.
         """
-        kept = self._read(name, version)
-        return kept["metrics"] if kept is not None and key in (None, kept["key"]) else None
+        kept = self._read(name, variant)
+        if kept is None:
+            return None
+        if key is not None and key != kept["key"]:
+            return None
+        return kept["metrics"]
 
-    def facts(self, name: str, version: str) -> dict | None:
+    def facts(self, name: str, variant: str) -> dict[str, Any] | None:
         """The further facts that `keep_metrics` was given; None if there are none."""
-        kept = self._read(name, version)
-        return None if kept is None else kept["facts"]
+        kept = self._read(name, variant)
+        if kept is None:
+            return None
+        return kept["facts"]
 
-    def _read(self, name: str, version: str) -> dict | None:
-        path = self.folder / name / version / FIGURES
+    def _read(self, name: str, variant: str) -> dict[str, Any] | None:
+        path = self.folder / name / variant / FIGURES
         if not path.is_file():
             return None
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise AdaBMError(f"{path} cannot be read: {error}") from error
-        return kept if set(kept["images"]) == set(self.names(name, version)) else None
+        if set(kept["images"]) != set(self.names(name, variant)):
+            return None
+        return kept
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
     """``(1, C, H, W)`` in 0..1 as ``(H, W, C)`` uint8 RGB, rounded as BasicSR does."""
-    return (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    levels = (image[0].clamp(0, 1) * 255).round().byte()
+    return levels.permute(1, 2, 0).cpu().numpy()

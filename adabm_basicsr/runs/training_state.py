@@ -1,10 +1,11 @@
-"""What a run saves beside its network, so that it can be continued as if it had never been interrupted."""
+"""What a run saves beside its network, to be continued as if it had never been interrupted."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ SUFFIX = ".state"
 NEEDED = ("epoch", "iter", "optimizers", "schedulers")
 
 
-def read_state(path: str | Path, device: str = "cpu") -> dict:
+def read_state(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     """A training state that BasicSR or `AdaBMModel` saved.
 
     Raises:
@@ -30,12 +31,11 @@ def read_state(path: str | Path, device: str = "cpu") -> dict:
         raise AdaBMError(
             f"{error}; delete that file and --auto_resume takes the one before"
         ) from error
-    missing = (
-        [key for key in NEEDED if key not in state] if isinstance(state, Mapping) else list(NEEDED)
-    )
+    found = dict(state) if isinstance(state, Mapping) else {}
+    missing = [key for key in NEEDED if key not in found]
     if missing:
         raise AdaBMError(f"{path} is no training state: {', '.join(missing)} missing")
-    return dict(state)
+    return found
 
 
 def newest_state(folder: str | Path, models: str | Path, labels: list[str]) -> Path | None:
@@ -46,39 +46,49 @@ def newest_state(folder: str | Path, models: str | Path, labels: list[str]) -> P
         models: Where networks are: ``net_LABEL_ITERATION.pth``.
         labels: Labels of the networks that belong to a state.
     """
-    states = [path for path in Path(folder).glob(f"*{SUFFIX}") if path.stem.isdigit()]
-    whole = [
-        state
-        for state in states
-        if all((Path(models) / f"net_{label}_{state.stem}.pth").is_file() for label in labels)
-    ]
-    return max(whole, key=lambda path: int(path.stem), default=None)
+    newest = None
+    for state in Path(folder).glob(f"*{SUFFIX}"):
+        if not state.stem.isdigit():
+            continue
+        networks = [Path(models) / f"net_{label}_{state.stem}.pth" for label in labels]
+        if not all(network.is_file() for network in networks):
+            continue
+        if newest is None or int(state.stem) > int(newest.stem):
+            newest = state
+    return newest
 
 
 def find_state(opt: Mapping) -> Path | None:
     """The latest training state of the run of BasicSR's options ``opt``, see `newest_state`."""
-    return newest_state(opt["path"]["training_states"], opt["path"]["models"], resumed_labels(opt))
+    paths = opt["path"]
+    return newest_state(paths["training_states"], paths["models"], resumed_labels(opt))
 
 
 def resumed_labels(opt: Mapping) -> list[str]:
     """Labels of the networks that a run takes up when it is resumed."""
-    labels = [key.removeprefix("network_") for key in opt if key.startswith("network_")]
-    return [
-        label
-        for label in labels
-        if f"network_{label}" not in (opt["path"].get("ignore_resume_networks") or ())
-    ]
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    labels = []
+    for key in opt:
+        if key.startswith("network_") and key not in ignored:
+            labels.append(key.removeprefix("network_"))
+    return labels
 
 
-def random_state() -> dict:
-    """States of the random generators of Python, numpy and torch, of this process's GPU too; in plain types."""
-    kind, keys, *rest = np.random.get_state()
+def random_state() -> dict[str, Any]:
+    """States of the random generators of Python, numpy and torch, in plain types.
+
+    Where there is a GPU, that of this process's GPU too.
+    """
+    of_numpy: Any = np.random.get_state()
+    kind, keys, *rest = of_numpy
     state = {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
     }
-    return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def set_random_state(state: Mapping) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from adabm_basicsr.demo.run import SET, main, option_file
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.report.figures import VERSIONS
+from adabm_basicsr.report.figures import VARIANTS
 
 METRICS = {"psnr", "ssim", "fab", "bitops", "weight_bytes", "bitops_share", "size_share"}
 
 
 def test_option_files_are_found():
-    names = [f"{kind}_{run}.yml" for run in VERSIONS for kind in ("train", "test")]
+    names = [f"{kind}_{run}.yml" for run in VARIANTS for kind in ("train", "test")]
     assert [option_file(name).is_file() for name in names] == [False, True, True, True, True, True]
 
 
@@ -33,8 +33,8 @@ def test_whole_demo(tmp_path, capsys):
     took = time.perf_counter() - start
     figures = json.loads((tmp_path / "out/report/report.json").read_text())
     versions = figures["sets"][SET]["versions"]
-    assert set(versions) == set(VERSIONS)
-    full, static, adaptive = (versions[version] for version in VERSIONS)
+    assert set(versions) == set(VARIANTS)
+    full, static, adaptive = (versions[version] for version in VARIANTS)
     assert set(full) == METRICS and set(static) == set(adaptive) == {*METRICS, "self_psnr"}
     assert full["psnr"] > adaptive["psnr"] > static["psnr"] + 0.1
     assert full["fab"] == 32 and static["fab"] == 4 and adaptive["fab"] < 4.5

@@ -1,4 +1,7 @@
-"""The page in a headless browser, at desktop and phone width. Skipped where Chromium or Selenium is missing."""
+"""The page in a headless browser, at desktop and phone width.
+
+Skipped where Chromium or Selenium is missing.
+"""
 
 import shutil
 from pathlib import Path
@@ -47,6 +50,15 @@ def column(page, table, index):
     )
 
 
+def change(page, name, value, event):
+    """Give an element a value, as a user would, and let the page know."""
+    script = (
+        "const [name, value, event] = arguments; const element = document.getElementById(name);"
+        "element.value = value; element.dispatchEvent(new Event(event))"
+    )
+    page.execute_script(script, name, value, event)
+
+
 def test_nothing_goes_wrong_and_nothing_sticks_out(page):
     assert page.get_log("browser") == []
     width = page.execute_script("return document.documentElement.clientWidth")
@@ -66,7 +78,8 @@ def test_tables_sort_both_ways(page):
     name = page.find_element("css selector", "#table-layers th:nth-child(1) button")
     page.execute_script("arguments[0].click()", name)
     names = column(page, "table-layers", 0)
-    assert names[0] == "body.0.conv1" and names == sorted(names)
+    assert names[0] == "body.0.conv1"
+    assert names == sorted(names)
 
 
 def test_missing_figures_sort_last(page):
@@ -87,11 +100,10 @@ def test_slider_moves_and_shows_what_is_chosen(page):
     before = over.value_of_css_property("clip-path")
     webdriver.ActionChains(page).move_to_element_with_offset(knob, 60, 0).click().perform()
     after = over.value_of_css_property("clip-path")
-    assert before == "inset(0px 50% 0px 0px)" and after != before
+    assert before == "inset(0px 50% 0px 0px)"
+    assert after != before
     shown = over.get_attribute("src")
-    page.execute_script(
-        "const s = document.getElementById('left'); s.value = 'static'; s.dispatchEvent(new Event('change'))"
-    )
+    change(page, "left", "static", "change")
     assert over.get_attribute("src") != shown
     row = page.find_elements("css selector", ".choice")[1]
     page.execute_script("arguments[0].click()", row)
@@ -102,11 +114,9 @@ def test_slider_moves_and_shows_what_is_chosen(page):
     )
 
 
-def test_bit_map_lies_over_the_picture(page):
+def test_classes_lie_over_the_picture(page):
     overlay = page.find_element("css selector", ".overlay")
-    page.execute_script(
-        "const o = document.getElementById('opacity'); o.value = 80; o.dispatchEvent(new Event('input'))"
-    )
+    change(page, "opacity", 80, "input")
     assert overlay.value_of_css_property("opacity") == "0.8"
     assert overlay.size["width"] >= page.find_element("css selector", ".map").size["width"]
 
