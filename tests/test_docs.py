@@ -140,6 +140,21 @@ def test_method_snippet_shows_bits_of_two_images(run_snippet):
     assert "tensor([3., 5." in printed
 
 
+def test_published_method_gives_what_its_formulas_give(run_snippet):
+    """The blocks compare as they go; later ones use what earlier ones made."""
+    blocks = snippets("python", read("paper.md"))
+    assert "assert_close" in blocks[-1]
+    run_snippet("\n".join(blocks))
+
+
+def test_published_method_names_functions_of_the_files():
+    links = re.findall(r"\[`(\w+)`\]\((\S+?\.py)\)", read("paper.md"))
+    assert links
+    for name, path in links:
+        source = (ROOT / "docs" / path).read_text()
+        assert re.search(rf"^(def|class) {name}\b|^{name} = ", source, re.M), (name, path)
+
+
 def test_static_and_adaptive_are_compared(run_snippet):
     static, adaptive = map(float, run_snippet(snippets("python", read("moving.md"))[0]).split())
     assert 0 < adaptive < static

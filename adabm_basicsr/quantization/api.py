@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import check_keys
@@ -10,13 +14,14 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.preparation import copy_of
 
 
-def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork:
+def quantize(network: nn.Module, example: Tensor, **options: Any) -> QuantizedNetwork:
     """A quantized copy of a super-resolution network, to be calibrated next.
 
     Args:
         network: Maps ``(B, C, H, W)`` in 0..1 to an image; left as it is.
         example: An input of ``network``, ``(1, C, H, W)``; only its shape, type and device matter.
-        **options: Fields of `QuantizationConfig`: ``w_bits``, ``a_bits``, ``recipe``, ``fully_quantized``, ...
+        **options: Fields of `QuantizationConfig`: ``w_bits``, ``a_bits``, ``recipe``,
+            ``fully_quantized``, ...
 
     Returns:
         The quantized network. Calibrate it before use.
@@ -27,7 +32,15 @@ def quantize(network: nn.Module, example: Tensor, **options) -> QuantizedNetwork
     return QuantizedNetwork(copy_of(network), make_config(options), example)
 
 
-def make_config(options: dict) -> QuantizationConfig:
-    """`QuantizationConfig` from keyword options; those that are None keep their default, unknown ones are refused."""
-    check_keys("network_g", options, QuantizationConfig.__dataclass_fields__)
-    return QuantizationConfig(**{key: value for key, value in options.items() if value is not None})
+def make_config(options: Mapping[str, Any]) -> QuantizationConfig:
+    """`QuantizationConfig` from options by name; those that are None keep their default.
+
+    Raises:
+        AdaBMError: An option is unknown or out of range.
+    """
+    check_keys("network_g", options, [field.name for field in fields(QuantizationConfig)])
+    given = {}
+    for key, value in options.items():
+        if value is not None:
+            given[key] = value
+    return QuantizationConfig(**given)

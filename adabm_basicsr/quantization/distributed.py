@@ -1,7 +1,8 @@
-"""Several processes that calibrate and fine-tune one network together; each function does nothing where there is one.
+"""Several processes that calibrate and fine-tune one network together.
 
-In calibration every process has the same images and runs some of them; in fine-tuning each has its own part of every
-batch, all of one size. What is found is that of all images, as if one process had them.
+In calibration every process has the same images and runs some of them. In fine-tuning each has its
+own part of every batch, all of one size. What is found is that of all images, as if one process had
+them. Where there is a single process, each function does nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Index of this process and number of processes; ``(0, 1)`` where torch.distributed isn't set up."""
-    return (dist.get_rank(), dist.get_world_size()) if _is_set_up() else (0, 1)
+    """Index of this process and number of processes; ``(0, 1)`` without torch.distributed."""
+    if not _is_set_up():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def _is_set_up() -> bool:
@@ -39,7 +43,7 @@ def end_processes() -> None:
 
 
 def gather_objects(value: Result) -> list[Result]:
-    """What each process gave, in their order; tensors on the CPU travel best."""
+    """The values of all processes, in their order; tensors on the CPU travel best."""
     size = rank_and_size()[1]
     gathered = [value] * size
     if size > 1:
@@ -59,27 +63,41 @@ def from_first(value: Result) -> Result:
 def map_shared(
     function: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> list[Result]:
-    """``[function(item) for item in items]``, each item's result computed by one of the processes.
+    """``[function(item) for item in items]``, each result computed by one of the processes.
 
     Args:
         function: Its results are tensors, or built of them and plain values.
         items: The same in every process.
         device: Where to put tensors that come from other processes.
+
+    Returns:
+        The results of all items in their order, the same in every process.
     """
     rank, size = rank_and_size()
     items = list(items)
-    results = [function(item) for item in items[rank::size]]
+    own = [function(item) for item in items[rank::size]]
     if size == 1:
-        return results
-    shares = gather_objects(tree_map_only(Tensor, Tensor.cpu, results))
-    shares = tree_map_only(Tensor, lambda tensor: tensor.to(device), shares)
-    return [shares[index % size][index // size] for index in range(len(items))]
+        return own
+    on_cpu = tree_map_only(Tensor, Tensor.cpu, own)
+    gathered = gather_objects(on_cpu)
+    shares = tree_map_only(Tensor, lambda tensor: tensor.to(device), gathered)
+    results = []
+    for index in range(len(items)):
+        process = index % size
+        place = index // size
+        results.append(shares[process][place])
+    return results
 
 
 def own_share(items: Sequence[Item]) -> Sequence[Item]:
-    """Every so manieth of ``items``; all of them where they are fewer than the processes."""
+    """Every n-th of ``items``, where n is the number of processes.
+
+    All of them where there are fewer items than processes.
+    """
     rank, size = rank_and_size()
-    return items[rank::size] if len(items) >= size else items
+    if len(items) < size:
+        return items
+    return items[rank::size]
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -91,23 +109,25 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Mean over all processes, with this process's own gradient.
+    """Mean over all processes, with the gradient of this process's own values.
 
-    Once gradients are averaged (see `set_mean_gradients`), they are those of the mean.
+    Once gradients are averaged (see `set_mean_gradients`), they are those of the mean. The mean is
+    the same to the bit in all processes.
     """
     size = rank_and_size()[1]
     if size == 1:
         return values
-    return (
-        values - values.detach() + sum_over_processes(values) / size
-    )  # to the bit the same in all processes
+    mean = sum_over_processes(values) / size
+    return values - values.detach() + mean
 
 
 def weighted_mean(value: float, weight: float) -> float:
-    """Mean of the processes' values by their weights; not a number where these are all zero."""
+    """Mean of the processes' values by their weights; NaN where these are all zero."""
     pairs = gather_objects((value, weight))
     total = sum(w for _, w in pairs)
-    return sum(v * w for v, w in pairs) / total if total else float("nan")
+    if not total:
+        return float("nan")
+    return sum(v * w for v, w in pairs) / total
 
 
 def set_mean_gradients(
@@ -115,35 +135,48 @@ def set_mean_gradients(
 ) -> None:
     """Give ``parameters`` the mean of all processes' gradients.
 
-    `DistributedDataParallel` can't, as what is trained changes from epoch to epoch. A parameter that the images of no
-    process reach, where all have None, gets none.
+    ``DistributedDataParallel`` can't, as what is trained changes from epoch to epoch.
+
+    Args:
+        parameters: The same in every process.
+        gradients: This process's own, in double precision; None for a parameter that its images
+            don't reach. A parameter that no process's images reach gets no gradient.
     """
     size = rank_and_size()[1]
     if size > 1:
         gradients = _summed(parameters, gradients)
-    for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = None if gradient is None else (gradient / size).to(parameter)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            parameter.grad = None
+        else:
+            parameter.grad = (gradient / size).to(parameter)
 
 
 def _summed(
     parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Sums over the processes, all in one go."""
-    reached = (
-        torch.tensor([gradient is not None for gradient in gradients]).to(parameters[0]).double()
-    )
-    values = [
-        torch.zeros_like(p).double() if g is None else g for p, g in zip(parameters, gradients)
-    ]
-    total = sum_over_processes(torch.cat([reached, *(value.flatten() for value in values)]))
-    counts, *sums = total.split([len(parameters), *(p.numel() for p in parameters)])
-    return [
-        s.view_as(p) if count else None for p, s, count in zip(parameters, sums, counts.tolist())
-    ]
+    """Sums over the processes, all in one message."""
+    is_given = torch.tensor([gradient is not None for gradient in gradients])
+    message = [is_given.to(parameters[0]).double()]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            message.append(torch.zeros_like(parameter).double().flatten())
+        else:
+            message.append(gradient.flatten())
+    total = sum_over_processes(torch.cat(message))
+    counts, *sums = total.split([len(part) for part in message])
+    summed: list[Tensor | None] = []
+    for parameter, of_parameter, count in zip(parameters, sums, counts.tolist(), strict=True):
+        if count:
+            summed.append(of_parameter.view_as(parameter))
+        else:
+            summed.append(None)
+    return summed
 
 
 def copy_from_first(net: nn.Module) -> None:
-    """Give the networks of all processes the state of the first one's: their devices may round differently."""
-    if rank_and_size()[1] > 1:
-        state = {key: value.cpu() for key, value in net.state_dict().items()}
-        net.load_state_dict(from_first(state))
+    """Give every process's network the state of the first: their devices may round differently."""
+    if rank_and_size()[1] == 1:
+        return
+    state = {key: value.cpu() for key, value in net.state_dict().items()}
+    net.load_state_dict(from_first(state))

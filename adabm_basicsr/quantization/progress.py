@@ -11,10 +11,10 @@ Item = TypeVar("Item")
 
 
 class Bar(Protocol):
-    """What is told of the steps that are done: ``tqdm``'s bars fit."""
+    """A progress bar, as ``tqdm`` has them."""
 
-    def update(self, steps: int = 1) -> object:
-        """Note that this many more steps are done."""
+    def update(self, count: int = 1, /) -> object:
+        """Note that ``count`` more items are done."""
 
     def close(self) -> None:
         """Note that no more come."""
@@ -26,7 +26,7 @@ class Silent:
     def __init__(self, description: str, total: int) -> None:
         pass
 
-    def update(self, steps: int = 1) -> None:
+    def update(self, count: int = 1, /) -> None:
         """Nothing is shown."""
 
     def close(self) -> None:
@@ -37,12 +37,13 @@ _make_bar: ContextVar[Callable[[str, int], Bar]] = ContextVar("make_bar", defaul
 
 
 def progress(description: str, total: int) -> Bar:
-    """A bar for ``total`` steps: what `shown_by` gave, or a silent one. The caller closes it."""
-    return _make_bar.get()(description, total)
+    """A bar for ``total`` items: what `shown_by` set, or a silent one. The caller closes it."""
+    make_bar = _make_bar.get()
+    return make_bar(description, total)
 
 
 def tracked(items: Sequence[Item], description: str) -> Iterator[Item]:
-    """``items`` one after the other, each a step of a bar."""
+    """``items`` one after the other, while a bar counts them."""
     bar = progress(description, len(items))
     try:
         for item in items:

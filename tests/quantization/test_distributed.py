@@ -7,7 +7,8 @@ from faults import in_processes
 from torch import nn
 
 from adabm_basicsr.quantization.api import quantize
-from adabm_basicsr.quantization.calibration import calibrate as calibration
+from adabm_basicsr.quantization.calibration import statistics
+from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.distributed import (
     from_first,
     map_shared,
@@ -36,12 +37,18 @@ def some_images(count):
     return 0.5 + contrast * (torch.rand(count, 3, 12, 12, generator=generator) - 0.5)
 
 
+def square(item):
+    return {"square": torch.tensor(item) ** 2}
+
+
 def sums():
     rank = rank_and_size()[0]
-    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
-    set_mean_gradients(
-        [first, second], [torch.tensor([4.0, 8.0]).double() if rank == 1 else None, None]
-    )
+    first = nn.Parameter(torch.ones(2))
+    second = nn.Parameter(torch.ones(1))
+    of_first = None
+    if rank == 1:
+        of_first = torch.tensor([4.0, 8.0]).double()
+    set_mean_gradients([first, second], [of_first, None])
     value = torch.tensor(float(rank), requires_grad=True)
     mean = mean_over_processes(value)
     mean.backward()
@@ -51,33 +58,33 @@ def sums():
         "weighted": weighted_mean(float(rank), 1 + 2 * rank),
         "seed": from_first(rank + 7),
         "shares": (list(own_share(range(5))), list(own_share(range(1)))),
-        "squares": [
-            map_shared(lambda item: {"square": torch.tensor(item) ** 2}, range(n), CPU)
-            for n in (1, 5)
-        ],
+        # Fewer than the processes, and not a multiple of them.
+        "squares": [map_shared(square, range(1), CPU), map_shared(square, range(5), CPU)],
     }
 
 
 def test_sums_means_and_shares(tmp_path):
     for rank, found in enumerate(in_processes(2, tmp_path, sums)):
         first, second = found["gradients"]
-        assert first.tolist() == [2, 4] and second is None  # no process's images reached the second
+        assert first.tolist() == [2, 4]
+        # No process's images reached the second.
+        assert second is None
         assert found["mean"] == (0.5, 1)
-        assert found["weighted"] == 0.75 and found["seed"] == 7
+        assert found["weighted"] == 0.75
+        assert found["seed"] == 7
         assert found["shares"] == ([[0, 2, 4], [1, 3]][rank], [0])
-        for results in found["squares"]:  # fewer than the processes, and not a multiple of them
-            assert [int(result["square"]) for result in results] == [
-                index**2 for index in range(len(results))
-            ]
+        for results in found["squares"]:
+            squares = [int(result["square"]) for result in results]
+            assert squares == [index**2 for index in range(len(results))]
 
 
 def calibrated(recipe, observer):
-    calibration.PIXELS_AT_ONCE = 2 * 12 * 12  # two images are a part
+    # Two images are a part.
+    statistics.PIXELS_AT_ONCE = 2 * 12 * 12
     images = some_images(10)
-    net = quantize(
-        tiny_network(), images[:1], recipe=recipe, observer=observer, fully_quantized=True
-    )
-    return calibration.calibrate(net, images.split(7))
+    options = {"recipe": recipe, "observer": observer, "fully_quantized": True}
+    net = quantize(tiny_network(), images[:1], **options)
+    return calibrate(net, images.split(7))
 
 
 def calibrated_state(recipe, observer):
@@ -97,7 +104,7 @@ def test_calibration_is_that_of_one_process_to_the_bit(tmp_path, processes, reci
 
 
 def finetuned():
-    """State after a few steps of the recipe paper in double precision, and all losses."""
+    """State after a few iterations of the recipe paper in double precision, and all losses."""
     net = calibrated("paper", "minmax").double()
     rank, size = rank_and_size()
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=1, total_iterations=6)
@@ -108,7 +115,7 @@ def finetuned():
 
 
 def learned(recipe):
-    """State after some steps in single precision, where a rounding may fall the other way."""
+    """State after some iterations in single precision, where a rounding may fall the other way."""
     net = calibrated(recipe, "minmax")
     rank, size = rank_and_size()
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=3, total_iterations=12)

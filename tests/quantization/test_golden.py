@@ -21,10 +21,11 @@ NAMES = {
 
 
 class PublishedPixels(torch.nn.Module):
-    """BasicSR's EDSR with the published code's order of pixel arithmetic: 0..255 first, then the mean shift.
+    """BasicSR's EDSR with the published code's order of arithmetic: 0..255 first, then the shift.
 
-    BasicSR shifts in 0..1 and scales then. The same to 1e-7, but on this tiny network a rounding that falls the other
-    way at 3 bits grows to 2 % of a loss within a few steps, so the longest comparison needs the same last digits.
+    BasicSR shifts in 0..1 and scales then. The same to 1e-7, but on this tiny network a rounding
+    that falls the other way at 3 bits grows to 2 % of a loss within a few iterations, so the
+    longest comparison needs the same last digits.
     """
 
     def __init__(self, edsr):
@@ -160,9 +161,9 @@ def test_golden_finetuning(golden):
         1e-3,
     )
     np.testing.assert_array_equal(run(net, golden.test_images)[1], golden["finetuned_fab"])
-    # One weight lies so close to the middle of two levels that processors differ in where it goes, which moves all
-    # pixels by 2 %. So pixels are compared with the very ranges that the published code found; even then a value that
-    # falls the other way may move the pixels around it.
+    # One weight lies so close to the middle of two grid points that processors differ in where it
+    # goes, which moves all pixels by 2 %. So pixels are compared with the very ranges that the
+    # published code found; even then a value that falls the other way may move those around it.
     _take_ranges(net, golden)
     output, bits = run(net, golden.test_images)
     np.testing.assert_array_equal(bits, golden["finetuned_fab"])

@@ -6,7 +6,7 @@ from conftest import TINY_EDSR
 
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_network, quantize, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.quantization.calibration.observers import OBSERVERS
+from adabm_basicsr.quantization.recipes import OBSERVERS
 
 RECIPES = ("paper", "best", "static")
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -12,8 +12,9 @@ from adabm_basicsr import calibrate, finetune, quantize
 from adabm_basicsr.quantization.recipes import RECIPES
 
 FACTOR = 100
-# Of a single tiny network at 4 bits, self-PSNR scatters by 0.1 dB with the last digit of anything (a weight's range is
-# kept in two bytes), up or down; what depended on the scale would show in the mean.
+# Of a single tiny network at 4 bits, self-PSNR scatters by 0.1 dB with the last digit of anything
+# (a weight's range is kept in two bytes), up or down; what depended on the scale would show in the
+# mean.
 NETWORKS = 5
 
 
@@ -41,7 +42,7 @@ class Plain(nn.Module):
 
 
 def scaled(network, inside):
-    """The same function with features ``FACTOR`` times as large: everywhere, or only inside the blocks."""
+    """The same function with features ``FACTOR`` times as large, everywhere or inside blocks."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         if not inside:

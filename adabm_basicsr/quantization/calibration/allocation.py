@@ -1,7 +1,11 @@
 """Which layers get more bits: those whose errors change the image most, within a mean that is kept.
 
-How a small error ``e`` of a layer changes the image follows from one backward pass: for random weights ``v`` of the
-image's pixels, ``(grad . e) ** 2`` with the gradient of ``v . image`` is, on average, the squared error of the image.
+How a small error ``e`` of a layer changes the image follows from one backward pass: for random
+weights ``v`` of the image's pixels, ``(grad . e) ** 2`` with the gradient of ``v . image`` is, on
+average, the squared error of the image.
+
+`measure_sensitivities` finds these errors, `share_out` turns them into bits, and `assign` gives the
+bits to the layers.
 """
 
 from __future__ import annotations
@@ -10,11 +14,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.distributed import map_shared
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
@@ -24,12 +30,26 @@ from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 REACH = 2  # bits that a layer may lie above or below those asked for
 SEED = 0
 PART = 64  # neighbouring values whose rounding errors may go together
-GRAIN = 4  # steps per bit in which errors are told apart
+GRAIN = 4  # errors are distinguished by quarters of a bit
 TINY = 1e-30
+
+Key = TypeVar("Key")
+Quantizer = TypeVar("Quantizer", bound=nn.Module)
+
+
+# Errors of the image
+
+
+class _Observed(NamedTuple):
+    """A quantizer at work: its input ``value``, and the ``error`` that rounding would make."""
+
+    quantizer: ActivationQuantizer
+    value: Tensor
+    error: Tensor
 
 
 def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float]:
-    """Squared error of the image that each quantizer would make alone, at the bits and ranges it has.
+    """Squared error of the image that each quantizer alone would make, at its bits and ranges.
 
     Args:
         net: A calibrated network.
@@ -38,69 +58,87 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
     Returns:
         By activation and weight quantizer; only their ratios matter.
     """
-    weights = {
-        q: net.network.get_submodule(name).weight for name, q in net.weight_quantizers().items()
-    }
-    quantizers = [*net.activation_quantizers().values(), *weights]
+    weights: dict[WeightQuantizer, Tensor] = {}
+    for _, layer, weight_quantizer in layers_with_weights(net):
+        weights[weight_quantizer] = layer.weight
+    quantizers: list[nn.Module] = [*net.activation_quantizers().values(), *weights]
 
-    def of_image(index: int) -> list[float]:
-        errors = _errors_of_image(net, weights, images[index : index + 1], index)
+    def errors_of_image(index: int) -> list[float]:
+        image = images[index : index + 1]
+        errors = _errors_of_image(net, weights, image, index)
         return [errors.get(quantizer, 0.0) for quantizer in quantizers]
 
+    indices = tracked(range(len(images)), "Sensitivities")
     _require_gradients(weights.values(), True)
     try:
-        found = map_shared(of_image, tracked(range(len(images)), "Sensitivities"), images.device)
+        of_images = map_shared(errors_of_image, indices, images.device)
     finally:
         _require_gradients(weights.values(), False)
-    return dict(zip(quantizers, map(sum, zip(*found))))
+    totals: dict[nn.Module, float] = {}
+    for quantizer, errors in zip(quantizers, zip(*of_images, strict=True), strict=True):
+        totals[quantizer] = sum(errors)
+    return totals
 
 
 def _errors_of_image(
     net: QuantizedNetwork, weights: Mapping[WeightQuantizer, Tensor], image: Tensor, index: int
 ) -> dict[nn.Module, float]:
-    out, seen = _observed(net, image)
-    sources = [x for _, x, _ in seen] + list(weights.values())
+    out, inputs = _run_observed(net, image)
+    values = [observed.value for observed in inputs]
+    sources = [*values, *weights.values()]
     gradients = torch.autograd.grad(out, sources, _probe(out, index), allow_unused=True)
-    errors = defaultdict(float)
-    for (quantizer, _, error), gradient in zip(seen, gradients):
-        errors[quantizer] += _squared(gradient, error, PART)
-    for (quantizer, weight), gradient in zip(weights.items(), gradients[len(seen) :]):
-        # Which way a weight is rounded is chance: a twelfth of a step's square is what it errs by on average.
-        errors[quantizer] += _squared(gradient, quantizer.scales(weight) / math.sqrt(12), 1)
+    of_inputs = gradients[: len(inputs)]
+    of_weights = gradients[len(inputs) :]
+    errors: dict[nn.Module, float] = defaultdict(float)
+    for observed, gradient in zip(inputs, of_inputs, strict=True):
+        errors[observed.quantizer] += _squared(gradient, observed.error, PART)
+    for (quantizer, weight), gradient in zip(weights.items(), of_weights, strict=True):
+        # Which way a weight is rounded is chance: it errs by scale / sqrt(12) on average.
+        error = quantizer.scales(weight) / math.sqrt(12)
+        errors[quantizer] += _squared(gradient, error, 1)
     return errors
 
 
 def _probe(out: Tensor, index: int) -> Tensor:
-    """Random weights of the pixels of ``out`` for the image of that index, whichever process runs it."""
+    """Random weights of the pixels of ``out``, those of the image of that index.
+
+    They are the same whichever process runs the image.
+    """
     generator = torch.Generator().manual_seed(SEED)
-    return [torch.randn(out.shape, generator=generator) for _ in range(index + 1)][-1].to(out)
+    for _ in range(index + 1):
+        probe = torch.randn(out.shape, generator=generator)
+    return probe.to(out)
 
 
-def _observed(
-    net: QuantizedNetwork, image: Tensor
-) -> tuple[Tensor, list[tuple[ActivationQuantizer, Tensor, Tensor]]]:
-    """Output for one image, and each quantizer with its input and its error, once for each time that it runs."""
+def _run_observed(net: QuantizedNetwork, image: Tensor) -> tuple[Tensor, list[_Observed]]:
+    """Run an image in full precision and note each quantizer's input and error.
+
+    Returns:
+        The output, with gradients to the noted inputs; and the quantizers in execution order, once
+        for each time that they ran.
+    """
     seen = []
 
-    def observe(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> Tensor:
+    def note(quantizer: ActivationQuantizer, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # Quantizers are switched off: what comes out is what came in.
         with torch.no_grad():
             error = quantizer.quantize(output) - output
-        # Apart from what else the network does with the tensor, in a skip connection say. It may not be made of the
-        # image: a table of positions isn't.
+        # Apart from what else the network does with the tensor, in a skip connection say. It may
+        # not be made of the image: a table of positions isn't.
         own = output.view_as(output).requires_grad_()
-        seen.append((quantizer, own, error))
+        seen.append(_Observed(quantizer, own, error))
         return own
 
-    hooks = [
-        quantizer.register_forward_hook(observe)
-        for quantizer in net.activation_quantizers().values()
-    ]
+    hooks = []
+    for quantizer in net.activation_quantizers().values():
+        hooks.append(quantizer.register_forward_hook(note))
     try:
         with torch.enable_grad(), net.full_precision():
-            return net(image.clone().requires_grad_()), seen
+            output = net(image.clone().requires_grad_())
     finally:
         for hook in hooks:
             hook.remove()
+    return output, seen
 
 
 def _require_gradients(weights: Iterable[Tensor], required: bool) -> None:
@@ -109,24 +147,40 @@ def _require_gradients(weights: Iterable[Tensor], required: bool) -> None:
 
 
 def _squared(gradient: Tensor | None, error: Tensor, part: int) -> float:
-    """``(gradient . error) ** 2``, of parts whose errors are independent: it scatters less from probe to probe."""
+    """``(gradient . error) ** 2``, summed over parts whose errors are independent.
+
+    It scatters less from probe to probe than that of the whole.
+
+    Args:
+        gradient: None where the image doesn't depend on the layer.
+        error: Shape of ``gradient``.
+        part: Number of neighbouring values in a part.
+    """
     if gradient is None:
         return 0.0
     change = (gradient * error).flatten()
-    return float(F.pad(change, (0, -len(change) % part)).view(-1, part).sum(1).square().sum())
+    missing = -len(change) % part
+    parts = F.pad(change, (0, missing)).view(-1, part)
+    return float(parts.sum(1).square().sum())
+
+
+# Bits that follow from errors
 
 
 def share_out(
-    errors: Mapping[object, float],
-    sizes: Mapping[object, float],
-    bits: Mapping[object, int],
+    errors: Mapping[Key, float],
+    sizes: Mapping[Key, float],
+    bits: Mapping[Key, float],
     mean: float,
     bit_range: tuple[int, int] = (2, 8),
-) -> dict[object, int]:
+) -> dict[Key, int]:
     """Bits of least summed error whose mean, weighted by ``sizes``, is at most ``mean``.
 
+    All start at the lowest; as long as bits are left, the one that needs it most gets another.
+
     Args:
-        errors: Squared error that each quantizer makes at the ``bits`` it has; each bit more quarters it.
+        errors: Squared error that each quantizer makes at the ``bits`` it has; each bit more
+            quarters it.
         sizes: Weight of each in the mean.
         bits: Bits that they have.
         mean: Bits to share out, per quantizer on average.
@@ -135,24 +189,34 @@ def share_out(
     Returns:
         Bits of each, within `REACH` of ``mean``.
     """
-    wanted = {
-        key: _in_bits(errors[key] / sizes[key]) + bits[key] for key in errors
-    }  # the bits that equal errors take
+    # The bits at which the errors of all would be equal.
+    wanted = {}
+    for key, error in errors.items():
+        wanted[key] = _in_bits(error / sizes[key]) + bits[key]
     low = max(int(mean) - REACH, bit_range[0])
-    high = min(-int(-mean // 1) + REACH, bit_range[1])
+    high = min(math.ceil(mean) + REACH, bit_range[1])
     given = dict.fromkeys(errors, low)
     left = (mean - low) * sum(sizes[key] for key in errors) + 1e-6
-
-    while open_keys := [key for key in errors if given[key] < high and sizes[key] <= left]:
-        best = max(open_keys, key=lambda key: wanted[key] - given[key])  # of equals the first
-        given[best] += 1
-        left -= sizes[best]
-    return given
+    while True:
+        takers = [key for key in errors if given[key] < high and sizes[key] <= left]
+        if not takers:
+            return given
+        # Of equal ones the first.
+        neediest = max(takers, key=lambda key: wanted[key] - given[key])
+        given[neediest] += 1
+        left -= sizes[neediest]
 
 
 def _in_bits(error: float) -> float:
-    """Half the binary logarithm, as each bit quarters a squared error; differences below a quarter bit are chance."""
-    return round(GRAIN * math.log2(max(error, TINY)) / 2) / GRAIN
+    """Half the binary logarithm, as each bit quarters a squared error.
+
+    Differences below a quarter bit are chance.
+    """
+    quarters = round(GRAIN * math.log2(max(error, TINY)) / 2)
+    return quarters / GRAIN
+
+
+# Bits of a network
 
 
 @dataclass
@@ -170,11 +234,12 @@ class Sensitivities:
 
 def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivities:
     """Of all quantizers of a calibrated network, on LR images ``(B, C, H, W)`` in 0..1."""
-    inputs = {q: q.bits_of_layer().item() for q in net.activation_quantizers().values()}
-    return Sensitivities(
-        image_errors(net, images),
-        {**inputs, **{q: q.bits for q in net.weight_quantizers().values()}},
-    )
+    bits: dict[nn.Module, float] = {}
+    for activation in net.activation_quantizers().values():
+        bits[activation] = activation.bits_of_layer().item()
+    for weight in net.weight_quantizers().values():
+        bits[weight] = weight.bits
+    return Sensitivities(image_errors(net, images), bits)
 
 
 @torch.no_grad()
@@ -187,25 +252,36 @@ def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: f
         a_mean: Mean bits of the inputs.
         w_mean: Mean bits of the weights, each weight counted.
     """
-    inputs = [q for q in net.activation_quantizers().values() if q.adaptive]
-    for quantizer, bits in _shared_out(found, dict.fromkeys(inputs, 1), a_mean).items():
-        quantizer.layer_factor.fill_(bits - quantizer.bits)
-    layers = [net.network.get_submodule(name) for name in net.weight_quantizers()]
-    weights = {layer.weight_quantizer: layer.weight.numel() for layer in layers}
-    weights = {
-        quantizer: size for quantizer, size in weights.items() if quantizer.allocated is not None
-    }
-    for quantizer, bits in _shared_out(found, weights, w_mean).items():
-        quantizer.allocated.fill_(bits)
+    inputs = dict.fromkeys(_adaptive_inputs(net), 1)
+    for activation, bits in _bits_by_sensitivity(found, inputs, a_mean).items():
+        activation.layer_factor.fill_(bits - activation.bits)
+    weights = {}
+    for _, layer, weight_quantizer in layers_with_weights(net):
+        if weight_quantizer.allocated is not None:
+            weights[weight_quantizer] = layer.weight.numel()
+    for weight_quantizer, bits in _bits_by_sensitivity(found, weights, w_mean).items():
+        if weight_quantizer.allocated is not None:
+            weight_quantizer.allocated.fill_(bits)
 
 
-def _shared_out(
-    found: Sensitivities, sizes: dict[nn.Module, int], mean: float
-) -> dict[nn.Module, int]:
-    return share_out({q: found.errors[q] for q in sizes}, sizes, found.bits, mean) if sizes else {}
+def _bits_by_sensitivity(
+    found: Sensitivities, sizes: Mapping[Quantizer, int], mean: float
+) -> dict[Quantizer, int]:
+    if not sizes:
+        return {}
+    errors = {quantizer: found.errors[quantizer] for quantizer in sizes}
+    bits = {quantizer: found.bits[quantizer] for quantizer in sizes}
+    return share_out(errors, sizes, bits, mean)
 
 
 def base_bits(net: QuantizedNetwork) -> float:
     """Mean base bits of the adaptive layers, which is what they may use on average."""
-    inputs = [q.bits for q in net.activation_quantizers().values() if q.adaptive]
-    return sum(inputs) / len(inputs) if inputs else float(net.config.a_bits)
+    bits = [quantizer.bits for quantizer in _adaptive_inputs(net)]
+    if not bits:
+        return float(net.config.a_bits)
+    return sum(bits) / len(bits)
+
+
+def _adaptive_inputs(net: QuantizedNetwork) -> list[ActivationQuantizer]:
+    quantizers = net.activation_quantizers().values()
+    return [quantizer for quantizer in quantizers if quantizer.adaptive]

@@ -1,4 +1,4 @@
-"""Step 2: bit-aware clipping (BaC), which fits each activation range to the bits that its layer got."""
+"""Step 2, bit-aware clipping (BaC): fits each activation range to the bits that its layer got."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
+SHARE_OF_BEST = 0.5  # how far a range moves to the one that errs least
+
 
 @torch.no_grad()
 def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     """Move each activation range halfway to the one of smallest error at the layer's bits.
 
-    Layers are searched in execution order, each on its already quantized input, at base bits plus layer factor; 8-bit
-    layers are left alone.
+    Candidates are ``[l, u] * (1 - 0.01 i)``, ``i = 0 .. 99``, at base bits plus layer factor; then
+    ``l, u = 0.5 * old + 0.5 * best``. Layers are searched in execution order, each on its already
+    quantized input. 8-bit layers are left alone.
 
     Args:
         net: The calibrated network; changed in place.
-        images: One batch of LR images, ``(B, C, H, W)`` in 0..1; of several processes each its own part of it.
+        images: One batch of LR images, ``(B, C, H, W)`` in 0..1; of several processes each its own
+            part of it.
 
     Returns:
         ``net``.
@@ -29,25 +33,23 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     Raises:
         AdaBMError: ``net`` hasn't been calibrated.
     """
-    quantizers = [
-        quantizer
-        for quantizer in net.activation_quantizers().values()
-        if quantizer.bits < FIXED_BITS
-    ]
-    visit_in_order(net, quantizers, images, _search, "Clipping search")
+    quantizers = []
+    for quantizer in net.activation_quantizers().values():
+        if quantizer.bits < FIXED_BITS:
+            quantizers.append(quantizer)
+    visit_in_order(net, quantizers, images, _clip_quantizer, "Clipping search")
     net.stage.fill_(Stage.CLIPPED)
     return net
 
 
-def _search(quantizer: ActivationQuantizer, x: Tensor) -> None:
-    bits = quantizer.clamped_bits_of_layer()
-    best = search_range(
+def _clip_quantizer(quantizer: ActivationQuantizer, x: Tensor) -> None:
+    lower, upper = search_range(
         quantizer.in_common_range(x),
         quantizer.lower,
         quantizer.upper,
-        bits,
+        quantizer.clamped_bits_of_layer(),
         quantizer.integer,
         shared=True,
     )
-    quantizer.lower.mul_(0.5).add_(0.5 * best[:1])
-    quantizer.upper.mul_(0.5).add_(0.5 * best[1:])
+    quantizer.lower.mul_(1 - SHARE_OF_BEST).add_(SHARE_OF_BEST * lower)
+    quantizer.upper.mul_(1 - SHARE_OF_BEST).add_(SHARE_OF_BEST * upper)

@@ -1,8 +1,23 @@
-"""Makes each layer's output, rather than its input and weight, come out right after quantization.
+"""Reconstruction: makes each layer's *output* come out right after quantization.
 
-Two steps, from calibration data alone: the clipping range is searched for the smallest error of the layer's output, and
-weights are rounded one after the other, each rounding error passed on to those that are still to be rounded (GPTQ,
-arXiv 2210.17323). What each input channel has for itself is set before; see `equalisation`.
+Calibration finds ranges from what goes into a layer. `reconstruct` then looks at what comes out. It
+runs the network once on some LR images and stops at each layer, in execution order. What arrives
+there comes from layers that are fitted and quantized already. On this input the layer is compared
+with itself in full precision, twice, without gradients:
+
+1. **Range of the input.** Of thirteen shrunk copies of the calibrated range, the one with which the
+   layer's output errs least is taken, and widened by a fifth. At 8 bits a range shrinks only as far
+   as nothing is clipped. Complex images are fitted apart where each image class has a range of its
+   own.
+2. **Rounding of the weights.** They are rounded one input after the other, and each rounding error
+   is passed on to the weights that are still to be rounded, such that the output changes least.
+   This is GPTQ (arXiv 2210.17323) on the inputs as they arrive: see `round_compensated`.
+
+For both, the layer is written as a product, ``output = rows @ columns``: ``rows`` are its weights,
+and ``columns`` the inputs that each output value is a weighted sum of. Results go to ``lower``,
+``upper`` and ``level_ranges`` of the input's quantizer, and to ``correction`` of the weight's,
+which is added to weights before they are rounded. Scales and zero points of input channels are set
+before, by ``equalisation``; they stay.
 """
 
 from __future__ import annotations
@@ -24,173 +39,263 @@ from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 MAX_COLUMNS = 1 << 13  # positions that a layer is reconstructed on
 MAX_SEARCHED_COLUMNS = 1 << 10
-SHRINKS = [1 - 0.06 * step for step in range(13)]
-# Clipping errs one way and adds up over layers and images, rounding averages out: one layer's search clips too much.
+SHRINKS = [1 - 0.06 * i for i in range(13)]
+# Clipping errs one way and adds up over layers and images, rounding averages out: the search in one
+# layer clips too much.
 MARGIN = 1.2
 HEADROOM = 1.1  # of 8-bit ranges above what these images need
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
-Quantize = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # of columns, on a range from lower to upper end
+COMPLEX = 2  # the image class of complex images
+# Quantizes columns on a range from lower to upper end.
+Quantize = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
 def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) -> None:
-    """Fit clipping ranges and rounding of all layers, in execution order, each on its already quantized input.
+    """Fit clipping ranges and rounding of all layers, in execution order.
+
+    Layers that are no weighted sums keep their ranges, and their weights are rounded to the
+    nearest.
 
     Args:
         net: A network whose ranges are calibrated; changed in place.
         images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
         rounding: Whether to fit the rounding of weights too.
     """
-    layers = [layer for layer in net.layers().values() if isinstance(layer, QuantizedLayer)]
+    layers = []
+    for layer in net.layers().values():
+        if isinstance(layer, QuantizedLayer):
+            layers.append(layer)
 
     def fit(layer: QuantizedLayer, x: Tensor) -> None:
-        with (
-            torch._C.DisableTorchFunction()
-        ):  # the products in it aren't the network's, though it may quantize its own
-            _fit(layer, x, rounding)
+        # Products in here aren't the network's, though it may quantize its own.
+        with torch._C.DisableTorchFunction():
+            _fit_layer(layer, x, rounding)
 
-    visit_in_order(
-        net, layers, images, fit, "Rounding of layers" if rounding else "Ranges of layers"
-    )
+    description = "Rounding of layers" if rounding else "Ranges of layers"
+    visit_in_order(net, layers, images, fit, description)
 
 
-def _fit(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
-    if not x.numel():  # a selection of which nothing was taken
+def _fit_layer(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
+    if not x.numel():
+        # A selection of which nothing was taken.
         return
-    activation, weight = layer.input_quantizer, layer.weight_quantizer
-    scale = getattr(activation, "channel_scale", None)
-    of_input, of_weight = (1.0, 1.0) if scale is None else layer.channel_views(scale.flatten())
-    columns = layer.columns(x / of_input, MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS)
+    of_input, of_weight = _channel_scales(layer)
+    count = MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS
+    columns = layer.columns(x / of_input, count)  # (G, K, N)
     if columns is None:
         return
-    rows = (layer.weight * of_weight).reshape(len(columns), -1, columns.shape[1])
-    if isinstance(activation, ActivationQuantizer):
-        columns = _fit_input(activation, rows, columns, shifts_of_columns(layer, columns))
-    if rounding and isinstance(weight, WeightQuantizer):
-        steps = weight.scale.expand(rows.shape[0] * rows.shape[1]).view(len(rows), -1, 1)
-        rounded = round_compensated(
-            rows, columns @ columns.transpose(1, 2), steps, weight.bits, weight.lowest
-        )
-        weight.correction.copy_(rounded.view_as(layer.weight) / of_weight - layer.weight)
+    groups, weights, _ = columns.shape
+    rows = (layer.weight * of_weight).reshape(groups, -1, weights)  # (G, O, K)
+    if isinstance(layer.input_quantizer, ActivationQuantizer):
+        shifts = shifts_of_columns(layer, columns)
+        columns = _fit_input(layer.input_quantizer, rows, columns, shifts)
+    if rounding:
+        _fit_rounding(layer, rows, columns, of_weight)
+
+
+def _channel_scales(layer: QuantizedLayer) -> tuple[Tensor | float, Tensor | float]:
+    """Scale of each input channel, as it broadcasts against the input and against the weight."""
+    scale = getattr(layer.input_quantizer, "channel_scale", None)
+    if scale is None:
+        return 1.0, 1.0
+    return layer.channel_views(scale.flatten())
+
+
+# Range of the input
 
 
 def _fit_input(
     quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, shifts: Tensor
 ) -> Tensor:
-    """Fit the ranges of a layer's input to the error of its output; returns the quantized ``columns``."""
+    """Fit the ranges of a layer's input to the error of its output.
+
+    Args:
+        quantizer: That of the input; its ranges change.
+        rows: Weights, ``(G, O, K)``.
+        columns: Inputs in units of their channels' scales, ``(G, K, N)``.
+        shifts: Shift of each channel's range, ``(G, K, 1)`` or ``(1,)``.
+
+    Returns:
+        The quantized ``columns``.
+    """
 
     def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         bits = quantizer.clamped_bits_of_layer()
-        return fake_quantize(values, *shifted(lower, upper, shifts), bits, quantizer.integer)
+        lower, upper = shifted(lower, upper, shifts)
+        return fake_quantize(values, lower, upper, bits, quantizer.integer)
 
-    levels = _levels(quantizer, columns)
-    _fit_ranges(quantizer, rows, columns, levels, quantize)
-    factors = 1.0 if levels is None else quantizer.level_ranges[levels + 1]
+    classes = _image_classes(quantizer, columns)
+    _fit_ranges(quantizer, rows, columns, classes, quantize)
+    if classes is None or quantizer.level_ranges is None:
+        return quantize(columns, quantizer.lower, quantizer.upper)
+    factors = quantizer.level_ranges[classes]
     return quantize(columns, quantizer.lower * factors, quantizer.upper * factors)
 
 
-def _levels(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
-    """Level of the image of each column, ``(N,)``; None where all levels share a range."""
+def _image_classes(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
+    """Class of the image of each column, ``(N,)``; None where all classes share a range."""
     if quantizer.level_ranges is None or quantizer.image_factor is None:
         return None
-    levels = quantizer.image_factor.detach().long()
-    return levels.repeat_interleave(columns.shape[-1] // len(levels))
+    classes = quantizer.image_factor.detach().long() + 1
+    columns_of_image = columns.shape[-1] // len(classes)
+    return classes.repeat_interleave(columns_of_image)
 
 
 def _fit_ranges(
     quantizer: ActivationQuantizer,
     rows: Tensor,
     columns: Tensor,
-    levels: Tensor | None,
+    classes: Tensor | None,
     quantize: Quantize,
 ) -> None:
-    """Shrink the range to where the layer's output errs least, on images of each level for itself."""
-    whole = quantizer.lower.clone(), quantizer.upper.clone()
-    common = columns if levels is None else columns[..., levels < 1]
-    shrink = _shrink(quantizer, whole, rows, common if common.shape[-1] else columns, quantize)
+    """Shrink the range to where the layer's output errs least, on complex images for themselves."""
+    calibrated = (quantizer.lower.clone(), quantizer.upper.clone())
+    if classes is None or quantizer.level_ranges is None:
+        shrink = _shrink(quantizer, calibrated, rows, columns, quantize)
+        quantizer.lower.mul_(shrink)
+        quantizer.upper.mul_(shrink)
+        return
+    is_complex = classes == COMPLEX
+    of_complex = columns[..., is_complex]
+    of_others = columns[..., ~is_complex]
+    if not of_others.shape[-1]:
+        of_others = columns
+    shrink = _shrink(quantizer, calibrated, rows, of_others, quantize)
     quantizer.lower.mul_(shrink)
     quantizer.upper.mul_(shrink)
-    if levels is not None and (levels == 1).any():
-        quantizer.level_ranges[2] = (
-            _shrink(quantizer, whole, rows, columns[..., levels == 1], quantize) / shrink
-        )
+    if of_complex.shape[-1]:
+        shrink_of_complex = _shrink(quantizer, calibrated, rows, of_complex, quantize)
+        quantizer.level_ranges[COMPLEX] = shrink_of_complex / shrink
 
 
 def _shrink(
-    quantizer: ActivationQuantizer, ends: tuple[Tensor, Tensor], rows, columns, quantize: Quantize
+    quantizer: ActivationQuantizer,
+    ends: tuple[Tensor, Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    quantize: Quantize,
 ) -> float:
     """Factor on the range; at 8 bits only as far as nothing is clipped.
 
-    There clipping gains little on these images, and loses more on others whose rare values lie outside.
+    There clipping gains little on these images, and loses more on others whose rare values lie
+    outside.
     """
     if quantizer.clamped_bits_of_layer() < FIXED_BITS:
         return MARGIN * _best_shrink(ends, rows, columns, quantize)
-    used = [
-        float(end / of_range)
-        for end, of_range in zip(torch.aminmax(columns), ends)
-        if of_range != 0
-    ]
-    return (
-        min(max(used, default=1.0) * HEADROOM, 1.0) if quantizer.level_ranges is not None else 1.0
-    )
+    if quantizer.level_ranges is None:
+        return 1.0
+    used = []
+    for needed, end in zip(torch.aminmax(columns), ends, strict=True):
+        if end != 0:
+            used.append(float(needed / end))
+    return min(max(used, default=1.0) * HEADROOM, 1.0)
 
 
 def _best_shrink(
     ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, quantize: Quantize
 ) -> float:
-    columns, errors = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)], []
+    """Of `SHRINKS` the one of smallest mean squared error of the output."""
+    lower, upper = ends
+    columns = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)]
+    errors = []
     for shrink in SHRINKS:
-        quantized = quantize(columns, ends[0] * shrink, ends[1] * shrink)
-        errors.append((rows @ (quantized - columns)).square().mean())
-    return SHRINKS[int(torch.stack(errors).argmin())]
+        quantized = quantize(columns, lower * shrink, upper * shrink)
+        change = rows @ (quantized - columns)
+        errors.append(change.square().mean())
+    best = torch.stack(errors).argmin()
+    return SHRINKS[int(best)]
+
+
+# Rounding of the weights
+
+
+def _fit_rounding(
+    layer: QuantizedLayer, rows: Tensor, columns: Tensor, of_weight: Tensor | float
+) -> None:
+    """Correct each weight such that it is rounded to where `round_compensated` wants it.
+
+    Args:
+        layer: The layer; the correction of its weight quantizer changes.
+        rows: Weights in units of their channels' scales, ``(G, O, K)``.
+        columns: Quantized inputs, ``(G, K, N)``.
+        of_weight: These scales, broadcastable to the layer's weight.
+    """
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, WeightQuantizer) or quantizer.correction is None:
+        return
+    groups, outputs, _ = rows.shape
+    scales = quantizer.scale.expand(groups * outputs).view(groups, -1, 1)
+    moments = columns @ columns.transpose(1, 2)
+    rounded = round_compensated(rows, moments, scales, quantizer.bits, quantizer.lowest)
+    wanted = rounded.view_as(layer.weight) / of_weight
+    quantizer.correction.copy_(wanted - layer.weight)
 
 
 def round_compensated(
-    rows: Tensor, moments: Tensor, steps: Tensor, bits: int, lowest: float
+    rows: Tensor, moments: Tensor, scales: Tensor, bits: int, lowest: float
 ) -> Tensor:
-    """Round weights to levels that lie ``steps`` apart such that ``rows @ columns`` changes least.
+    """Round weights to grid points such that ``rows @ columns`` changes least (GPTQ).
+
+    Weight by weight, those of loud inputs first:
+
+    1. Round the weight ``k`` of every row to the nearest grid point.
+    2. What the rounding takes away, add to the weights that are still to be rounded, in the
+       proportion that makes up for it best on these inputs.
+
+    With ``U`` the upper Cholesky factor of the inverse of ``moments``, 2 subtracts
+    ``(w_k - q_k) / U_kk * U_kj`` from each later weight ``j``.
 
     Args:
         rows: Weights of each group and output channel, ``(G, O, K)``.
         moments: ``columns @ columns.T`` of the inputs, ``(G, K, K)``.
-        steps: Distance of the levels, ``(G, O, 1)``; 0 of an output channel whose weights are all zero.
-        bits: Bit-width; there are ``2 ** bits`` levels.
-        lowest: The lowest level, in steps: a whole number of them, or halfway between two.
+        scales: Distance of the grid points, ``(G, O, 1)``; 0 of an output channel whose weights are
+            all zero.
+        bits: Bit-width; there are ``2 ** bits`` grid points.
+        lowest: The lowest grid point in units of the scale: a whole number, or halfway
+            between two.
 
     Returns:
         The rounded weights, ``(G, O, K)``.
     """
-    order = moments.diagonal(dim1=1, dim2=2).argsort(
-        1, descending=True
-    )  # loud inputs first, while errors can move on
+    # Loud inputs first, while errors can move on.
+    order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # (G, K)
     rows = rows.gather(2, order.unsqueeze(1).expand_as(rows))
     moments = moments.gather(1, order.unsqueeze(2).expand_as(moments))
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
     passed_on = _passed_on(moments)
-    steps = steps.clamp(min=torch.finfo(steps.dtype).tiny)
-    highest, offset = lowest + 2**bits - 1, lowest % 1
+    scales = scales.clamp(min=torch.finfo(scales.dtype).tiny)
+    highest = lowest + 2**bits - 1
+    offset = lowest % 1
     rounded = torch.empty_like(rows)
-    for start in range(0, rows.shape[2], BLOCK):
-        end = min(start + BLOCK, rows.shape[2])
+    count = rows.shape[2]
+    # Later weights get the errors of a block at once, those in the block one after the other.
+    for start in range(0, count, BLOCK):
+        end = min(start + BLOCK, count)
         errors = torch.empty_like(rows[..., start:end])
         for k in range(start, end):
-            level = (
-                (rows[..., k : k + 1] / steps - offset).round().add(offset).clamp(lowest, highest)
-            )
-            rounded[..., k : k + 1] = level * steps
-            error = (rows[..., k] - rounded[..., k]) / passed_on[:, k, k].unsqueeze(1)
+            position = rows[..., k : k + 1] / scales
+            nearest = (position - offset).round().add(offset).clamp(lowest, highest)
+            rounded[..., k : k + 1] = nearest * scales
+            difference = rows[..., k] - rounded[..., k]
+            error = difference / passed_on[:, k, k].unsqueeze(1)
             errors[..., k - start] = error
-            rows[..., k + 1 : end] -= error.unsqueeze(2) * passed_on[:, k, k + 1 : end].unsqueeze(1)
+            later_in_block = passed_on[:, k, k + 1 : end].unsqueeze(1)
+            rows[..., k + 1 : end] -= error.unsqueeze(2) * later_in_block
         rows[..., end:] -= errors @ passed_on[:, start:end, end:]
-    return rounded.gather(2, order.argsort(1).unsqueeze(1).expand_as(rounded))
+    original_order = order.argsort(1).unsqueeze(1).expand_as(rounded)
+    return rounded.gather(2, original_order)
 
 
 def _passed_on(moments: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse: how an error in one weight is best made up for by the later ones."""
-    mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(moments.dtype).tiny)
-    damped = moments / mean.view(-1, 1, 1) + DAMPING * torch.eye(moments.shape[1]).to(moments)
+    """How an error in one weight is best made up for by the later ones, ``(G, K, K)``.
+
+    It is the upper Cholesky factor of the inverse of ``moments``, which are damped.
+    """
+    smallest = torch.finfo(moments.dtype).tiny
+    mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp(min=smallest)
+    identity = torch.eye(moments.shape[1]).to(moments)
+    damped = moments / mean.view(-1, 1, 1) + DAMPING * identity
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)

@@ -1,1 +1,1 @@
-"""Step 3: fine-tuning against the full-precision network."""
+"""Step 3: fine-tuning against the full-precision network, the teacher."""

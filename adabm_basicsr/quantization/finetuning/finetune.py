@@ -1,4 +1,9 @@
-"""Step 3: fine-tuning of ranges and bit mappings against the full-precision network."""
+"""Step 3, fine-tuning: ranges and bit mappings learn to give the teacher's output.
+
+The teacher is the network in full precision. `Finetuner.step` is one iteration: clip the first
+time, choose what is trained, run student and teacher, add up the losses, find gradients, move.
+docs/paper.md has the equations of recipe ``paper``.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +28,11 @@ from adabm_basicsr.quantization.finetuning.teacher import Teacher
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 from adabm_basicsr.quantization.recipes import RELATIVE_RATES
 
-PIXEL_RANGE = (
-    255.0  # the paper's constants are for pixels in 0..255, the networks' output is in 0..1
-)
+# The paper's constants are for pixels in 0..255, the networks' output is in 0..1.
+PIXEL_RANGE = 255.0
 WARM_UP = 0.1  # share of a run in which learning rates rise
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
 
 
 @dataclass
@@ -34,9 +40,11 @@ class FinetuneSettings:
     """Constants of fine-tuning; the defaults are the recipe's own, of ``paper`` the paper's.
 
     Attributes:
-        learning_rates: Those that differ from the recipe's own, by ``weight_range``, ``activation_range``,
-            ``layer_factor``, ``image_threshold``, ``weight_correction`` and ``bias``; 0 keeps them as calibrated.
-        lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own by default.
+        learning_rates: Those that differ from the recipe's own, by ``weight_range``,
+            ``activation_range``, ``layer_factor``, ``image_threshold``, ``weight_correction`` and
+            ``bias``; 0 keeps them as calibrated.
+        lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own
+            by default.
         feature_weight: Weight of the feature loss; the recipe's own by default.
         bit_weight: Weight of the bit loss, of recipes that train bit mappings.
     """
@@ -48,7 +56,9 @@ class FinetuneSettings:
 
     @classmethod
     def from_options(cls, options: dict) -> FinetuneSettings:
-        """Settings from a mapping (``train: finetune:`` in YAML); learning rates that are not given are the recipe's.
+        """Settings from a mapping, ``train: finetune:`` in YAML.
+
+        Learning rates that are not given are the recipe's.
 
         Raises:
             AdaBMError: A key is unknown, or a value is no number or below 0.
@@ -73,9 +83,10 @@ class Finetuner:
     Args:
         net: A calibrated network.
         settings: Learning rates and loss weights.
-        iterations_per_epoch: Length of an epoch; phases and learning rates follow from the iteration alone, so a
-            resumed run continues as if it had not been interrupted.
-        total_iterations: Length of the run, over which learning rates fade out where no ``lr_decay`` is set.
+        iterations_per_epoch: Length of an epoch; phases and learning rates follow from the
+            iteration alone, so a resumed run continues as if it had not been interrupted.
+        total_iterations: Length of the run, over which learning rates fade out where no
+            ``lr_decay`` is set.
 
     Attributes:
         phases: Names of the phases that have something to train.
@@ -89,27 +100,36 @@ class Finetuner:
         iterations_per_epoch: int,
         total_iterations: int = 400,
     ) -> None:
+        recipe = net.config.finetuning
         self.net = net
         self.settings = settings
         self.iterations_per_epoch = iterations_per_epoch
         self.total_iterations = total_iterations
         self.teacher = Teacher(net)
-        recipe = net.config.finetuning
-        self.feature_weight = (
-            recipe.feature_weight if settings.feature_weight is None else settings.feature_weight
-        )
-        self.lr_decay = recipe.lr_decay if settings.lr_decay is None else settings.lr_decay
-        rates = {**recipe.learning_rates, **settings.learning_rates}
-        groups = {phase: parameter_groups(net, phase, rates) for phase in recipe.phases}
-        groups = {phase: found for phase, found in groups.items() if found}
-        self.phases = list(groups)
         self.pixel_loss = PIXEL_LOSSES[recipe.pixel_loss]
-        kind = RelativeAdam if recipe.relative_steps else torch.optim.Adam
-        self.optimizers = [kind(found, betas=(0.9, 0.999), eps=1e-8) for found in groups.values()]
+        self.feature_weight = recipe.feature_weight
+        if settings.feature_weight is not None:
+            self.feature_weight = settings.feature_weight
+        self.lr_decay = recipe.lr_decay
+        if settings.lr_decay is not None:
+            self.lr_decay = settings.lr_decay
+        rates = dict(recipe.learning_rates)
+        rates.update(settings.learning_rates)
+        optimizer_type = RelativeAdam if recipe.relative_steps else torch.optim.Adam
+        self.phases: list[str] = []
+        self.optimizers: list[torch.optim.Adam] = []
+        for phase in recipe.phases:
+            groups = parameter_groups(net, phase, rates)
+            if groups:
+                self.phases.append(phase)
+                self.optimizers.append(optimizer_type(groups, betas=BETAS, eps=EPSILON))
+
+    # What is trained when
 
     def phase_index(self, iteration: int) -> int:
         """Index of the phase of an iteration, counted from 1."""
-        return (iteration - 1) // self.iterations_per_epoch % len(self.phases)
+        epoch = (iteration - 1) // self.iterations_per_epoch
+        return epoch % len(self.phases)
 
     def optimizer(self, iteration: int) -> torch.optim.Adam:
         """The optimizer of an iteration's phase, its learning rates set for that iteration."""
@@ -119,34 +139,37 @@ class Finetuner:
         return optimizer
 
     def _rate(self, iteration: int) -> float:
-        """Factor on the first learning rates: a step after each epoch of a phase, or half a cosine over the run."""
+        """Factor on the first learning rates.
+
+        With ``lr_decay`` it is multiplied by that after each epoch of the phase; without, it
+        follows half a cosine over the run.
+        """
         if self.lr_decay is None:
             done = min((iteration - 1) / self.total_iterations, 1)
-            warm = min(
-                (iteration / (WARM_UP * self.total_iterations)), 1
-            )  # Adam's first steps follow signs alone
+            # Adam's first moves follow signs alone.
+            warm = min(iteration / (WARM_UP * self.total_iterations), 1)
             return warm * (1 + math.cos(math.pi * done)) / 2
-        return self.lr_decay ** ((iteration - 1) // self.iterations_per_epoch // len(self.phases))
+        epoch = (iteration - 1) // self.iterations_per_epoch
+        epochs_of_phase = epoch // len(self.phases)
+        return self.lr_decay**epochs_of_phase
+
+    def _train_only(self, parameters: Sequence[nn.Parameter]) -> None:
+        trained = set(parameters)
+        for parameter in self.net.parameters():
+            parameter.requires_grad_(parameter in trained)
+
+    # Clipping
 
     @property
     def needs_clipping(self) -> bool:
-        """Whether the recipe clips ranges before the first step, and they aren't clipped yet."""
+        """Whether the recipe clips ranges before it trains them, and they aren't clipped yet."""
         return self.net.config.calibration.clip and int(self.net.stage) < Stage.CLIPPED
 
     def clip(self, images: Tensor) -> None:
-        """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes alike."""
+        """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes."""
         clip(self.net, images)
 
-    @torch.no_grad()
-    def loss(self, images: Tensor, forward: nn.Module | None = None) -> float:
-        """How far the network is from full precision on LR patches, ``(B, C, H, W)`` in 0..1: pixels and features.
-
-        Full precision is computed once: call it with the same patches each time.
-        """
-        forward = forward or self.net
-        teacher = self.teacher(images, forward, range(-len(images), 0))
-        losses = self._losses(forward(images, True), teacher, parts=1)
-        return float(losses["l_pix"] + losses["l_feat"])
+    # Iterations
 
     def step(
         self,
@@ -155,13 +178,14 @@ class Finetuner:
         forward: nn.Module | None = None,
         keys: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
-        """One update on a batch of LR patches.
+        """One iteration on a batch of LR patches.
 
         Args:
-            images: ``(B, C, H, W)`` in 0..1. Several processes (torch.distributed) each take their own part of a
-                batch, all of one size.
+            images: ``(B, C, H, W)`` in 0..1. Several processes (torch.distributed) each take their
+                own part of a batch, all of one size.
             iteration: Counted from 1; it decides what is trained.
-            forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper of it.
+            forward: What to call instead of the network itself, such as a ``DataParallel`` wrapper
+                of it.
             keys: A key for each patch that comes back unchanged in later epochs; see `Teacher`.
 
         Returns:
@@ -170,52 +194,79 @@ class Finetuner:
         Raises:
             AdaBMError: The loss is not finite.
         """
-        forward = forward or self.net
+        if forward is None:
+            forward = self.net
         if self.needs_clipping:
             self.clip(images)
+
         optimizer = self.optimizer(iteration)
-        self._train_only(optimizer)
+        parameters = _parameters_of(optimizer)
+        self._train_only(parameters)
+
         parts = run_in_parts(forward, images)
         student = join(parts)
-        losses = self._losses(student, self.teacher(images, forward, keys), len(parts))
-        trained = (
-            losses
-            if self.phases[self.phase_index(iteration)] == BIT_MAPPING
-            else {**losses, "l_bit": 0.0}
-        )
-        total = trained["l_pix"] + trained["l_feat"] + trained["l_bit"]
-        if not torch.isfinite(total):
-            raise AdaBMError(
-                f"fine-tuning diverged: the loss of iteration {iteration} is {float(total.detach())}"
-            )
+        teacher = self.teacher(images, forward, keys)
+        losses = self._losses(student, teacher, len(parts))
+        total = losses["l_pix"] + losses["l_feat"]
+        if self.phases[self.phase_index(iteration)] == BIT_MAPPING:
+            total = total + losses["l_bit"]
+        loss = float(total.detach())
+        if not math.isfinite(loss):
+            raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {loss}")
+
         optimizer.zero_grad()
         total.backward()
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
-        set_mean_gradients(parameters, gradients_of(parts, student, parameters))
-        optimizer.step(
-            **{"loss": float(total.detach())} if isinstance(optimizer, RelativeAdam) else {}
-        )
-        return {name: loss.detach().float() for name, loss in losses.items()}
+        gradients = gradients_of(parts, student, parameters)
+        set_mean_gradients(parameters, gradients)
+        if isinstance(optimizer, RelativeAdam):
+            optimizer.step(loss=loss)
+        else:
+            optimizer.step()
+        return {name: value.detach().float() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def loss(self, images: Tensor, forward: nn.Module | None = None) -> float:
+        """How far the network is from full precision on some LR patches: pixels and features.
+
+        Full precision is computed once: call it with the same patches each time.
+
+        Args:
+            images: ``(B, C, H, W)`` in 0..1.
+            forward: What to call instead of the network itself.
+        """
+        if forward is None:
+            forward = self.net
+        # Below 0, where no patch of the training has its key.
+        keys = range(-len(images), 0)
+        teacher = self.teacher(images, forward, keys)
+        student = forward(images, True)
+        losses = self._losses(student, teacher, parts=1)
+        return float(losses["l_pix"] + losses["l_feat"])
 
     def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
-        base = float(self.net.config.a_bits)
+        """Losses and mean bits, scalars.
+
+        l_pix = 255 * distance of the images;   l_feat = feature weight * distance of the features
+        l_bit = bit weight * max(0, mean bits - base bits)
+        """
         bits = mean_over_processes(student.bits.double().mean())
         features = feature_loss(student.features, teacher.features, parts)
         features = mean_over_processes(features.to(bits.device))
+        pixels = mean_over_processes(self.pixel_loss(student.output - teacher.output))
+        excess = (bits - float(self.net.config.a_bits)).clamp(min=0)
         return {
-            "l_pix": PIXEL_RANGE
-            * mean_over_processes(self.pixel_loss(student.output - teacher.output)),
+            "l_pix": PIXEL_RANGE * pixels,
             "l_feat": self.feature_weight * features,
-            "l_bit": self.settings.bit_weight * (bits - base).clamp(min=0),
+            "l_bit": self.settings.bit_weight * excess,
             "fab": bits,
         }
 
-    def _train_only(self, optimizer: torch.optim.Optimizer) -> None:
-        trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        for parameter in self.net.parameters():
-            parameter.requires_grad_(parameter in trained)
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters.extend(group["params"])
+    return parameters
 
 
 def finetune(
@@ -229,19 +280,25 @@ def finetune(
 
     Args:
         net: The calibrated network; changed in place.
-        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1. Several processes
-            (torch.distributed) each take their own part of every batch, all of one size.
+        batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
+            Several processes (torch.distributed) each take their own part of every batch, all of
+            one size.
         settings: Learning rates and loss weights; the recipe's own by default.
         iterations_per_epoch: Batches that make an epoch, after which the next phase begins.
         total_iterations: Number of batches, if these aren't a sequence.
 
     Returns:
         ``net``.
+
+    Raises:
+        AdaBMError: The recipe has nothing to fine-tune, or the loss is not finite.
     """
-    batches = batches if total_iterations else list(batches)
-    tuner = Finetuner(
-        net, settings or FinetuneSettings(), iterations_per_epoch, total_iterations or len(batches)
-    )
+    if not total_iterations:
+        batches = list(batches)
+        total_iterations = len(batches)
+    if settings is None:
+        settings = FinetuneSettings()
+    tuner = Finetuner(net, settings, iterations_per_epoch, total_iterations)
     if not tuner.phases:
         raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
     for iteration, batch in enumerate(batches, start=1):

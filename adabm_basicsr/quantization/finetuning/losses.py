@@ -1,6 +1,9 @@
-"""Losses of fine-tuning: how far a quantized network's images and block outputs are from full precision."""
+"""Losses of fine-tuning: how far images and block outputs are from those of the teacher."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,44 +20,56 @@ def _mean_absolute(difference: Tensor) -> Tensor:
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    return (
-        (difference.square().mean((1, 2, 3)) + TINY).sqrt().double().mean()
-    )  # in any order the same
+    of_samples = (difference.square().mean((1, 2, 3)) + TINY).sqrt()
+    # In double precision the mean is the same in any order.
+    return of_samples.double().mean()
 
 
 PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
 
 
-def feature_loss(student: list[Tensor], teacher: list[Tensor], parts: int = 1) -> Tensor:
-    """Distance of block outputs, each divided by its L2 norm over the whole batch, that of all processes together.
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], parts: int = 1) -> Tensor:
+    """How far the outputs of blocks are from those of the teacher.
+
+    mean over blocks and samples of || f / ||f|| - f_t / ||f_t|| ||_2 / B, where ||f|| is the L2
+    norm over the whole batch of B samples, that of all processes together.
 
     Args:
-        student: Block outputs of the quantized network, each ``(B, ...)``.
-        teacher: Those of the full-precision network.
-        parts: Number of parts of the batch whose sums are added in double precision, see `run_in_parts`.
+        student: Block outputs f of the quantized network, each ``(B, ...)``.
+        teacher: Those of the teacher, f_t.
+        parts: Number of parts of the batch whose sums are added in double precision, see
+            `run_in_parts`.
 
     Returns:
-        Scalar: mean over blocks and this process's samples of the L2 distance, divided by the batch size; 0 without
-        blocks.
+        Scalar: the mean over this process's samples; 0 without blocks.
     """
     processes = rank_and_size()[1]
-    pairs = [
-        pair for pair in zip(student, teacher) if pair[0].numel()
-    ]  # a block may have been given nothing to do
-    distances = [
-        _NormalisedDistance.apply(*pair, parts).mean() / (processes * len(pair[0]))
-        for pair in pairs
-    ]
-    return torch.stack(distances).mean() if distances else torch.zeros(())
+    distances = []
+    for of_student, of_teacher in zip(student, teacher, strict=False):
+        if not of_student.numel():
+            # A block that was given nothing to do.
+            continue
+        distance = _NormalisedDistance.apply(of_student, of_teacher, parts)
+        batch_size = processes * len(of_student)
+        distances.append(distance.mean() / batch_size)
+    if not distances:
+        return torch.zeros(())
+    return torch.stack(distances).mean()
 
 
 class _NormalisedDistance(torch.autograd.Function):
-    """L2 distance of each sample between two tensors, both divided by their norms: a few passes instead of a chain."""
+    """L2 distance of each sample between two tensors that are both divided by their norms.
+
+    A few passes over memory instead of a chain of operations. With n the norm of the student f, d
+    the difference of the normalised tensors and g the gradient of d, the gradient of f is
+    (g - f (g . f) / n^2) / n.
+    """
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
         norm = _norm(student, parts)
-        difference = (student / norm).sub_(teacher / _norm(teacher, parts))
+        normalised_teacher = teacher / _norm(teacher, parts)
+        difference = (student / norm).sub_(normalised_teacher)
         distance = difference.flatten(1).norm(dim=1)
         ctx.save_for_backward(student, norm, difference, distance)
         ctx.parts = parts
@@ -62,23 +77,28 @@ class _NormalisedDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         student, norm, difference, distance = ctx.saved_tensors
-        weight = torch.where(distance > 0, grad / distance, 0)  # equal features have no direction
-        of_normalised = difference * weight.view(-1, *[1] * (student.dim() - 1))
-        along = _dot(of_normalised, student, ctx.parts) / norm**2
-        return of_normalised.addcmul_(student, -along).div_(norm), None, None
+        # Equal features have no direction.
+        weight = torch.where(distance > 0, grad / distance, 0)
+        of_difference = difference * weight.view(-1, *[1] * (student.dim() - 1))
+        along = _dot(of_difference, student, ctx.parts) / norm**2
+        of_student = of_difference.addcmul_(student, -along).div_(norm)
+        return of_student, None, None
 
 
 def _norm(values: Tensor, parts: int) -> Tensor:
     """L2 norm over the batches of all processes, to divide by: 1 for features that are all zero."""
     squares = torch.stack([part.norm().double() ** 2 for part in values.chunk(parts)])
-    norm = sum_over_processes(squares.sum()).sqrt().to(values)
+    total = sum_over_processes(squares.sum())
+    norm = total.sqrt().to(values)
     return torch.where(norm > 0, norm, 1)
 
 
 def _dot(first: Tensor, second: Tensor, parts: int) -> Tensor:
     """Sum of products over the batches of all processes."""
-    pairs = zip(first.chunk(parts), second.chunk(parts))
-    products = torch.stack([torch.dot(f.flatten(), s.flatten()).double() for f, s in pairs])
-    return sum_over_processes(products.sum()).to(first)
+    products = []
+    for a, b in zip(first.chunk(parts), second.chunk(parts), strict=True):
+        products.append(torch.dot(a.flatten(), b.flatten()).double())
+    total = sum_over_processes(torch.stack(products).sum())
+    return total.to(first)

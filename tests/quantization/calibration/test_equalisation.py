@@ -1,4 +1,4 @@
-"""Each input channel gets a scale and a zero point of its own, such that integers of eight bits hold all of them."""
+"""Each input channel gets a scale and a zero point, such that integers of eight bits hold all."""
 
 import pytest
 import torch
@@ -42,11 +42,12 @@ def test_ranges_hold_what_each_channel_takes_and_zero(bits, first, second):
     quantizer = equalised(bits, first, second).input_quantizer
     lower, upper = (end.flatten() for end in quantizer.ends(torch.zeros(1, CHANNELS, 1, 1)))
     first, second = torch.tensor(first), torch.tensor(second)
-    slack = 0.01 * (upper - lower) + 1e-6  # scales and shifts are kept in two bytes
-    assert (lower <= torch.minimum(first, second) + slack).all() and (
-        upper >= torch.maximum(first, second) - slack
-    ).all()
-    assert (lower <= 0).all() and (upper >= 0).all()
+    # Scales and shifts are kept in two bytes.
+    slack = 0.01 * (upper - lower) + 1e-6
+    assert (lower <= torch.minimum(first, second) + slack).all()
+    assert (upper >= torch.maximum(first, second) - slack).all()
+    assert (lower <= 0).all()
+    assert (upper >= 0).all()
 
 
 @settings(deadline=None)
@@ -56,12 +57,12 @@ def test_integers_of_all_channels_fit_into_eight_bits(bits, first, second, widen
     common = quantizer.lower * widened, quantizer.upper * widened
     top = torch.tensor(2.0**bits - 1)
     scale, zeros = integer_grid(*shifted(*common, quantizer.channel_shift.flatten()), top)
-    assert (zeros.max() - zeros.min()) + top <= 255  # counted from the lowest value of all channels
+    # Counted from the lowest value of all channels.
+    assert (zeros.max() - zeros.min()) + top <= 255
     assert bits == 8 or max(zeros.max(), (top - zeros).max()) <= 127
     if torch.count_nonzero(torch.tensor([first, second])):
-        torch.testing.assert_close(
-            scale, scale[:1].expand(CHANNELS), rtol=1e-4, atol=0
-        )  # one for all, in their units
+        # One for all, in their units.
+        torch.testing.assert_close(scale, scale[:1].expand(CHANNELS), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,10 @@ def test_channels_share_a_zero_point_where_any_image_gets_eight_bits(bits, adapt
     assert bool(quantizer.channel_shift.any()) == shifts
 
 
-def test_channels_of_either_sign_get_all_levels():
+def test_channels_of_either_sign_get_all_grid_points():
     quantizer = equalised(4, [0.0, -1.0, 0.0, -1.0], [1.0, 0.0, 1.0, 0.0]).input_quantizer
-    x = torch.linspace(0, 1, 16).view(1, 1, 16, 1) * torch.tensor([1.0, -1.0, 1.0, -1.0]).view(
-        1, -1, 1, 1
-    )
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    x = torch.linspace(0, 1, 16).view(1, 1, 16, 1) * signs.view(1, -1, 1, 1)
     # Sixteen values each; with one range for all they would have eight.
     torch.testing.assert_close(quantizer(x), x, atol=0.005, rtol=0)
     quantizer.channel_shift.zero_()
@@ -90,7 +90,8 @@ def test_a_range_shrinks_towards_zero():
     before = quantizer.ends(torch.zeros(1, CHANNELS, 1, 1))
     quantizer.lower.data.mul_(0.5)
     quantizer.upper.data.mul_(0.5)
-    for end, was in zip(quantizer.ends(torch.zeros(1, CHANNELS, 1, 1)), before):
+    after = quantizer.ends(torch.zeros(1, CHANNELS, 1, 1))
+    for end, was in zip(after, before, strict=True):
         torch.testing.assert_close(end, was / 2)
 
 
@@ -101,30 +102,28 @@ def gradients(quantizer, x):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gradients_are_those_of_one_range_where_channels_are_alike(bits):
-    x = (
-        torch.rand(2, CHANNELS, 5, 5) * 1.5
-    )  # as behind a ReLU: the lower end is zero, where ranges may not move
-    quantizer, plain = (
-        equalised(bits, [0.0] * CHANNELS, [1.0] * CHANNELS).input_quantizer,
-        ActivationQuantizer(bits),
-    )
-    plain.integer = True
+    # As behind a ReLU: the lower end is zero, where ranges may not move.
+    x = torch.rand(2, CHANNELS, 5, 5) * 1.5
+    quantizer = equalised(bits, [0.0] * CHANNELS, [1.0] * CHANNELS).input_quantizer
+    plain = ActivationQuantizer(bits, integer=True)
     torch.testing.assert_close(gradients(quantizer, x), gradients(plain, x))
 
 
 def test_gradients_reach_the_common_range_through_every_channel():
     quantizer = equalised(4, [0.0, -1.0, -2.0, 0.0], [1.0, 0.0, 2.0, 3.0]).input_quantizer
     ends = quantizer.ends(torch.zeros(1, CHANNELS, 1, 1))
-    clipped_above = 1.5 * ends[1].where(
-        ends[1] > 0, ends[0]
-    )  # of each channel beyond its larger end
+    # Of each channel beyond its larger end.
+    clipped_above = 1.5 * ends[1].where(ends[1] > 0, ends[0])
     lower, upper = gradients(quantizer, clipped_above.detach())
-    assert lower.isfinite().all() and upper.isfinite().all() and upper.item() > 0
+    assert lower.isfinite().all()
+    assert upper.isfinite().all()
+    assert upper.item() > 0
 
 
 def test_channels_that_are_always_zero_have_the_common_range():
     quantizer = equalised(4, [0.0, -1.0, -2.0, 0.0], [1.0, 0.0, 2.0, 0.0]).input_quantizer
-    assert quantizer.channel_shift.flatten()[3] == 0 and quantizer.channel_shift.any()
+    assert quantizer.channel_shift.flatten()[3] == 0
+    assert quantizer.channel_shift.any()
 
 
 def test_each_weight_gets_the_shift_of_its_channel():
@@ -136,13 +135,13 @@ def test_each_weight_gets_the_shift_of_its_channel():
 
 def test_layers_of_a_single_input_channel():
     torch.manual_seed(0)
-    squeezing = nn.Sequential(
-        nn.Conv2d(4, 1, 3, padding=1), nn.PReLU(), nn.Conv2d(1, 4, 3, padding=1)
-    )
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), squeezing, nn.Conv2d(4, 3, 3, padding=1))
+    first = nn.Conv2d(3, 4, 3, padding=1)
+    squeeze = nn.Conv2d(4, 1, 3, padding=1)
+    expand = nn.Conv2d(1, 4, 3, padding=1)
+    last = nn.Conv2d(4, 3, 3, padding=1)
+    network = nn.Sequential(first, nn.Sequential(squeeze, nn.PReLU(), expand), last)
     images = torch.rand(4, 3, 16, 16)
     net = calibrate(quantize(network, images[:1], w_bits=6, a_bits=6, body=["1"]), [images])
     with torch.no_grad():
-        assert (net(images) - network(images)).square().mean() < 1e-2 * network(
-            images
-        ).square().mean()
+        teacher = network(images)
+        assert (net(images) - teacher).square().mean() < 1e-2 * teacher.square().mean()

@@ -1,4 +1,4 @@
-"""Ranges and rounding are fitted to each layer's output, and to each level of the image."""
+"""Ranges and rounding are fitted to each layer's output, and to each class of images."""
 
 import pytest
 import torch
@@ -17,15 +17,16 @@ COMPLEX = torch.rand(6, 3, 16, 16, generator=GENERATOR).round()
 def test_compensated_rounding_errs_less_than_rounding_to_the_nearest(lowest):
     rows = torch.randn(1, 4, 30, generator=GENERATOR)
     columns = torch.randn(1, 6, 400, generator=GENERATOR)
-    columns = torch.randn(1, 30, 6, generator=GENERATOR) @ columns  # inputs that go together
-    steps = rows.abs().amax(2, keepdim=True) / 7
-    rounded = round_compensated(
-        rows.clone(), columns @ columns.transpose(1, 2), steps, bits=4, lowest=lowest
-    )
-    nearest = ((rows / steps - lowest).round().clamp(0, 15) + lowest) * steps
-    levels = rounded / steps - lowest
-    torch.testing.assert_close(levels, levels.round())
-    assert levels.min() >= 0 and levels.max() < 15.5
+    # Inputs that go together.
+    columns = torch.randn(1, 30, 6, generator=GENERATOR) @ columns
+    moments = columns @ columns.transpose(1, 2)
+    scales = rows.abs().amax(2, keepdim=True) / 7
+    rounded = round_compensated(rows.clone(), moments, scales, bits=4, lowest=lowest)
+    nearest = ((rows / scales - lowest).round().clamp(0, 15) + lowest) * scales
+    indices = rounded / scales - lowest
+    torch.testing.assert_close(indices, indices.round())
+    assert indices.min() >= 0
+    assert indices.max() < 15.5
 
     def error(weights):
         return ((weights - rows) @ columns).square().mean()
@@ -56,13 +57,9 @@ def test_grouped_convolutions_are_reconstructed_with_a_scale_per_channel_or_per_
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_complex_images_have_wider_ranges(tiny, bits):
-    options = {
-        "recipe": "best",
-        "w_bits": bits,
-        "a_bits": bits,
-        "ingredients": {"image_percentiles": [0.0, 0.6]},
-    }
-    net = calibrate(quantize(tiny, SIMPLE[:1], **options), [torch.cat([SIMPLE, COMPLEX])])
+    options = {"w_bits": bits, "a_bits": bits, "ingredients": {"image_percentiles": [0.0, 0.6]}}
+    net = quantize(tiny, SIMPLE[:1], recipe="best", **options)
+    calibrate(net, [torch.cat([SIMPLE, COMPLEX])])
     assert net.image_mapping(COMPLEX).min() == 1
     factors = [q.level_ranges[2].item() for q in net.activation_quantizers().values()]
     assert sum(factor > 1.1 for factor in factors) > len(factors) / 2, factors

@@ -9,15 +9,15 @@ def test_feature_loss_and_its_gradient_are_those_of_the_formula():
     torch.manual_seed(0)
     student = [torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     teacher = [s.detach() + 0.1 * torch.randn_like(s) for s in student]
-    distances = [
-        (s / s.norm() - t / t.norm()).flatten(1).norm(dim=1).mean() / 2
-        for s, t in zip(student, teacher)
-    ]
-    expected, found = torch.stack(distances).mean(), feature_loss(student, teacher)
+    distances = []
+    for s, t in zip(student, teacher, strict=True):
+        difference = s / s.norm() - t / t.norm()
+        distances.append(difference.flatten(1).norm(dim=1).mean() / 2)
+    expected = torch.stack(distances).mean()
+    found = feature_loss(student, teacher)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, student), torch.autograd.grad(expected, student)
-    )
+    gradients = torch.autograd.grad(found, student)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, student))
 
 
 def test_equal_features_have_no_loss_and_no_gradient():
@@ -25,7 +25,8 @@ def test_equal_features_have_no_loss_and_no_gradient():
     student = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = feature_loss([student], [student.detach()])
     loss.backward()
-    assert loss.item() == 0 and not student.grad.any()
+    assert loss.item() == 0
+    assert not student.grad.any()
 
 
 def test_a_sample_without_features_gives_a_finite_gradient():
@@ -33,7 +34,8 @@ def test_a_sample_without_features_gives_a_finite_gradient():
     student[0] = 0
     student.requires_grad_()
     (1000 * feature_loss([student], [student.detach() * torch.rand(2, 3, 4, 4)])).backward()
-    assert torch.isfinite(student.grad).all() and student.grad[1].any()
+    assert torch.isfinite(student.grad).all()
+    assert student.grad[1].any()
 
 
 def test_features_that_are_all_zero_have_a_loss():
@@ -42,4 +44,5 @@ def test_features_that_are_all_zero_have_a_loss():
     assert feature_loss([zeros], [student.detach()]).isfinite()
     loss = feature_loss([student], [zeros])
     loss.backward()
-    assert loss.isfinite() and student.grad.isfinite().all()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()

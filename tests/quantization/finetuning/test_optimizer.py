@@ -1,4 +1,4 @@
-"""Steps of fine-tuning, and what each phase trains."""
+"""How far an iteration moves parameters, and what each phase trains."""
 
 import pytest
 import torch
@@ -11,32 +11,32 @@ from adabm_basicsr.quantization.finetuning.optimizer import (
     RelativeAdam,
     parameter_groups,
 )
-from adabm_basicsr.quantization.recipes import PHASES
+from adabm_basicsr.quantization.recipes import PHASES, RELATIVE_RATES
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 10.0])
-def test_no_step_promises_to_take_more_than_a_share_of_the_loss_away(rate):
-    weight, unit = (
-        nn.Parameter(torch.tensor([1.0, -2.0, 0.5]).double()),
-        torch.tensor([1.0, 0.1, 10.0]).double(),
-    )
+def test_no_iteration_promises_to_take_more_than_a_share_of_the_loss_away(rate):
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]).double())
+    unit = torch.tensor([1.0, 0.1, 10.0]).double()
     optimizer = RelativeAdam([{"params": [weight], "units": [unit]}], lr=rate)
-    before, loss = weight.detach().clone(), weight.square().sum()
-    loss.backward()
-    optimizer.step(loss=float(loss.detach()))
+    before = weight.detach().clone()
+    squares = weight.square().sum()
+    squares.backward()
+    loss = float(squares.detach())
+    optimizer.step(loss=loss)
     moved = weight.detach() - before
     promised = -float((weight.grad * moved).sum())
-    whole = rate * unit * -before.sign()  # Adam's first step
-    assert promised <= MAX_PROMISE * float(loss) * (1 + 1e-5)
-    torch.testing.assert_close(
-        moved / whole, (moved / whole).mean().expand(3)
-    )  # shortened, not turned
+    # Adam's first move.
+    whole = rate * unit * -before.sign()
+    assert promised <= MAX_PROMISE * loss * (1 + 1e-5)
+    # Shortened, not turned.
+    torch.testing.assert_close(moved / whole, (moved / whole).mean().expand(3))
     if rate == 0.001:
         torch.testing.assert_close(moved, whole)
 
 
 @pytest.mark.parametrize("value", [1.0, 1e4, 1e6])
-def test_steps_are_as_exact_for_large_parameters(value):
+def test_moves_are_as_exact_for_large_parameters(value):
     parameter = nn.Parameter(torch.tensor([value]))
     optimizer = RelativeAdam([{"params": [parameter], "units": [torch.tensor([value])]}], lr=1e-4)
     for _ in range(50):
@@ -45,7 +45,7 @@ def test_steps_are_as_exact_for_large_parameters(value):
     assert parameter.item() / value == pytest.approx(1.005, abs=2e-4)
 
 
-def test_an_interrupted_step_leaves_parameters_as_they_were(monkeypatch):
+def test_an_interrupted_iteration_leaves_parameters_as_they_were(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -60,28 +60,12 @@ def test_an_interrupted_step_leaves_parameters_as_they_were(monkeypatch):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_each_phase_has_parameters_and_units_that_fit_them(phase):
-    net = AdaBMNetwork(
-        network=dict(TINY_EDSR), recipe="best" if phase == "distillation" else "paper"
-    )
-    groups = parameter_groups(
-        net,
-        phase,
-        dict.fromkeys(
-            (
-                "activation_range",
-                "bias",
-                "image_threshold",
-                "layer_factor",
-                "weight_correction",
-                "weight_range",
-            ),
-            1.0,
-        ),
-    )
-    for group in groups:
-        assert group["params"]
-        for parameter, unit in zip(
-            group["params"], group.get("units", group["params"]), strict=True
-        ):
-            torch.broadcast_to(unit, parameter.shape)
+    recipe = "best" if phase == "distillation" else "paper"
+    net = AdaBMNetwork(network=dict(TINY_EDSR), recipe=recipe)
+    groups = parameter_groups(net, phase, RELATIVE_RATES)
     assert groups
+    for group in groups:
+        parameters = group["params"]
+        assert parameters
+        for parameter, unit in zip(parameters, group.get("units", parameters), strict=True):
+            torch.broadcast_to(unit, parameter.shape)

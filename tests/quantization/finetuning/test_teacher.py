@@ -31,23 +31,24 @@ def test_known_patches_are_not_computed_again_in_any_order(net):
     expected = teacher(IMAGES, forward)
     assert forward.images == 4
     teacher(IMAGES[:2], forward, [7, 3])
-    assert (
-        forward.images == 4 + (2 + 1) + 2
-    )  # the first batch tells whether blocks have an output for each sample
+    # The first batch shows whether blocks have an output for each sample.
+    assert forward.images == 4 + (2 + 1) + 2
     teacher(IMAGES[2:], forward, [5, 4])
     found = teacher(IMAGES[[2, 0, 3, 1]], forward, [5, 7, 4, 3])
     assert forward.images == 4 + 3 + 4
-    torch.testing.assert_close(
-        found.output, expected.output[[2, 0, 3, 1]]
-    )  # batches of one round otherwise
+    # Batches of one round otherwise.
+    torch.testing.assert_close(found.output, expected.output[[2, 0, 3, 1]])
     assert len(found.features) == len(expected.features) > 0
-    for kept, computed in zip(found.features, expected.features):
+    for kept, computed in zip(found.features, expected.features, strict=True):
         torch.testing.assert_close(kept, computed[[2, 0, 3, 1]], atol=1e-4, rtol=1e-4)
     teacher(IMAGES[:2], forward, [7, 8])
-    assert forward.images == 4 + 3 + 4 + 1  # only what is new
-    assert 8 in teacher and 9 not in teacher
+    # Only what is new.
+    assert forward.images == 4 + 3 + 4 + 1
+    assert 8 in teacher
+    assert 9 not in teacher
     teacher.forget()
-    assert 8 not in teacher and teacher.kept_bytes == 0
+    assert 8 not in teacher
+    assert teacher.kept_bytes == 0
 
 
 def test_what_does_not_fit_is_computed_anew(net, monkeypatch):
@@ -57,7 +58,8 @@ def test_what_does_not_fit_is_computed_anew(net, monkeypatch):
     teacher, forward = Teacher(net), Counting(net)
     for _ in range(3):
         found = teacher(IMAGES, forward, range(4))
-    assert forward.images == (4 + 1) + 4 + 1 + 1 and teacher.kept_bytes == 3 * size
+    assert forward.images == (4 + 1) + 4 + 1 + 1
+    assert teacher.kept_bytes == 3 * size
     torch.testing.assert_close(found.output, expected.output)
 
 
@@ -69,7 +71,9 @@ def test_features_that_belong_to_no_sample_are_not_kept(net):
 
     for _ in range(2):
         found = teacher(IMAGES[:2], forward, [0, 1])
-    assert found.features[0].shape == (1, 3) and found.output.shape[0] == 2 and 0 not in teacher
+    assert found.features[0].shape == (1, 3)
+    assert found.output.shape[0] == 2
+    assert 0 not in teacher
 
 
 def test_learning_is_the_same_with_and_without_keys(net):
