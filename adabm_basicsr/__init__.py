@@ -14,7 +14,7 @@ from adabm_basicsr.version import __version__
 _EXPORTS = {
     "AdaBMError": "adabm_basicsr.errors",
     "FinetuneSettings": "adabm_basicsr.quantization.finetuning.finetune",
-    "OnnxNetwork": "adabm_basicsr.deployment.runtimes",
+    "OnnxNetwork": "adabm_basicsr.deployment.onnx_network",
     "QuantizationConfig": "adabm_basicsr.quantization.config",
     "QuantizedNetwork": "adabm_basicsr.quantization.network",
     "calibrate": "adabm_basicsr.quantization.calibration.calibrate",

@@ -6,12 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME, OnnxNetwork
+from adabm_basicsr.deployment.onnx_network import OnnxNetwork
+from adabm_basicsr.deployment.packed import load_packed
+from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
-PACKED_SUFFIX, ONNX_SUFFIX = ".safetensors", ".onnx"
+PACKED_SUFFIX = ".safetensors"
+ONNX_SUFFIX = ".onnx"
 
 
 def load_network(
@@ -20,34 +23,41 @@ def load_network(
     runtime: str = DEFAULT_RUNTIME,
     threads: int = 0,
 ) -> QuantizedNetwork | OnnxNetwork:
-    """The quantized network of a checkpoint (``.pth``), packed (``.safetensors``) or ONNX file, ready to infer.
+    """The quantized network of a file, ready to infer.
 
     Args:
-        path: The file.
-        custom_imports: Modules that register an in-house architecture; importing them runs their code. ONNX files need
-            none.
+        path: Checkpoint (``.pth``), packed (``.safetensors``) or ONNX file.
+        custom_imports: Modules that register an in-house architecture; importing them runs their
+            code. ONNX files need none.
         runtime: What runs an ONNX file, see `OnnxNetwork`.
         threads: Of the runtime, see `OnnxNetwork`.
 
     Raises:
         AdaBMError: The file can't be read, or doesn't say how its network is built.
     """
-    if Path(path).suffix == ONNX_SUFFIX:
+    suffix = Path(path).suffix
+    if suffix == ONNX_SUFFIX:
         return OnnxNetwork(path, runtime, threads)
-    if Path(path).suffix == PACKED_SUFFIX:
-        from adabm_basicsr.deployment.packed import load_packed
-
+    if suffix == PACKED_SUFFIX:
         return load_packed(path, custom_imports)
+    return _load_quantized_checkpoint(path, custom_imports)
+
+
+def _load_quantized_checkpoint(
+    path: str | os.PathLike, custom_imports: Sequence[str]
+) -> QuantizedNetwork:
     from adabm_basicsr.archs.adabm_arch import build_described
 
     description = read_description(path)
     if description is None:
         raise AdaBMError(
-            f"{path} doesn't say how its network is built: it is no quantized checkpoint of a network that was built "
-            "from options, such as net_g_latest.pth in the models folder of an experiment"
+            f"{path} doesn't say how its network is built: it is no quantized checkpoint of a "
+            "network that was built from options, such as net_g_latest.pth in the models folder of "
+            "an experiment"
         )
     try:
         net = build_described(description, custom_imports)
     except AdaBMError as error:
         raise AdaBMError(f"{path}: {error}") from error
-    return load_checkpoint(net, path)
+    load_checkpoint(net, path)
+    return net

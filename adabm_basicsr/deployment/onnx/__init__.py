@@ -1,1 +1,1 @@
-"""ONNX graphs of quantized networks: export, rewrites for the runtimes, exact arithmetic, seal."""
+"""ONNX graphs of quantized networks: export, reading, rewrites for engines, exact arithmetic."""

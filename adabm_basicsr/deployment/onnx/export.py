@@ -1,7 +1,8 @@
-"""Writes a quantized network as an ONNX graph that chooses its bits itself and that runtimes execute as integers.
+"""Writes a quantized network as an ONNX graph that runtimes execute as integers.
 
-The graph takes one ``image``, ``(1, C, H, W)`` in 0..1, and gives the ``output`` and the ``level``: which of the three
-image levels (0, 1, 2) the image's complexity chose. Weights of up to four bits are stored as INT4, others as INT8.
+The graph takes one ``image``, ``(1, C, H, W)`` in 0..1, and gives the ``output`` and the ``level``:
+which of the three image classes (0, 1, 2) the image's complexity chose. So it chooses its bits
+itself. Weights of up to four bits are stored as INT4, others as INT8.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -21,48 +23,53 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
+from adabm_basicsr.deployment.onnx.reading import FORMAT
 from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.onnx.traceable import check_traceable
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, first_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.sizes import mirrored
 
-FORMAT = 1
-TRACED_OPSET, OPSET = (
-    20,
-    21,
-)  # INT4 came with 21, which changed none of the operators that are used here
+TRACED_OPSET = 20
+OPSET = 21  # it brought INT4, and changed none of the operators that are used here
 EXAMPLE_SIZE = 64
-INT4_RANGE = (-8, 7)
+INT4_MIN = -8
+INT4_MAX = 7
 
 
 class _Deployed(nn.Module):
-    """What the graph computes: the level of the image, and the image that the network makes at it."""
+    """What the graph computes: the image that the network makes, and the level of its class.
+
+    Args:
+        frozen: See `freeze`; its quantizers are replaced.
+        symmetric: See `save_onnx`.
+    """
 
     def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
         super().__init__()
-        self.image_mapping, self.network, self.multiple = (
-            frozen.image_mapping,
-            frozen.network,
-            frozen.size_multiple,
-        )
+        self.image_mapping = frozen.image_mapping
+        self.network = frozen.network
+        self.multiple = frozen.size_multiple
         self.inputs = use_operators(frozen, symmetric)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         level = torch.full((), MIDDLE, dtype=torch.int64)
         if self.image_mapping is not None:
-            level = self.image_mapping(image)[0].to(torch.int64) + MIDDLE
+            image_factor = self.image_mapping(image)[0]
+            level = image_factor.to(torch.int64) + MIDDLE
         for quantizer in self.inputs:
             quantizer.level = level
         return self._padded(image), level
 
     def _padded(self, image: Tensor) -> Tensor:
+        """Output of the network, on an image that is mirrored up to a size that it takes."""
         if self.multiple == 1:
             return self.network(image)
         height, width = image.shape[2:]
-        rows, columns = (mirrored(size, self.multiple) for size in (height, width))
+        rows = mirrored(height, self.multiple)
+        columns = mirrored(width, self.multiple)
         padded = image.index_select(2, rows).index_select(3, columns)
         output = self.network(padded)
         scale = int(output.shape[2]) // int(padded.shape[2])
@@ -80,14 +87,14 @@ def save_onnx(
     Args:
         net: The network, of any recipe with integer quantizers.
         path: The file to write.
-        symmetric: Whether inputs are quantized without zero points, for engines that want it so (TensorRT): 8-bit
-            layers lose up to a bit, others nothing.
-        level: Write a graph for this image level (0, 1, 2) alone, without the choice and without INT4: all scales are
-            constants then, which some engines want.
+        symmetric: Whether inputs are quantized without zero points, for engines that want it so
+            (TensorRT): 8-bit layers lose up to a bit, others nothing.
+        level: Write a graph for this image class (0, 1, 2) alone, without the choice and without
+            INT4: all scales are constants then, which some engines want.
 
     Raises:
-        AdaBMError: The network isn't calibrated, its recipe has no integers, its operations can't be expressed, or the
-            file can't be written.
+        AdaBMError: The network isn't calibrated, its recipe has no integers, its operations can't
+            be expressed, or the file can't be written.
     """
     model = to_onnx(net, symmetric)
     if level is not None:
@@ -101,73 +108,77 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`."""
     if not net.config.arithmetic.integer:
         raise AdaBMError(
-            f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: no runtime has such "
-            "operators; quantize with recipe best, fast or static"
+            f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
+            "no runtime has such operators; quantize with recipe best, fast or static"
         )
     deployed = _Deployed(freeze(net).cpu(), symmetric).eval()
-    size = -(-EXAMPLE_SIZE // deployed.multiple) * deployed.multiple + (
-        deployed.multiple > 1
-    )  # so that it is padded
-    check_traceable(deployed, (1, net.in_channels, size, size), type(net.network).__name__)
-    model = _trace(deployed, torch.rand(1, net.in_channels, size, size))
+    size = _example_size(deployed.multiple)
+    shape = (1, net.in_channels, size, size)
+    check_traceable(deployed, shape, type(net.network).__name__)
+    model = _trace(deployed, torch.rand(shape))
     _store_as_int4(model)
-    description = {
-        "format": FORMAT,
-        "size_multiple": net.size_multiple,
-        **(getattr(net, "description", None) or {}),
-    }
-    helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
+    _describe(model, net)
     _check(model)
     return model
 
 
+def _example_size(multiple: int) -> int:
+    """Height and width of an image that is padded, if any is."""
+    size = -(-EXAMPLE_SIZE // multiple) * multiple
+    return size if multiple == 1 else size + 1
+
+
 def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
     buffer = io.BytesIO()
+    sizes = {
+        IMAGE: {2: "height", 3: "width"},
+        OUTPUT: {2: "out_height", 3: "out_width"},
+    }
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of the tracer: that shapes are constants where they are
+            # The tracer warns of shapes that it keeps as constants where they are.
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 deployed,
                 (example,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # takes one, though its annotation says no
                 dynamo=False,
                 opset_version=TRACED_OPSET,
                 input_names=[IMAGE],
                 output_names=[OUTPUT, LEVEL],
-                dynamic_axes={
-                    IMAGE: {2: "height", 3: "width"},
-                    OUTPUT: {2: "out_height", 3: "out_width"},
-                },
+                dynamic_axes=sizes,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise AdaBMError(
-            f"the network can't be written as ONNX: {str(error).splitlines()[0]}"
-        ) from error
+        raise AdaBMError(f"the network can't be written as ONNX: {first_line(error)}") from error
     model = onnx.load_from_string(buffer.getvalue())
-    next(opset for opset in model.opset_import if not opset.domain).version = OPSET
+    for opset in model.opset_import:
+        if not opset.domain:
+            opset.version = OPSET
     return model
 
 
 def _store_as_int4(model: onnx.ModelProto) -> None:
-    for index, tensor in enumerate(model.graph.initializer):
+    """Store weights whose integers fit into four bits in four bits."""
+    for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if (
-            tensor.data_type == TensorProto.INT8
-            and values.ndim
-            and INT4_RANGE[0] <= values.min() <= values.max() <= INT4_RANGE[1]
-        ):
+        if tensor.data_type != TensorProto.INT8 or values.ndim == 0:
+            continue
+        if values.min() >= INT4_MIN and values.max() <= INT4_MAX:
             narrow = helper.make_tensor(
                 tensor.name, TensorProto.INT4, values.shape, values.flatten()
             )
-            model.graph.initializer[index].CopyFrom(narrow)
+            tensor.CopyFrom(narrow)
+
+
+def _describe(model: onnx.ModelProto, net: QuantizedNetwork) -> None:
+    """Write into a model how its network was built and quantized."""
+    description: dict[str, Any] = {"format": FORMAT, "size_multiple": net.size_multiple}
+    description.update(getattr(net, "description", None) or {})
+    helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
 
 
 def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise AdaBMError(
-            f"the network can't be written as ONNX: {str(error).splitlines()[0]}"
-        ) from error
+        raise AdaBMError(f"the network can't be written as ONNX: {first_line(error)}") from error

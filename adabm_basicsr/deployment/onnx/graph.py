@@ -1,13 +1,22 @@
-"""Quantizers as the ONNX operators that runtimes execute as integers; why in these forms: docs/integers.md.
+"""Quantizers as the ONNX operators that runtimes execute as integers.
 
-An input becomes ``DequantizeLinear(Clip(QuantizeLinear(x)))``, a weight ``DequantizeLinear(integers)`` with a scale per
-output channel. Where each input channel has a zero point of its own, it is clipped to its own range before, and all
-are then quantized with the largest of them: integers that differ by a constant stand for the same value. What differs
-between image levels is a table with a row for each; the graph computes the level, which picks the row. Modules of this
-file replace the quantizers of a frozen network for its tracing.
+::
+
+    input:   x -> QuantizeLinear -> Clip -> DequantizeLinear -> layer
+    weight:  integers -> DequantizeLinear(a scale per output channel) -> layer
+
+Where each input channel has a zero point of its own, it is clipped to its own range before, and all
+are then quantized with the largest zero point: integers that differ by a constant stand for the
+same value. What differs between image classes is a table with a row for each; the graph computes
+the level, the class's index, which picks the row. docs/integers.md says why in these forms.
+
+Modules of this file replace the quantizers of a frozen network while it is traced. The names of
+their buffers are names of tensors in exported files, where a scale is called ``step``.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,160 +28,237 @@ from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.fake_quantize import integer_grid
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
-IMAGE_LEVELS = (-1, 0, 1)
+IMAGE_FACTORS = (-1, 0, 1)  # of the image classes 0, 1, 2
 TOP = 255  # of eight bits: nothing to clip
 SIGNED_TOP = 127
 MATRIX = 2  # axes of the weight of a linear layer
+IMAGE_AXES = 4
 
 
 class _QuantizeInput(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        scale: Tensor,
-        zero: Tensor,
-        top: Tensor | None,
-        step: Tensor,
-        step_zero: Tensor,
-    ):
-        limits = torch.iinfo(zero.dtype)
-        of_channels = (1, -1, *[1] * (x.dim() - 2)) if scale.dim() else ()
-        integers = (x / scale.view(of_channels)).round() + zero.view(of_channels)
-        integers = integers.clamp(limits.min, limits.max if top is None else float(top))
-        return (integers - step_zero) * step
+    """Input to integers and back; becomes ``QuantizeLinear -> Clip -> DequantizeLinear``.
+
+    Both ends have a scale and a zero point, as the values that come out may have another unit than
+    those that go in. ``top`` is the largest integer, None where the type's own is.
+    """
 
     @staticmethod
-    def symbolic(g, x, scale, zero, top, step, step_zero):
-        integers = g.op("QuantizeLinear", x, scale, zero, axis_i=1)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale_in: Tensor,
+        zero_in: Tensor,
+        top: Tensor | None,
+        scale_out: Tensor,
+        zero_out: Tensor,
+    ) -> Tensor:
+        view: tuple[int, ...] = ()
+        if scale_in.dim():  # of channels
+            view = (1, -1, *[1] * (x.dim() - 2))
+        integers = (x / scale_in.view(view)).round() + zero_in.view(view)
+        limits = torch.iinfo(zero_in.dtype)
+        highest = limits.max if top is None else float(top)
+        integers = integers.clamp(limits.min, highest)
+        return (integers - zero_out) * scale_out
+
+    @staticmethod
+    def symbolic(
+        g: Any,
+        x: Any,
+        scale_in: Any,
+        zero_in: Any,
+        top: Any,
+        scale_out: Any,
+        zero_out: Any,
+    ) -> Any:
+        integers = g.op("QuantizeLinear", x, scale_in, zero_in, axis_i=1)
         if top is not None:
-            integers = g.op(
-                "Clip", integers, g.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8)), top
-            )
-        return g.op("DequantizeLinear", integers, step, step_zero).setType(x.type())
+            lowest = g.op("Constant", value_t=torch.tensor(0, dtype=torch.uint8))
+            integers = g.op("Clip", integers, lowest, top)
+        return g.op("DequantizeLinear", integers, scale_out, zero_out).setType(x.type())
 
 
 class _DequantizeWeight(torch.autograd.Function):
+    """Stored integers to the weight; becomes ``DequantizeLinear``, of linear layers transposed."""
+
     @staticmethod
-    def forward(ctx, integers: Tensor, step: Tensor, axis: int) -> Tensor:
-        weight = integers * step.view([-1 if of == axis else 1 for of in range(integers.dim())])
+    def forward(ctx: Any, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+        view = [1] * integers.dim()
+        view[axis] = -1
+        weight = integers * scale.view(view)
         return weight.t() if integers.dim() == MATRIX else weight
 
     @staticmethod
-    def symbolic(g, integers, step, axis: int):
-        kind = step.type().with_sizes(integers.type().sizes())
-        weight = g.op("DequantizeLinear", integers, step, axis_i=axis).setType(kind)
-        if len(integers.type().sizes()) != MATRIX:
+    def symbolic(g: Any, integers: Any, scale: Any, axis: int) -> Any:
+        sizes = integers.type().sizes()
+        kind = scale.type().with_sizes(sizes)
+        weight = g.op("DequantizeLinear", integers, scale, axis_i=axis).setType(kind)
+        if len(sizes) != MATRIX:
             return weight
         # Meets the one of a linear layer, and both go: runtimes run no integers through it.
         return g.op("Transpose", weight, perm_i=(1, 0)).setType(kind)
 
 
+class _Grids(NamedTuple):
+    """Grids of an input in units of the channel scales, a row per image class, or one for all.
+
+    Attributes:
+        scale: ``(L,)``.
+        zeros: Zero points: ``(L, C)``, or ``(L, 1)`` where all channels have the same one.
+        top: Index of the highest grid point, ``2 ** bits - 1``: ``(L,)``.
+    """
+
+    scale: Tensor
+    zeros: Tensor
+    top: Tensor
+
+
 class InputOperators(nn.Module):
-    """Replaces an `ActivationQuantizer`; the values that it gives are in units of the channel scales.
+    """Replaces an `ActivationQuantizer`; its values are in units of the channel scales.
 
     Args:
         quantizer: The quantizer, of an integer recipe.
+
+    Attributes:
+        level: Index of the image's class, ``()``; set before each forward pass.
+        step: Scale, ``(L,)`` with a row for each of L image classes, or one for all.
+        channel_scale: See `ActivationQuantizer`.
+        zero: Zero point that all channels are quantized with, ``(L,)``.
+        top: Largest integer, ``(L,)``; None where the integers aren't clipped.
+        lowest: Lower end of the range, ``(L,)``, or ``(L, ...)`` of each channel; None where the
+            input isn't clipped as floats.
+        highest: Upper end, likewise.
     """
 
-    always_clips = False  # rather than where zero points differ between channels
+    always_clips = False  # rather than only where zero points differ between channels
+    step: Tensor
+    channel_scale: Tensor | None
+    zero: Tensor
+    top: Tensor | None
+    lowest: Tensor | None
+    highest: Tensor | None
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__()
-        self.level: Tensor | None = (
-            None  # index of the image's level, scalar; set before each forward pass
-        )
-        step, zeros, top = _grids(quantizer)
-        self.register_buffer("step", self.fitting_step(step, zeros, top))
+        self.level: Tensor | None = None
+        grids = _grids(quantizer)
+        self.register_buffer("step", self.fitting_scale(grids))
         self.register_buffer("channel_scale", quantizer.channel_scale)
-        own = zeros.shape[1] > 1  # whether zero points differ between channels
-        self.register_buffer("zero", zeros.amax(1).to(torch.uint8))
-        self.register_buffer("top", top.to(torch.uint8) if not own and (top < TOP).any() else None)
-        for name, levels in (("lowest", -zeros), ("highest", top[:, None] - zeros)):
-            clips = own or self.always_clips
-            self.register_buffer(name, self._of_channels(levels * step[:, None]) if clips else None)
+        self.register_buffer("zero", grids.zeros.amax(1).to(torch.uint8))
+        zeros_differ = grids.zeros.shape[1] > 1
+        top = None
+        if not zeros_differ and (grids.top < TOP).any():
+            top = grids.top.to(torch.uint8)
+        self.register_buffer("top", top)
+        lowest = None
+        highest = None
+        if zeros_differ or self.always_clips:
+            unit = grids.scale[:, None]  # ranges stay, even where integers get wider apart
+            lowest = self._of_channels(-grids.zeros * unit)
+            highest = self._of_channels((grids.top[:, None] - grids.zeros) * unit)
+        self.register_buffer("lowest", lowest)
+        self.register_buffer("highest", highest)
 
-    def fitting_step(self, step: Tensor, zeros: Tensor, top: Tensor) -> Tensor:
-        """Step whose integers fit into their type, from what `_grids` gives."""
-        return step
+    def fitting_scale(self, grids: _Grids) -> Tensor:
+        """The scale at which integers fit into their type, ``(L,)``."""
+        return grids.scale
 
     def _of_channels(self, table: Tensor) -> Tensor:
-        """A value per image level and channel, ``(L, C)``, or level, ``(L, 1)``, as its rows broadcast to inputs."""
-        return table.view(len(table), *(self.channel_scale.shape if table.shape[1] > 1 else ()))
+        """A table ``(L, C)`` or ``(L, 1)`` as its rows broadcast to inputs."""
+        shape: tuple[int, ...] = ()
+        if self.channel_scale is not None and table.shape[1] > 1:
+            shape = self.channel_scale.shape
+        return table.view(len(table), *shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
-        step, zero, top = self.row(self.step), self.row(self.zero), self.row(self.top)
-        if (
-            self.channel_scale is None or self.channel_scale.dim() < 4
-        ):  # runtimes want channels of a scale on axis 1
-            x = self.clipped(self.without_channel_scale(x))
-            return _QuantizeInput.apply(x, step, zero, top, step, zero)
-        channels = (
-            self.channel_scale.flatten()
-        )  # a scale per channel costs nothing within the quantization
-        x = self.clipped(x, self.channel_scale)
-        return _QuantizeInput.apply(x, step * channels, zero.expand(len(channels)), top, step, zero)
+        scale = self.row(self.step)
+        zero = self.row(self.zero)
+        top = None if self.top is None else self.row(self.top)
+        # A scale per channel costs nothing within the quantization, but runtimes want it on axis 1.
+        if self.channel_scale is not None and self.channel_scale.dim() == IMAGE_AXES:
+            of_channels = self.channel_scale.flatten()
+            x = self.clipped(x, self.channel_scale)
+            scales = scale * of_channels
+            zeros = zero.expand(len(of_channels))
+            return _QuantizeInput.apply(x, scales, zeros, top, scale, zero)
+        x = self.clipped(self.without_channel_scale(x))
+        return _QuantizeInput.apply(x, scale, zero, top, scale, zero)
 
     def clipped(self, x: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """``x`` within the range of each of its channels, where these differ; ends are in units of ``unit``."""
-        if self.lowest is None:
+        """``x`` within the range of each channel, where these differ; ranges times ``unit``."""
+        if self.lowest is None or self.highest is None:
             return x
-        return torch.minimum(
-            torch.maximum(x, self.row(self.lowest) * unit), self.row(self.highest) * unit
-        )
+        lowest = self.row(self.lowest) * unit
+        x = torch.maximum(x, lowest)
+        highest = self.row(self.highest) * unit
+        return torch.minimum(x, highest)
 
     def without_channel_scale(self, x: Tensor) -> Tensor:
         """``x`` in units of its channel scales."""
-        return x if self.channel_scale is None else x * (1 / self.channel_scale)
+        if self.channel_scale is None:
+            return x
+        return x * (1 / self.channel_scale)
 
-    def row(self, table: Tensor | None) -> Tensor | None:
-        """What the table holds for the image's level."""
-        if table is None:
-            return None
-        return table[0] if len(table) == 1 else table[self.level]
+    def row(self, table: Tensor) -> Tensor:
+        """What a table holds for the image's class."""
+        if len(table) == 1:
+            return table[0]
+        return table[self.level]
 
 
 class SymmetricInputOperators(InputOperators):
-    """The same without zero points, as ``DequantizeLinear(QuantizeLinear(Clip(x)))`` with signed integers.
+    """The same without zero points: ``x -> Clip -> QuantizeLinear -> DequantizeLinear``.
 
-    Levels stay where they are wherever they fit into -127..127, which all of up to 7 bits do; others get wider apart.
+    Integers are signed. Grid points stay where they are wherever they fit into -127..127, which all
+    of up to 7 bits do; others get wider apart.
     """
 
     always_clips = True
+    none: Tensor
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         super().__init__(quantizer)
         self.register_buffer("none", torch.zeros((), dtype=torch.int8))
 
-    def fitting_step(self, step: Tensor, zeros: Tensor, top: Tensor) -> Tensor:
-        """See `InputOperators.fitting_step`."""
-        reach = torch.maximum(zeros, top[:, None] - zeros).amax(1)
-        return step * (reach / SIGNED_TOP).clamp(min=1)
+    def fitting_scale(self, grids: _Grids) -> Tensor:
+        """The scale at which integers fit into -127..127, ``(L,)``."""
+        reach = torch.maximum(grids.zeros, grids.top[:, None] - grids.zeros).amax(1)
+        return grids.scale * (reach / SIGNED_TOP).clamp(min=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
-        x, lowest, highest = (
-            self.without_channel_scale(x),
-            self.row(self.lowest),
-            self.row(self.highest),
-        )
-        x = self.clipped(x) if lowest.dim() else x.clamp(lowest, highest)
-        step = self.row(self.step)
-        return _QuantizeInput.apply(x, step, self.none, None, step, self.none)
+        x = self.without_channel_scale(x)
+        lowest = self.row(self.lowest)
+        highest = self.row(self.highest)
+        is_of_channels = lowest.dim() > 0
+        x = self.clipped(x) if is_of_channels else x.clamp(lowest, highest)
+        scale = self.row(self.step)
+        return _QuantizeInput.apply(x, scale, self.none, None, scale, self.none)
 
 
 class WeightOperators(nn.Module):
-    """Replaces a `WeightQuantizer`; the weight that it gives takes inputs in units of the channel scales."""
+    """Replaces a `WeightQuantizer`; its weight takes inputs in units of the channel scales.
+
+    Args:
+        quantizer: The quantizer, of an integer recipe.
+        weight: The layer's weight.
+    """
+
+    integers: Tensor
+    step: Tensor
 
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__()
-        integers = (quantizer.grid_indices(weight).to(torch.int16) - 2 ** (quantizer.bits - 1)).to(
-            torch.int8
-        )
-        turned = weight.dim() == MATRIX
-        self.axis = 1 - quantizer.axis if turned else quantizer.axis
-        self.register_buffer("integers", integers.t().contiguous() if turned else integers)
+        indices = quantizer.grid_indices(weight).to(torch.int16)
+        integers = (indices - 2 ** (quantizer.bits - 1)).to(torch.int8)
+        self.axis = quantizer.axis
+        if weight.dim() == MATRIX:
+            self.axis = 1 - quantizer.axis
+            integers = integers.t().contiguous()
+        self.register_buffer("integers", integers)
         self.register_buffer("step", quantizer.scale.detach().clone())
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -181,56 +267,72 @@ class WeightOperators(nn.Module):
 
 
 @torch.no_grad()
-def _grids(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, zero points and highest level in units of the channel scales: of each image level, or of all.
-
-    Returns:
-        ``(L,)``, ``(L, C)`` or ``(L, 1)`` where all channels have the same one, and ``(L,)``.
-    """
-    levels = quantizer.lower.new_tensor(IMAGE_LEVELS)
+def _grids(quantizer: ActivationQuantizer) -> _Grids:
+    factors = quantizer.lower.new_tensor(IMAGE_FACTORS)
     if quantizer.adaptive:
-        quantizer.image_factor = levels
-    ends, step, top = (
-        quantizer.common_ends(levels),
-        quantizer.scale(levels),
-        2 ** quantizer.bits_used() - 1,
-    )
+        quantizer.image_factor = factors
+    lower, upper = quantizer.common_ends(factors)
+    scale = quantizer.scale(factors)
+    top = 2 ** quantizer.bits_used() - 1
     quantizer.image_factor = None
-    step, zero, top = torch.broadcast_tensors(step, integer_grid(*ends, top)[1], top)
+
+    _, zero = integer_grid(lower, upper, top)
+    scale, zero, top = torch.broadcast_tensors(scale, zero, top)
     if quantizer.channel_shift is None:
-        return step, zero[:, None], top
-    of_channels = shifted(*(end[:, None] for end in ends), quantizer.channel_shift.flatten())
-    zeros = integer_grid(*of_channels, top[:, None])[1]
-    if (zeros.amax(1) - zeros.amin(1) + top > TOP).any():
+        return _Grids(scale, zero[:, None], top)
+    lower, upper = shifted(lower[:, None], upper[:, None], quantizer.channel_shift.flatten())
+    _, zeros = integer_grid(lower, upper, top[:, None])
+    reach = zeros.amax(1) - zeros.amin(1)
+    if (reach + top > TOP).any():
         raise AdaBMError(
-            "an input learned to use 8 bits after its channels got zero points of their own, and no 8 bits hold these; "
-            "fine-tune without the phase bit_mapping"
+            "an input learned to use 8 bits after its channels got zero points of their own, and "
+            "no 8 bits hold these; fine-tune without the phase bit_mapping"
         )
-    return step, zeros if (zeros != zeros[:, :1]).any() else zeros[:, :1], top
+    first = zeros[:, :1]
+    if not (zeros != first).any():
+        zeros = first
+    return _Grids(scale, zeros, top)
 
 
 def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[InputOperators]:
-    """Replace all quantizers of a frozen network, see `freeze`, and return those of inputs."""
+    """Replace all quantizers of a frozen network by modules that trace as ONNX operators.
+
+    Args:
+        frozen: See `freeze`; changed in place.
+        symmetric: Whether inputs are quantized without zero points.
+
+    Returns:
+        What replaced the quantizers of inputs.
+    """
     kind = SymmetricInputOperators if symmetric else InputOperators
-    weighted = frozen.weight_quantizers()
+    weight_quantizers = frozen.weight_quantizers()
     for name, layer in frozen.layers().items():
-        if name in weighted:
-            _use_weight_operators(layer, weighted[name])
-        elif (
-            isinstance(layer, QuantizedLayer)
-            and getattr(layer.input_quantizer, "channel_scale", None) is not None
-        ):
-            of_weight = layer.channel_views(layer.input_quantizer.channel_scale.flatten())[1]
-            layer.weight = nn.Parameter(layer.weight * of_weight, requires_grad=False)
-        for key in (
-            ("left", "right") if isinstance(layer, QuantizedProduct) else ("input_quantizer",)
-        ):
-            if isinstance(getattr(layer, key), ActivationQuantizer):
-                setattr(layer, key, kind(getattr(layer, key)))
+        if isinstance(layer, QuantizedProduct):
+            quantized = ["left", "right"]
+        else:
+            quantized = ["input_quantizer"]
+            if name in weight_quantizers:
+                _use_weight_operators(layer, weight_quantizers[name])
+            else:
+                _take_channel_scale(layer)
+        for key in quantized:
+            quantizer = getattr(layer, key)
+            if isinstance(quantizer, ActivationQuantizer):
+                setattr(layer, key, kind(quantizer))
     return [module for module in frozen.network.modules() if isinstance(module, InputOperators)]
 
 
 def _use_weight_operators(layer: QuantizedLayer, quantizer: WeightQuantizer) -> None:
     if layer.bias is None and quantizer.bias_correction is not None:
-        layer.bias = nn.Parameter(quantizer.bias_correction.detach().clone(), requires_grad=False)
-    layer.weight_quantizer = WeightOperators(quantizer, layer.weight)
+        bias = quantizer.bias_correction.detach().clone()
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    layer.register_module("weight_quantizer", WeightOperators(quantizer, layer.weight))
+
+
+def _take_channel_scale(layer: QuantizedLayer) -> None:
+    """Let a float weight take inputs in units of their channel scales."""
+    channel_scale = getattr(layer.input_quantizer, "channel_scale", None)
+    if channel_scale is None:
+        return
+    _, of_weight = layer.channel_views(channel_scale.flatten())
+    layer.weight = nn.Parameter(layer.weight * of_weight, requires_grad=False)

@@ -1,4 +1,8 @@
-"""A checksum at the end of an ONNX file, in its metadata: to protobuf, messages one after the other are one message."""
+"""A checksum at the end of an ONNX file, in its metadata.
+
+To protobuf, messages one after the other are one message, so a checksum of all that stands before
+it can simply be appended.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ KEY = "adabm_basicsr_sha256"
 
 
 def sealed(content: bytes) -> bytes:
-    """The bytes of an ``onnx.ModelProto``, followed by their checksum; any reader of ONNX takes them."""
+    """The bytes of an ``onnx.ModelProto``, followed by their checksum; any reader takes them."""
     return content + _seal(content)
 
 
@@ -22,6 +26,7 @@ def is_whole(content: bytes) -> bool:
 
 
 def _seal(content: bytes) -> bytes:
+    """The checksum of ``content`` as a message of metadata alone; all seals have one length."""
     model = onnx.ModelProto()
     helper.set_model_props(model, {KEY: hashlib.sha256(content).hexdigest()})
     return model.SerializeToString()

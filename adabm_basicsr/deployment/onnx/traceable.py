@@ -1,6 +1,12 @@
-"""Whether a graph can stand for a network: tracing keeps what Python code made of one image, for all images."""
+"""Whether a graph can stand for a network.
+
+Tracing keeps what Python code made of one image, for all images.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adabm_basicsr.errors import AdaBMError
 
-BRIGHTNESSES = (0.05, 0.05, 0.95)
+DARK = 0.05
+BRIGHT = 0.95
 
 
 def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
-    """Run ``network`` on a dark image, on that again and on a bright one, and look at what leaves its tensors.
+    """Run a network on a dark image, on that again and on a bright one, and see what it reads.
 
     Args:
         network: What is going to be traced; the first that it gives is an image.
@@ -20,19 +27,24 @@ def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> No
         name: What to call it.
 
     Raises:
-        AdaBMError: Its Python code reads values that depend on the image (``if x.mean() > 0.4``), or it draws random
-            numbers.
+        AdaBMError: Its Python code reads values that depend on the image (``if x.mean() > 0.4``),
+            or it draws random numbers.
     """
-    noise = 0.1 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.05
-    dark, again, bright = (_watch(network, noise + brightness) for brightness in BRIGHTNESSES)
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.rand(shape, generator=generator) - 0.05
+    dark = _watch(network, noise + DARK)
+    again = _watch(network, noise + DARK)
+    bright = _watch(network, noise + BRIGHT)
     if not torch.allclose(dark.output, again.output, equal_nan=True):
         raise AdaBMError(
-            f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw once"
+            f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw "
+            "once"
         )
     if dark.read != bright.read:
         raise AdaBMError(
-            f"{name} can't be written as ONNX: its Python code depends on the image's values (if, float or int of a "
-            "tensor), and a graph would keep what one image made of it; use tensor operations such as torch.where"
+            f"{name} can't be written as ONNX: its Python code depends on the image's values (if, "
+            "float or int of a tensor), and a graph would keep what one image made of it; use "
+            "tensor operations such as torch.where"
         )
 
 
@@ -43,14 +55,25 @@ def _watch(network: nn.Module, image: Tensor) -> _Watch:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes values that Python code reads from tensors."""
+    """Notes values that Python code reads from tensors.
+
+    Attributes:
+        read: The values, in the order in which they were read.
+        output: What the network gave.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.read: list[float] = []
-        self.output: Tensor | None = None
+        self.output: Tensor
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:
             self.read.append(out)

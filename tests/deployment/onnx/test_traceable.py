@@ -12,9 +12,9 @@ IMAGES = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 class Plain(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.body, self.last = (
-            nn.Conv2d(*pair, 3, padding=1) for pair in ((3, 8), (8, 8), (8, 3))
-        )
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
         self.scale = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x):
@@ -37,7 +37,7 @@ class Noise(Plain):
 
 
 class Harmless(Plain):
-    """Reads a parameter, branches by size, and has an activation that draws random numbers in training alone."""
+    """Reads a parameter, branches by size, and draws random numbers in training alone."""
 
     def forward(self, x):
         x = nn.functional.rrelu(x, training=False)

@@ -1,0 +1,169 @@
+"""``OnnxNetwork``: an exported graph in a runtime, each image at its own class.
+
+A graph is compiled once for each image class that occurs: with the class as a constant everything
+folds, which is what runtimes need to run integers. A small graph of its own chooses the class.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adabm_basicsr.deployment.runtimes import (
+    DEFAULT_RUNTIME,
+    RUNTIMES,
+    Compiled,
+    Run,
+    has_exact_int8,
+    import_runtime,
+    release_nothing,
+)
+from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.quantization.checks import check_images
+from adabm_basicsr.quantization.structure.sizes import run_padded
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class OnnxNetwork:
+    """A quantized network in a runtime; call it like the network itself.
+
+    Args:
+        path: A file that `save_onnx` wrote, for all image classes.
+        runtime: A key of `RUNTIMES`.
+        threads: Of the runtime; 0 leaves it to the runtime.
+
+    Attributes:
+        description: What the file says of the network and its quantization.
+        in_channels: Channels of the images that the network takes.
+        size_multiple: Images are mirrored up to multiples of this many pixels.
+
+    Raises:
+        AdaBMError: The file is missing, corrupt, not ours or of another version; the runtime is
+            unknown, not installed or can't compile the graph; or the file is for one image class
+            alone.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0
+    ) -> None:
+        if runtime not in RUNTIMES:
+            raise AdaBMError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
+        import_runtime("onnx")
+        from adabm_basicsr.deployment.onnx.reading import read_adaptive
+
+        self.path = path
+        self.runtime = runtime
+        self.threads = threads
+        self._model, self.description = read_adaptive(path)
+        shape = self._model.graph.input[0].type.tensor_type.shape
+        self.in_channels = shape.dim[1].dim_value
+        self.size_multiple = self.description["size_multiple"]
+        self._chooser: Compiled | None = None
+        self._compiled: dict[int, Compiled] = {}
+        self._latest: int | None = None
+
+    def level(self, image: Tensor) -> int:
+        """The class of an image, by its complexity.
+
+        Args:
+            image: ``(1, C, H, W)`` in 0..1.
+
+        Returns:
+            0 for simple images, 1 for middle ones, 2 for complex ones. ("Level" is what files,
+            flags and methods call the index of an image class.)
+        """
+        if self._chooser is None:
+            self._chooser = self._compile_chooser()
+        return int(self._chooser.run(image.numpy()))
+
+    def compiled(self, level: int) -> Run:
+        """The network at one image class.
+
+        Args:
+            level: 0, 1 or 2.
+
+        Returns:
+            A function of arrays, ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32.
+        """
+        if level not in self._compiled:
+            self._compiled[level] = self._compile(self.graph_at(level))
+        if self._latest is not None and self._latest != level:
+            # Together, the three classes would take three times the memory.
+            self._compiled[self._latest].release()
+        self._latest = level
+        return self._compiled[level].run
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Super-resolve images, each at its own bits.
+
+        Args:
+            image: ``(B, C, H, W)`` in 0..1.
+
+        Returns:
+            ``(B, C, sH, sW)``, float32.
+
+        Raises:
+            AdaBMError: The image is of another kind or shape.
+        """
+        check_images(image, self.in_channels)
+        image = image.float().cpu()
+        levels = [self.level(sample) for sample in image.split(1)]
+        if len(set(levels)) == 1:
+            return self.at_level(image, levels[0])
+        outputs: dict[int, Tensor] = {}
+        for level in sorted(set(levels)):
+            chosen = [index for index, found in enumerate(levels) if found == level]
+            results = self.at_level(image[chosen], level)
+            for index, result in zip(chosen, results, strict=True):
+                outputs[index] = result
+        return torch.stack([outputs[index] for index in range(len(levels))])
+
+    def at_level(self, image: Tensor, level: int) -> Tensor:
+        """Super-resolve images at a given class.
+
+        Args:
+            image: ``(B, C, H, W)`` in 0..1, float32.
+            level: 0, 1 or 2.
+
+        Returns:
+            ``(B, C, sH, sW)``, float32.
+        """
+        run = self.compiled(level)
+
+        def run_tensor(x: Tensor) -> Tensor:
+            return torch.from_numpy(run(x.contiguous().numpy()))
+
+        return run_padded(run_tensor, image, self.size_multiple)
+
+    def graph_at(self, level: int) -> onnx.ModelProto:
+        """The graph of one image class as the runtime is given it.
+
+        Args:
+            level: 0, 1 or 2.
+        """
+        from adabm_basicsr.deployment.onnx.fusion import fuse
+        from adabm_basicsr.deployment.onnx.level import at_level, take_batches
+        from adabm_basicsr.deployment.onnx.overflow import avoid_overflow
+
+        model = fuse(at_level(self._model, level), RUNTIMES[self.runtime].form)
+        model = take_batches(model)
+        if not has_exact_int8():
+            model = avoid_overflow(model)
+        return model
+
+    def _compile_chooser(self) -> Compiled:
+        from adabm_basicsr.deployment.onnx.level import MIDDLE, chooser, is_adaptive
+
+        if is_adaptive(self._model):
+            return self._compile(chooser(self._model))
+        return Compiled(lambda image: np.array(MIDDLE), release_nothing)
+
+    def _compile(self, model: onnx.ModelProto) -> Compiled:
+        return RUNTIMES[self.runtime].compile(model.SerializeToString(), self.threads)

@@ -1,0 +1,88 @@
+"""Exported files: what they hold, and that they run in other programs, with nothing around them."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from agreement import agreement, images, quantized
+from conftest import TINY_EDSR
+from onnx import TensorProto, numpy_helper
+
+from adabm_basicsr import AdaBMError, save_onnx
+
+
+@pytest.fixture(scope="module")
+def edsr():
+    return quantized(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def exported(edsr, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    save_onnx(edsr, path)
+    return path
+
+
+def run(path, image, *names):
+    return onnxruntime.InferenceSession(path).run(names, {"image": image.numpy()})
+
+
+@torch.no_grad()
+def test_the_file_is_adaptive_by_itself(edsr, exported):
+    classes = set()
+    for image in images():
+        output, level = run(exported, image, "output", "level")
+        classes.add(int(level))
+        assert level == int(edsr.image_mapping(image)) + 1
+        assert agreement(torch.from_numpy(output), edsr(image)) >= 30
+    assert classes == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_images_below_the_multiple_are_mirrored_to_and_fro(tmp_path):
+    net = quantized(TINY_EDSR, size_multiple=8)
+    save_onnx(net, tmp_path / "net.onnx")
+    for height, width in [(1, 2), (3, 4), (5, 9), (2, 17)]:
+        image = images()[1][..., :height, :width]
+        output = torch.from_numpy(run(tmp_path / "net.onnx", image, "output")[0])
+        assert output.shape == net(image).shape
+        assert agreement(output, net(image)) >= 30
+
+
+def test_narrow_weights_are_stored_in_four_bits(edsr, exported):
+    stored = {tensor.name: tensor for tensor in onnx.load(exported).graph.initializer}
+    for name, quantizer in edsr.weight_quantizers().items():
+        tensor = stored[f"network.{name}.weight_quantizer.integers"]
+        kind = TensorProto.INT4 if quantizer.bits <= 4 else TensorProto.INT8
+        assert tensor.data_type == kind
+        indices = quantizer.grid_indices(edsr.network.get_submodule(name).weight).int()
+        integers = indices - 2 ** (quantizer.bits - 1)
+        assert np.array_equal(numpy_helper.to_array(tensor).astype(int), integers.numpy())
+
+
+@torch.no_grad()
+def test_a_file_of_one_class_has_no_choice_in_it(edsr, tmp_path):
+    path = tmp_path / "level.onnx"
+    save_onnx(edsr, path, level=2)
+    model = onnx.load(path)
+    image = images()[-1]
+    assert [output.name for output in model.graph.output] == ["output"]
+    assert all(tensor.data_type != TensorProto.INT4 for tensor in model.graph.initializer)
+    output = torch.from_numpy(run(path, image, "output")[0])
+    assert agreement(output, edsr(image)) >= 30
+
+
+def test_files_of_one_class_are_fused(tmp_path):
+    save_onnx(quantized({**TINY_EDSR, "upscale": 4}), tmp_path / "one.onnx", level=1)
+    nodes = onnx.load(tmp_path / "one.onnx").graph.node
+    shuffles = [node for node in nodes if node.op_type == "DepthToSpace"]
+    assert shuffles[-1].output[0] == "output"
+
+
+def test_published_quantizers_are_rejected(tmp_path):
+    with pytest.raises(
+        AdaBMError, match="recipe 'paper' quantizes as published, without an integer zero point"
+    ):
+        save_onnx(quantized(TINY_EDSR, recipe="paper"), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())

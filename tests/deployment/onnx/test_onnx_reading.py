@@ -1,0 +1,99 @@
+"""ONNX files that are read: ours, those of others, and damaged ones."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from agreement import quantized
+from conftest import TINY_EDSR
+from onnx import TensorProto, helper, numpy_helper
+
+from adabm_basicsr import AdaBMError, OnnxNetwork, save_onnx
+from adabm_basicsr.deployment.onnx.reading import OnnxLayer, read_file, stored_layers
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+
+CORRUPT = r"cannot be read \(truncated or corrupt\)"
+
+
+@pytest.fixture(scope="module")
+def edsr():
+    return quantized(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def exported(edsr, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    save_onnx(edsr, path)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path):
+    return tmp_path / "bad.onnx"
+
+
+def write_described(exported, target, description):
+    """Write a copy with another description, or none."""
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    if description is not None:
+        helper.set_model_props(model, {DESCRIPTION_KEY: description})
+    onnx.save(model, target)
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (None, "was not written by adabm-basicsr"),
+        ("3", "was not written by adabm-basicsr"),
+        ("{", CORRUPT),
+        (json.dumps({"format": 99}), "has format 99; this version reads 1"),
+        (json.dumps({"format": 1}), "is damaged, or was changed after the export"),
+    ],
+)
+def test_descriptions_that_are_not_ours_are_rejected(description, message, exported, bad):
+    write_described(exported, bad, description)
+    with pytest.raises(AdaBMError, match=message):
+        OnnxNetwork(bad)
+
+
+def test_damaged_files_are_rejected(exported, bad):
+    for content in (exported.read_bytes()[:2000], b"no protobuf at all " * 40):
+        bad.write_bytes(content)
+        with pytest.raises(AdaBMError, match=CORRUPT):
+            read_file(bad)
+    with pytest.raises(AdaBMError, match=r"gone.onnx does not exist"):
+        read_file(bad.with_name("gone.onnx"))
+
+
+def test_files_of_one_class_are_not_for_networks(edsr, tmp_path):
+    save_onnx(edsr, tmp_path / "level.onnx", level=2)
+    with pytest.raises(
+        AdaBMError, match=r"level.onnx is for one image class alone; export it without --level"
+    ):
+        OnnxNetwork(tmp_path / "level.onnx")
+
+
+def test_a_file_of_ours_says_what_it_holds(edsr, exported):
+    file = read_file(exported)
+    assert file.is_whole
+    assert file.description["network"] == TINY_EDSR
+    layers = stored_layers(file.model)
+    assert len(layers) == len(edsr.weight_quantizers())
+    assert layers[0].operator == "Conv"
+    assert layers[0].shape == (TINY_EDSR["num_feat"], 3, 3, 3)
+    assert {layer.type for layer in layers} == {"int4", "int8"}
+
+
+def test_a_file_of_others_has_layers_but_no_description(bad):
+    weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), "float32"), "weight")
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 8, 8])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, 8, 8])
+    conv = helper.make_node("Conv", ["image", "weight"], ["output"])
+    graph = helper.make_graph([conv], "other", [image], [output], [weight])
+    onnx.save(helper.make_model(graph), bad)
+    file = read_file(bad)
+    assert file.description is None
+    assert not file.is_whole
+    assert stored_layers(file.model) == [OnnxLayer("output", "Conv", (3, 3, 1, 1), "float")]

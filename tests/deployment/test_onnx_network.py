@@ -1,0 +1,96 @@
+"""Exported graphs in every runtime compute what the simulation does, each image at its class."""
+
+import sys
+
+import pytest
+import torch
+from agreement import check_agreement, images, quantized, smooth
+from conftest import TINY_EDSR
+
+from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
+
+
+@pytest.fixture(scope="module")
+def edsr():
+    return quantized(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def exported(edsr, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    save_onnx(edsr, path)
+    return path
+
+
+def test_runtimes_agree_at_every_class(edsr, exported):
+    assert check_agreement(edsr, exported) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("bits", [2, 6, 8])
+def test_other_bits_agree_too(bits, tmp_path):
+    net = quantized(TINY_EDSR, w_bits=bits, a_bits=bits)
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx")
+
+
+def test_deep_networks_agree_at_eight_bits(tmp_path):
+    deep = {
+        "type": "MSRResNet",
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 16,
+        "num_block": 16,
+        "upscale": 4,
+    }
+    net = quantized(deep, w_bits=8, a_bits=8)
+    save_onnx(net, tmp_path / "net.onnx")  # refused where the traced network's values overflow
+    check_agreement(net, tmp_path / "net.onnx", typical=38)  # without VNNI it runs in float
+
+
+@pytest.mark.parametrize(
+    "options", [{"w_bits": 32}, {"a_bits": 32}, {"recipe": "static"}, {"fully_quantized": False}]
+)
+def test_what_stays_in_float_or_fixed_agrees(options, tmp_path):
+    net = quantized(TINY_EDSR, **options)
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx")
+
+
+def test_a_batch_is_its_images_at_their_own_classes(exported):
+    network = OnnxNetwork(exported, "onnxruntime")
+    batch = torch.cat(images())
+    for output, image in zip(network(batch), batch, strict=True):
+        torch.testing.assert_close(output, network(image[None])[0])
+
+
+def test_images_of_another_kind_or_shape_are_rejected(exported):
+    network = OnnxNetwork(exported, "onnxruntime")
+    image = images()[0]
+    for bad in (image[0], image[:, :1], image.numpy(), (255 * image).to(torch.uint8)):
+        with pytest.raises(
+            AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\)"
+        ):
+            network(bad)
+    torch.testing.assert_close(network(image.double()), network(image))
+
+
+def test_the_file_describes_its_network(exported):
+    network = load_network(exported)
+    assert network.description["network"] == TINY_EDSR
+    assert network.description["options"]["a_bits"] == 4
+    assert network.in_channels == 3
+    assert network.size_multiple == 1
+
+
+def test_unknown_runtimes_are_rejected(exported):
+    with pytest.raises(
+        AdaBMError, match=r"runtime: 'openvion' is unknown; did you mean 'openvino'\?"
+    ):
+        OnnxNetwork(exported, "openvion")
+
+
+def test_a_runtime_that_is_not_installed_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    network = OnnxNetwork(exported, "onnxruntime")
+    with pytest.raises(AdaBMError, match=r"onnxruntime is not installed: pip install onnxruntime"):
+        network(smooth(1))
