@@ -1,1 +1,1 @@
-"""Takes quantized networks out of training: packed files and their loading."""
+"""Takes quantized networks out of training: packed and ONNX files, and what runs them."""

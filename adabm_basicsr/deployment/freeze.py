@@ -1,19 +1,43 @@
-"""Bakes what was learned of the rounding into weights and biases, so that integers are all there is to store."""
+"""Puts weights on their grid points, so that integers are all there is to store of them."""
 
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
+
+
+class WeightedLayer(NamedTuple):
+    """A layer whose weight is quantized.
+
+    Attributes:
+        name: Its name in the network.
+        layer: The layer.
+        quantizer: Of its weight.
+    """
+
+    name: str
+    layer: QuantizedLayer
+    quantizer: WeightQuantizer
+
+    def quantized_weight(self) -> Tensor:
+        """What the layer computes with."""
+        return self.quantizer(self.layer.weight)
 
 
 @torch.no_grad()
 def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
-    """A copy of a calibrated network whose weights lie on their levels; it computes the same, to the bit.
+    """A copy of a calibrated network whose weights lie on their grid points.
+
+    What was learned of the rounding goes over into weights and biases. The copy computes the same,
+    to the bit.
 
     Raises:
         AdaBMError: The network hasn't been calibrated, or a weight isn't finite.
@@ -24,32 +48,48 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         )
     frozen = copy.deepcopy(net).requires_grad_(False)
     untie(frozen)
-    for name, quantizer in frozen.weight_quantizers().items():
-        layer = frozen.network.get_submodule(name)
-        set_grid_indices(layer, quantizer.grid_indices(layer.weight))
+    for own, original in zip(weighted_layers(frozen), weighted_layers(net), strict=True):
+        name, layer, quantizer = own
+        set_grid_indices(layer, quantizer, quantizer.grid_indices(layer.weight))
         if quantizer.bias_correction is not None and layer.bias is not None:
             layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
-        original = net.network.get_submodule(name)
-        if not torch.equal(quantizer(layer.weight), original.weight_quantizer(original.weight)):
-            raise AdaBMError(
-                f"{name}: its weights can't be told from their levels; are they finite?"
-            )
+        if not torch.equal(own.quantized_weight(), original.quantized_weight()):
+            raise AdaBMError(f"{name}: its weights have no grid points; are they finite?")
     return frozen
 
 
+def weighted_layers(net: QuantizedNetwork) -> list[WeightedLayer]:
+    """Layers whose weight is quantized, in execution order."""
+    found = []
+    for name, layer in net.layers().items():
+        if isinstance(layer, QuantizedLayer) and isinstance(
+            layer.weight_quantizer, WeightQuantizer
+        ):
+            found.append(WeightedLayer(name, layer, layer.weight_quantizer))
+    return found
+
+
 def untie(net: QuantizedNetwork) -> None:
-    """Give each quantized layer parameters of its own: one that it shares with others stays as it is for these."""
-    for name in net.weight_quantizers():
-        layer = net.network.get_submodule(name)
+    """Give each quantized layer parameters of its own.
+
+    A parameter that it shares with other layers stays as it is for these.
+    """
+    for _, layer, _ in weighted_layers(net):
         for key, parameter in layer.named_parameters(recurse=False):
-            setattr(layer, key, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            own = parameter.detach().clone()
+            setattr(layer, key, nn.Parameter(own, requires_grad=False))
 
 
 @torch.no_grad()
-def set_grid_indices(layer: nn.Module, levels: torch.Tensor) -> None:
-    """Write what lies on ``levels``, see `WeightQuantizer.levels`, to a quantized layer's own weight."""
-    quantizer = layer.weight_quantizer
+def set_grid_indices(layer: QuantizedLayer, quantizer: WeightQuantizer, indices: Tensor) -> None:
+    """Write weights to a quantized layer that owns its weight.
+
+    Args:
+        layer: The layer.
+        quantizer: Of its weight.
+        indices: Of their grid points, see `WeightQuantizer.grid_indices`; the weight's shape.
+    """
     if quantizer.correction is not None:
         quantizer.correction.zero_()
-    layer.weight.copy_(quantizer.from_grid_indices(levels))
+    layer.weight.copy_(quantizer.from_grid_indices(indices))

@@ -1,7 +1,8 @@
-"""Packed checkpoints: one safetensors file with integer weights at their true bits and all that rebuilds the network.
+"""Packed checkpoints: one safetensors file with all that rebuilds a quantized network.
 
-What takes room is packed: each weight at its own bit-width, everything small in one tensor per type (an entry of the
-header takes as much as a small tensor itself), and floats that bfloat16 holds exactly in two bytes.
+Weights are integers at their own bit-width, many to a byte where they are narrow. Everything small
+stands in one tensor per type, as an entry of the header takes as much as a small tensor itself.
+Floats that bfloat16 holds exactly take two bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,48 +19,47 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie
+from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie, weighted_layers
 from adabm_basicsr.errors import AdaBMError, not_found
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 
-FORMAT = 3  # since steps of inputs have eight significant bits
-CHECKSUM = "checksum"  # key within the description: with two entries the file's bytes would vary
-WEIGHTS, SMALL = "levels.", "small."
+FORMAT = 3  # since scales of inputs have eight significant bits
+CHECKSUM = "checksum"  # key of the description: with an entry of its own, the bytes would vary
+# Prefixes of tensors: grid indices of a layer's weight, and small tensors of one type.
+WEIGHTS = "levels."
+SMALL = "small."
 SMALL_SIZE = 4096  # values
 KINDS = {"f": torch.float32, "b": torch.bfloat16, "u": torch.uint8, "i": torch.int64}
+BYTE = 8  # bits
 
 
 def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
-    """Write a calibrated network that was built from options (`AdaBMNetwork`) as a packed file, atomically.
+    """Write a calibrated network as a packed file, atomically.
+
+    Args:
+        net: The network, built from options (`AdaBMNetwork`).
+        path: The file to write.
 
     Raises:
-        AdaBMError: The network isn't calibrated or wasn't built from options, or the file can't be written.
+        AdaBMError: The network isn't calibrated or wasn't built from options, or the file can't be
+            written.
     """
-    description = getattr(net, "description", None)
-    if description is None:
+    built = getattr(net, "description", None)
+    if built is None:
         raise AdaBMError(
             "only networks that were built from options can be packed: build it as AdaBMNetwork"
         )
     tensors, kinds = pack(net)
-    description = {"format": FORMAT, **description, "kinds": kinds}
+    description: dict[str, Any] = {"format": FORMAT}
+    description.update(built)
+    description["kinds"] = kinds
     description[CHECKSUM] = checksum(description, tensors)
+    metadata = {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(
-            save(tensors, {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))})
-        )
-
-
-def checksum(description: Mapping, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a packed file holds apart from itself, in hexadecimal."""
-    text = json.dumps({key: value for key, value in description.items() if key != CHECKSUM})
-    digest = hashlib.sha256(text.encode())
-    for key, tensor in sorted(tensors.items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:
@@ -66,10 +67,12 @@ def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> 
 
     Args:
         path: File that `save_packed` wrote. Nothing in it is run as code.
-        custom_imports: Modules that register an in-house architecture; importing them runs their code.
+        custom_imports: Modules that register an in-house architecture; importing them runs their
+            code.
 
     Raises:
-        AdaBMError: The file is missing, corrupt, of another version, or its architecture isn't registered.
+        AdaBMError: The file is missing, corrupt, of another version, or its architecture isn't
+            registered.
     """
     from adabm_basicsr.archs.adabm_arch import build_described
 
@@ -82,18 +85,21 @@ def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> 
     return net
 
 
-def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
+def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a packed file.
 
     Raises:
         AdaBMError: The file is missing, corrupt or of another version.
     """
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
         raise not_found("packed file", path)
+    tensors = {}
     try:
         with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {})[DESCRIPTION_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dictionary
+            metadata = file.metadata() or {}
+            description = json.loads(metadata[DESCRIPTION_KEY])
+            for key in file.keys():  # noqa: SIM118 - it is no dictionary
+                tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise AdaBMError(
             f"packed file {path} cannot be read (truncated or corrupt): {error}"
@@ -102,92 +108,154 @@ def read_packed(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         raise AdaBMError(
             f"{path} is no packed file of adabm-basicsr: its description is missing"
         ) from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
+    found = None
+    if isinstance(description, dict):
+        found = description.get("format")
+    if found != FORMAT:
         raise AdaBMError(f"packed file {path} has format {found!r}; this version reads {FORMAT}")
     if checksum(description, tensors) != description.get(CHECKSUM):
         raise AdaBMError(f"packed file {path} is damaged: its checksum is wrong")
     return description, tensors
 
 
+def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a packed file holds apart from itself, in hexadecimal."""
+    described = {key: value for key, value in description.items() if key != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(described).encode())
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a packed file, and the types of the small ones, a letter each."""
-    frozen, tensors, small, kinds = freeze(net).cpu(), {}, {kind: [] for kind in KINDS}, ""
-    for name, quantizer in tracked([*frozen.weight_quantizers().items()], "Packing"):
-        levels = quantizer.grid_indices(frozen.network.get_submodule(name).weight)
-        tensors[WEIGHTS + name] = pack_bits(levels, quantizer.bits)
-    for key, value in _kept(frozen).items():
-        kind = _kind(value)
-        value = value.detach().to(KINDS[kind])
+    """What a packed file holds of a network.
+
+    Returns:
+        Tensors by name, and the types of the small ones, a key of `KINDS` each, in the order of
+        the network's own.
+    """
+    frozen = freeze(net).cpu()
+    tensors = {}
+    for name, layer, quantizer in tracked(weighted_layers(frozen), "Packing"):
+        indices = quantizer.grid_indices(layer.weight)
+        tensors[WEIGHTS + name] = pack_bits(indices, quantizer.bits)
+
+    kinds = ""
+    small: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+    for key, tensor in _kept_tensors(frozen).items():
+        kind = _smallest_kind(tensor)
+        value = tensor.detach().to(KINDS[kind])
         if value.numel() > SMALL_SIZE:
             tensors[key] = value.contiguous()
         else:
             small[kind].append(value.flatten())
             kinds += kind
-    return {
-        **tensors,
-        **{SMALL + kind: torch.cat(values) for kind, values in small.items() if values},
-    }, kinds
+    for kind, values in small.items():
+        if values:
+            tensors[SMALL + kind] = torch.cat(values)
+    return tensors, kinds
 
 
 @torch.no_grad()
-def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: str) -> None:
+def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) -> None:
     """Fill a network, built as the packed one was, with the tensors of a packed file.
+
+    Args:
+        net: The network; changed in place.
+        tensors: See `pack`.
+        kinds: See `pack`.
 
     Raises:
         AdaBMError: The tensors are not those of this network.
     """
     untie(net)
-    kept, tensors, kinds = _kept(net), dict(tensors), iter(kinds if isinstance(kinds, str) else "")
-    small = {
-        kind: tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype))
-        for kind, dtype in KINDS.items()
-    }
-    for key, own in kept.items():
-        if own.numel() > SMALL_SIZE:
-            value = tensors.pop(key, None)
-        else:
-            kind = next(kinds, None)
-            held = small.get(kind, torch.empty(0))
-            value, small[kind] = held[: own.numel()], held[own.numel() :]
+    left = dict(tensors)
+    small = _SmallTensors(left, kinds)
+    for key, own in _kept_tensors(net).items():
+        is_small = own.numel() <= SMALL_SIZE
+        value = small.next(own.numel()) if is_small else left.pop(key, None)
         _fill(key, own, value)
-    for name, quantizer in net.weight_quantizers().items():
-        layer = net.network.get_submodule(name)
-        levels = unpack_bits(
-            name, tensors.pop(WEIGHTS + name, None), quantizer.bits, layer.weight.shape
-        )
-        scale = getattr(layer.input_quantizer, "channel_scale", None)
-        if scale is not None:
-            quantizer.channel_scale.copy_(layer.channel_views(scale.flatten())[1])
-        set_grid_indices(layer, levels.to(layer.weight.device))
-    left = [*tensors, *(SMALL + kind for kind, values in small.items() if kind and values.numel())]
-    if left or next(kinds, None) is not None:
-        raise AdaBMError(f"the packed file holds more than the network: {', '.join(left[:4])}")
+
+    for name, layer, quantizer in weighted_layers(net):
+        packed = left.pop(WEIGHTS + name, None)
+        indices = unpack_bits(name, packed, quantizer.bits, layer.weight.shape)
+        channel_scale = getattr(layer.input_quantizer, "channel_scale", None)
+        if channel_scale is not None:
+            _, of_weight = layer.channel_views(channel_scale.flatten())
+            quantizer.channel_scale.copy_(of_weight)
+        set_grid_indices(layer, quantizer, indices.to(layer.weight.device))
+
+    names = [*left, *small.left()]
+    if names:
+        raise AdaBMError(f"the packed file holds more than the network: {', '.join(names[:4])}")
 
 
-def _kept(net: QuantizedNetwork) -> dict[str, Tensor]:
-    """What is stored as it is, by name, each tensor once: all but weights in levels and what follows from the rest."""
+class _SmallTensors:
+    """Small tensors of a packed file, one after the other.
+
+    Args:
+        tensors: Those of the file; what holds the small ones is taken out.
+        kinds: The type of each, a key of `KINDS`; anything but text counts as none.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], kinds: object) -> None:
+        self._kinds = list(kinds) if isinstance(kinds, str) else []
+        self._values = {}
+        for kind, dtype in KINDS.items():
+            self._values[kind] = tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype))
+
+    def next(self, size: int) -> Tensor | None:
+        """The next one, of ``size`` values or fewer if they have run out; None if none is left."""
+        if not self._kinds:
+            return None
+        kind = self._kinds.pop(0)
+        values = self._values.get(kind)
+        if values is None:
+            return None
+        self._values[kind] = values[size:]
+        return values[:size]
+
+    def left(self) -> list[str]:
+        """Names of what hasn't been taken."""
+        kinds = set(self._kinds)
+        for kind, values in self._values.items():
+            if values.numel():
+                kinds.add(kind)
+        return [SMALL + kind for kind in sorted(kinds)]
+
+
+def _kept_tensors(net: QuantizedNetwork) -> dict[str, Tensor]:
+    """What is stored as it is, by name, each tensor once.
+
+    That is all but weights that are stored as integers, and what follows from the rest.
+    """
     dropped = set()
-    for name, quantizer in net.weight_quantizers().items():
-        dropped |= {f"network.{name}.weight", f"network.{name}.weight_quantizer.correction"}
-        layer = net.network.get_submodule(name)
+    for name, layer, quantizer in weighted_layers(net):
+        dropped.add(f"network.{name}.weight")
+        dropped.add(f"network.{name}.weight_quantizer.correction")
         if getattr(layer.input_quantizer, "channel_scale", None) is not None:
             dropped.add(f"network.{name}.weight_quantizer.channel_scale")
         if quantizer.bias_correction is not None and layer.bias is not None:
             dropped.add(f"network.{name}.weight_quantizer.bias_correction")
     state = net.state_dict()
-    named = [*net.named_parameters(), *net.named_buffers()]
-    return {key: tensor for key, tensor in named if key in state and key not in dropped}
+    kept = {}
+    for key, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if key in state and key not in dropped:
+            kept[key] = tensor
+    return kept
 
 
-def _kind(value: Tensor) -> str:
+def _smallest_kind(value: Tensor) -> str:
     """The smallest type, a key of `KINDS`, that holds a tensor exactly."""
     if value.is_floating_point():
-        return "b" if torch.equal(value.bfloat16().to(value), value) else "f"
+        is_exact = torch.equal(value.bfloat16().to(value), value)
+        return "b" if is_exact else "f"
     return "u" if value.dtype is torch.uint8 else "i"
 
 
 def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
+    """Copy what the file holds of the tensor ``key`` to the network's own."""
     if value is None or value.numel() != own.numel():
         raise AdaBMError(
             f"the packed file doesn't fit the network: {key} is missing or of another size"
@@ -197,24 +265,45 @@ def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
     own.copy_(value.view(own.shape))
 
 
-def pack_bits(levels: Tensor, bits: int) -> Tensor:
-    """Whole numbers in ``0 .. 2 ** bits - 1`` of any shape as bytes, ``(ceil(N * bits / 8),)``, high bits first."""
-    if bits == 8:
-        return levels.flatten().to(torch.uint8)
-    digits = np.unpackbits(levels.flatten().to(torch.uint8).numpy()[:, None], axis=1)[:, 8 - bits :]
-    return torch.from_numpy(np.packbits(digits))
+def pack_bits(indices: Tensor, bits: int) -> Tensor:
+    """Whole numbers one behind the other, high bits first.
+
+    Args:
+        indices: Of any shape, in ``0 .. 2 ** bits - 1``.
+        bits: How many each takes, 1 to 8.
+
+    Returns:
+        Bytes, ``(ceil(N * bits / 8),)``.
+    """
+    values = indices.flatten().to(torch.uint8)
+    if bits == BYTE:
+        return values
+    digits = np.unpackbits(values.numpy()[:, None], axis=1)
+    return torch.from_numpy(np.packbits(digits[:, BYTE - bits :]))
 
 
 def unpack_bits(name: str, packed: Tensor | None, bits: int, shape: torch.Size) -> Tensor:
-    """Inverse of `pack_bits`: uint8 of ``shape``.
+    """Inverse of `pack_bits`.
+
+    Args:
+        name: Of the layer whose weights these are, for the message.
+        packed: See `pack_bits`.
+        bits: See `pack_bits`.
+        shape: Of the result.
+
+    Returns:
+        uint8.
 
     Raises:
-        AdaBMError: Bytes are missing or left over; ``name`` says of what.
+        AdaBMError: Bytes are missing or left over.
     """
     count = shape.numel()
-    if packed is None or packed.dtype is not torch.uint8 or packed.numel() != -(-count * bits // 8):
+    size = -(-count * bits // BYTE)
+    if packed is None or packed.dtype is not torch.uint8 or packed.numel() != size:
         raise AdaBMError(
-            f"the packed file doesn't fit the network: weights of {name} are missing or of another size"
+            f"the packed file doesn't fit the network: weights of {name} are missing or of another "
+            "size"
         )
     digits = np.unpackbits(packed.numpy())[: count * bits].reshape(count, bits)
-    return torch.from_numpy(np.packbits(digits, axis=1)[:, 0] >> (8 - bits)).view(shape)
+    high = np.packbits(digits, axis=1)[:, 0]  # each number at the upper end of a byte
+    return torch.from_numpy(high >> (BYTE - bits)).view(shape)

@@ -1,4 +1,4 @@
-"""Checkpoints and packed files that were damaged, or made to do harm: a clear error, or what they held before."""
+"""Files that were damaged, or made to do harm: a clear error, or what they held before."""
 
 import io
 import json
@@ -47,10 +47,13 @@ def whole(tmp_path_factory):
 
 def outcome(path):
     """The image that the file's network makes; None if the file is refused by a clear error."""
+    reason = None
     try:
         net = load_network(path)
     except AdaBMError as error:
-        assert path.name in str(error)
+        reason = str(error)
+    if reason is not None:
+        assert path.name in reason
         return None
     with torch.no_grad():
         return net(IMAGES)
@@ -149,7 +152,8 @@ def test_modules_that_a_file_names_are_not_imported(whole, tmp_path, monkeypatch
         AdaBMError, match=r"registered by evil_module: name what you trust as custom_imports"
     ):
         load_network(tmp_path / "net.pth")
-    assert not (tmp_path / "hacked").exists() and "evil_module" not in sys.modules
+    assert not (tmp_path / "hacked").exists()
+    assert "evil_module" not in sys.modules
 
 
 def test_a_compressed_checkpoint_is_refused(tmp_path):

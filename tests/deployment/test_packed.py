@@ -124,7 +124,8 @@ def test_ingredients_that_were_switched_come_back(tmp_path):
     )
     save_packed(net, tmp_path / "net.safetensors")
     again = load_packed(tmp_path / "net.safetensors")
-    assert again.config.arithmetic.image_bits == (-2, 1) and again.config.finetuning.lr_decay == 0.5
+    assert again.config.arithmetic.image_bits == (-2, 1)
+    assert again.config.finetuning.lr_decay == 0.5
 
 
 def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):
@@ -141,7 +142,8 @@ def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):
 
 def test_small_tensors_are_exact_in_two_bytes_where_they_may_be(packed):
     description, tensors = read_packed(packed)
-    assert tensors["small.b"].dtype is torch.bfloat16 and tensors["small.f"].dtype is torch.float32
+    assert tensors["small.b"].dtype is torch.bfloat16
+    assert tensors["small.f"].dtype is torch.float32
     assert {"b", "f", "u"} <= set(description["kinds"])
 
 

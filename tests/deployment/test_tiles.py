@@ -49,14 +49,18 @@ def test_tiles_differ_from_the_whole_near_their_borders_alone(height, width, til
         {block.top for block in finished_blocks(Blur(), image, tile, overlap)},
         {block.left for block in finished_blocks(Blur(), image, tile, overlap)},
     ]
-    near = [
-        torch.tensor(
-            [any(abs(at - start) <= 2 * reach for start in of_axis - {0}) for at in range(size)]
-        )
-        for of_axis, size in zip(starts, whole.shape[2:])
-    ]
-    away = ~(near[0][:, None] | near[1][None])
+    rows = near_borders(starts[0], whole.shape[2], 2 * reach)
+    columns = near_borders(starts[1], whole.shape[3], 2 * reach)
+    away = ~(rows[:, None] | columns[None])
     torch.testing.assert_close(tiled[..., away], whole[..., away])
+
+
+def near_borders(starts, size, distance):
+    """Whether each of ``size`` pixels lies near the start of a tile other than the first."""
+    near = torch.zeros(size, dtype=torch.bool)
+    for start in starts - {0}:
+        near[max(start - distance, 0) : start + distance + 1] = True
+    return near
 
 
 def test_more_overlap_brings_tiles_nearer_to_the_whole():
