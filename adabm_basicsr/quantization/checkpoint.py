@@ -1,4 +1,7 @@
-"""Reads and writes checkpoints: plain ones of the base network and quantized ones, told apart by their content."""
+"""Reads and writes checkpoints: plain ones of the base network, and quantized ones.
+
+Which of the two a file is follows from its keys.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 from adabm_basicsr.files import atomic_path
+
+if TYPE_CHECKING:
+    from adabm_basicsr.quantization.network import QuantizedNetwork
 
 PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are other trainers'
 BASE_PREFIX = "network."
@@ -23,33 +30,36 @@ PARALLEL_PREFIX = "module."  # what DataParallel and its like put before all key
 MAX_LISTED = 4
 
 
+# Reading
+
+
 def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> dict[str, Tensor]:
     """Read a state dict, whatever it is wrapped in.
 
     Args:
-        path: File written by ``torch.save``: a raw state dict, or one under a key of `PARAM_KEYS`, with or without the
-            prefix ``module.``. Only tensors are loaded, never code.
+        path: File written by ``torch.save``: a raw state dict, or one under a key of `PARAM_KEYS`,
+            with or without the prefix ``module.``. Only tensors are loaded, never code.
         param_key: Which of several state dicts to take; the first of `PARAM_KEYS` by default.
 
     Raises:
-        AdaBMError: The file is missing, unreadable or holds no such state dict, or a weight isn't finite.
+        AdaBMError: The file is missing, unreadable or holds no such state dict, or a weight isn't
+            finite.
     """
     content = load_tensors(path)
     _check_param_key(path, content, param_key)
     state = unwrap(content, param_key)
     if not state:
-        held = (
-            ", ".join(map(repr, content))
-            if isinstance(content, Mapping) and content
-            else type(content).__name__
-        )
+        held = type(content).__name__
+        if isinstance(content, Mapping) and content:
+            held = ", ".join(repr(key) for key in content)
         raise AdaBMError(
-            f"checkpoint {path} holds no weights: it holds {held}; weights are looked for under {', '.join(PARAM_KEYS)}"
+            f"checkpoint {path} holds no weights: it holds {held}; weights are looked for under "
+            f"{', '.join(PARAM_KEYS)}"
         )
     for key, value in state.items():
-        if (
-            value.numel() * value.element_size() > value.untyped_storage().nbytes()
-        ):  # it may say any size
+        # A damaged file may state any size.
+        stated_bytes = value.numel() * value.element_size()
+        if stated_bytes > value.untyped_storage().nbytes():
             raise AdaBMError(f"checkpoint {path}: {key} is larger than what the file holds of it")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
@@ -57,46 +67,57 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
 
 
 def _check_param_key(path: str | os.PathLike, content: object, param_key: str | None) -> None:
-    """A misspelt key would give other weights; BasicSR's own default and checkpoints of ours need no key."""
-    if param_key in (None, PARAM_KEYS[0]) or (
-        isinstance(content, Mapping) and DESCRIPTION_KEY in content
-    ):
+    """Reject a key that the file doesn't have: other weights would be taken.
+
+    BasicSR's own default and checkpoints of ours need no key.
+    """
+    if param_key is None or param_key == PARAM_KEYS[0]:
         return
-    held = (
-        [key for key, value in content.items() if isinstance(value, Mapping)]
-        if isinstance(content, Mapping)
-        else []
-    )
+    held = []
+    if isinstance(content, Mapping):
+        if DESCRIPTION_KEY in content:
+            return
+        held = [key for key, value in content.items() if isinstance(value, Mapping)]
     if param_key not in held:
         raise AdaBMError(
-            f"param_key_g: {param_key!r} is no key of checkpoint {path}; {did_you_mean(param_key, held)}"
+            f"param_key_g: {param_key!r} is no key of checkpoint {path}; "
+            f"{did_you_mean(param_key, held)}"
         )
 
 
-def load_tensors(path: str | os.PathLike, device: str = "cpu") -> object:
+def load_tensors(path: str | os.PathLike, device: str = "cpu") -> Any:
     """``torch.load`` of tensors and plain values, never of code.
 
     Raises:
         AdaBMError: The file is missing or can't be read.
     """
-    if not os.path.isfile(path):
-        raise not_found("checkpoint", path)
+    # pathlib raises an error for a name that is too long.
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise not_found("checkpoint", os.fspath(path))
     try:
         _check_whole(path)
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever unpickling stumbles over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(
-            error, pickle.UnpicklingError
-        ):  # torch advises to run whatever code the file holds
-            reason = "it holds something else than tensors and plain values; save a network's state_dict()"
-        elif isinstance(
-            error, (KeyError, IndexError, EOFError, OSError)
-        ):  # of codes that are no pickle's
-            reason = "it is something else, or damaged"
         raise AdaBMError(
-            f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): {reason}"
+            f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): "
+            f"{_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file can't be read, in one line."""
+    if isinstance(error, pickle.UnpicklingError):
+        # PyTorch's own text advises to run whatever code the file holds.
+        return (
+            "it holds something else than tensors and plain values; save a network's state_dict()"
+        )
+    if isinstance(error, (KeyError, IndexError, EOFError, OSError)):
+        # Of codes that are no pickle's.
+        return "it is something else, or damaged"
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]
 
 
 def _check_whole(path: str | os.PathLike) -> None:
@@ -107,31 +128,90 @@ def _check_whole(path: str | os.PathLike) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, as torch.save never does, and may fill the memory")
-        if damaged := archive.testzip():
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(
+                    "it is compressed, as torch.save never does, and may fill the memory"
+                )
+        damaged = archive.testzip()
+        if damaged:
             raise ValueError(f"{damaged} is damaged")
 
 
 def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a state dict without its wrappings; empty if there are none."""
-    keys = (param_key, *PARAM_KEYS) if param_key else PARAM_KEYS
+    """The tensors of a state dict without its wrappings; empty if there are none.
+
+    Args:
+        content: What a checkpoint holds.
+        param_key: A key to look under before those of `PARAM_KEYS`.
+    """
     if not isinstance(content, Mapping):
         return {}
-    content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    keys = list(PARAM_KEYS)
+    if param_key:
+        keys.insert(0, param_key)
+    for key in keys:
+        inner = content.get(key)
+        if isinstance(inner, Mapping):
+            content = inner
+            break
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    parallel = all(key.startswith(PARALLEL_PREFIX) for key in state)
-    return (
-        {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
-        if parallel
-        else state
-    )
+    if all(key.startswith(PARALLEL_PREFIX) for key in state):
+        return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
+    return state
 
 
-def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` with the prefix that `unwrap` took off where it is a network's own: it has a child ``module``."""
-    missing = all(key.startswith(PARALLEL_PREFIX) and key not in state for key in expected)
-    return {PARALLEL_PREFIX + key: value for key, value in state.items()} if missing else state
+def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What a checkpoint says of how its network is built; None if it says nothing.
+
+    Raises:
+        AdaBMError: The file can't be read.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, Mapping):
+        return None
+    text = content.get(DESCRIPTION_KEY)
+    if not isinstance(text, str):
+        return None
+    try:
+        description = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(description, dict):
+        return None
+    return description
+
+
+# Fitting a network
+
+
+def load_checkpoint(
+    net: nn.Module, path: str | os.PathLike, param_key: str | None = None
+) -> nn.Module:
+    """Load a plain or quantized checkpoint into a quantized network, or a plain one into any.
+
+    Args:
+        net: The network; changed in place.
+        path: The checkpoint.
+        param_key: Which of several state dicts to take, see `read_checkpoint`.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        AdaBMError: The file can't be read or doesn't fit; the message says how.
+    """
+    state = read_checkpoint(path, param_key)
+    is_quantized_network = hasattr(net, "plan")
+    try:
+        if not is_quantized_network:
+            expected = net.state_dict()
+            state = _named_as(expected, state)
+            check_same(expected, state, type(net).__name__)
+        net.load_state_dict(state)
+    except AdaBMError as error:
+        raise AdaBMError(f"{path}: {error}") from error
+    return net
 
 
 def is_quantized(state: Mapping[str, Tensor]) -> bool:
@@ -140,9 +220,9 @@ def is_quantized(state: Mapping[str, Tensor]) -> bool:
 
 
 def fit_state(
-    net: nn.Module, state: Mapping[str, Tensor], strict: bool = True
+    net: QuantizedNetwork, state: Mapping[str, Tensor], strict: bool = True
 ) -> dict[str, Tensor]:
-    """The full state of the quantized network ``net`` that a plain or quantized state dict stands for.
+    """The full state of the quantized network ``net`` that a plain or quantized state stands for.
 
     A plain one fills in the base network's weights and leaves the quantizers uncalibrated.
 
@@ -158,69 +238,109 @@ def fit_state(
             check_same(own, state, f"quantized {base_name}")
             _check_bits(net, state[QUANTIZED_KEY])
         return state
+
     expected = net.base_state()
     state = _named_as(expected, state)
     if strict:
         check_same(expected, state, base_name)
-    base = {BASE_PREFIX + key: value for key, value in net.prepared_state(state, strict).items()}
-    return {**own, "stage": torch.zeros_like(own["stage"]), **base}
+    fitted = dict(own)
+    fitted["stage"] = torch.zeros_like(own["stage"])
+    for key, value in net.prepared_state(state, strict).items():
+        fitted[BASE_PREFIX + key] = value
+    return fitted
+
+
+def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with the prefix that `unwrap` took off, where that is a network's own.
+
+    Such a network has a child ``module``.
+    """
+    for key in expected:
+        if not key.startswith(PARALLEL_PREFIX) or key in state:
+            return state
+    return {PARALLEL_PREFIX + key: value for key, value in state.items()}
 
 
 def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Raise `AdaBMError` if keys or shapes of two state dicts differ; ``name`` says what ``expected`` belongs to."""
+    """Raise `AdaBMError` if keys or shapes of two state dicts differ.
+
+    Args:
+        expected: The state that is needed.
+        found: The state that there is.
+        name: What ``expected`` belongs to, for the message.
+    """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
-    shapes = [
-        f"{key} is {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    told = [f"{len(keys)} {what} ({_listed(keys)})" for what, keys in parts if keys]
-    if told:
-        raise AdaBMError(f"the checkpoint doesn't fit {name}: {'; '.join(told)}")
+    misshapen = []
+    for key in expected:
+        if key in found and found[key].shape != expected[key].shape:
+            has = tuple(found[key].shape)
+            needs = tuple(expected[key].shape)
+            misshapen.append(f"{key} is {has} instead of {needs}")
+
+    differences = []
+    for kind, keys in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", misshapen),
+    ):
+        listed = ", ".join(keys[:MAX_LISTED])
+        if len(keys) > MAX_LISTED:
+            listed += ", ..."
+        if keys:
+            differences.append(f"{len(keys)} {kind} ({listed})")
+    if differences:
+        raise AdaBMError(f"the checkpoint doesn't fit {name}: {'; '.join(differences)}")
 
 
-def _listed(keys: list[str]) -> str:
-    return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
-
-
-def _check_layers(net: nn.Module, saved: Tensor) -> None:
+def _check_layers(net: QuantizedNetwork, saved: Tensor) -> None:
     if len(saved) != len(net.layer_bits):
         raise AdaBMError(
-            f"the checkpoint was quantized with other options: it has {len(saved)} quantized layers, the options give "
-            f"{len(net.layer_bits)}; the same fully_quantized, exclude, head, tail, body and blocks are needed"
+            f"the checkpoint was quantized with other options: it has {len(saved)} quantized "
+            f"layers, the options give {len(net.layer_bits)}; the same fully_quantized, exclude, "
+            "head, tail, body and blocks are needed"
         )
 
 
-def _check_bits(net: nn.Module, saved: Tensor) -> None:
-    wanted = net.layer_bits.tolist()
-    for name, have, want in zip(net.plan.layers, saved.tolist(), wanted):
-        if have != want:
-            raise AdaBMError(
-                f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, a_bits {have[1]}"
-                f"{', adaptive' if have[2] else ''}; the options say w_bits {want[0]}, a_bits {want[1]}"
-                f"{', adaptive' if want[2] else ''}"
-            )
+def _check_bits(net: QuantizedNetwork, saved: Tensor) -> None:
+    for name, have, want in zip(
+        net.plan.layers, saved.tolist(), net.layer_bits.tolist(), strict=True
+    ):
+        if have == want:
+            continue
+        have_adaptive = ", adaptive" if have[2] else ""
+        want_adaptive = ", adaptive" if want[2] else ""
+        raise AdaBMError(
+            f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, "
+            f"a_bits {have[1]}{have_adaptive}; the options say w_bits {want[0]}, a_bits {want[1]}"
+            f"{want_adaptive}"
+        )
+
+
+# Writing
 
 
 def save_checkpoint(net: nn.Module, path: str | os.PathLike) -> None:
     """Write ``{"params": state dict}``, as BasicSR does, atomically.
 
-    Beside it stands what rebuilds a network that was built from options, as JSON; see `read_description`.
+    Beside it stands what rebuilds a network that was built from options, as JSON; see
+    `read_description`.
+
+    Args:
+        net: The network; one in `DataParallel` or `DistributedDataParallel` is saved without them.
+        path: The file to write.
 
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
-    net = (
-        net.module
-        if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        else net
-    )
+    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        net = net.module
     state = {key: value.cpu() for key, value in net.state_dict().items()}
+    content: dict[str, object] = {PARAM_KEYS[0]: state}
     description = getattr(net, "description", None)
-    described = {} if description is None else {DESCRIPTION_KEY: json.dumps(description)}
-    save_tensors({PARAM_KEYS[0]: state, **described}, path)
+    if description is not None:
+        content[DESCRIPTION_KEY] = json.dumps(description)
+    save_tensors(content, path)
 
 
 def save_tensors(content: object, path: str | os.PathLike) -> None:
@@ -229,42 +349,8 @@ def save_tensors(content: object, path: str | os.PathLike) -> None:
     Raises:
         AdaBMError: The file can't be written; a previous one is left whole.
     """
-    written = io.BytesIO()  # torch's own files don't say why they can't be written
+    # Into memory first: torch's own files don't say why they can't be written.
+    written = io.BytesIO()
     torch.save(content, written)
     with atomic_path(path) as temporary:
         temporary.write_bytes(written.getbuffer())
-
-
-def read_description(path: str | os.PathLike) -> dict | None:
-    """What a checkpoint says of how its network is built; None if it says nothing.
-
-    Raises:
-        AdaBMError: The file can't be read.
-    """
-    content = load_tensors(path)
-    told = content.get(DESCRIPTION_KEY) if isinstance(content, Mapping) else None
-    try:
-        described = json.loads(told) if isinstance(told, str) else None
-    except ValueError:
-        described = None
-    return described if isinstance(described, dict) else None
-
-
-def load_checkpoint(
-    net: nn.Module, path: str | os.PathLike, param_key: str | None = None
-) -> nn.Module:
-    """Load a plain or quantized checkpoint into a quantized network, or a plain one into any network.
-
-    Raises:
-        AdaBMError: The file can't be read or doesn't fit; the message says how.
-    """
-    state = read_checkpoint(path, param_key)
-    try:
-        if not hasattr(net, "plan"):
-            expected = net.state_dict()
-            state = _named_as(expected, state)
-            check_same(expected, state, type(net).__name__)
-        net.load_state_dict(state)
-    except AdaBMError as error:
-        raise AdaBMError(f"{path}: {error}") from error
-    return net

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,9 @@ class Stage(IntEnum):
 
 
 class _Lock:
-    """Lets one thread at a time into a network, whose layers hold what belongs to a single pass; copies have their own.
+    """Lets one thread at a time into a network, whose layers hold what belongs to a single pass.
 
-    The thread that is in it may enter again.
+    The thread that is in it may enter again. Copies have their own.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class _Lock:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     def __reduce__(self) -> tuple:
@@ -77,61 +77,80 @@ class Details(NamedTuple):
 class QuantizedNetwork(nn.Module):
     """Wraps a full-precision network and quantizes it in place.
 
-    The base network stays in evaluation mode whatever `train` is called with: batch normalisation, dropout and
-    re-parameterised branches must compute what will be deployed. Its parameters are frozen.
+    The base network stays in evaluation mode whatever `train` is called with: batch normalisation,
+    dropout and re-parameterised branches must compute what will be deployed. Its parameters are
+    frozen.
 
     Args:
-        network: Maps ``(B, C, H, W)`` in 0..1 to an image. Changed in place; its keys get the prefix ``network.``.
+        network: Maps ``(B, C, H, W)`` in 0..1 to an image. Changed in place; its keys get the
+            prefix ``network.``.
         config: What to quantize and how.
-        example: An input of the network, ``(1, C, H, W)``, on its device; it is run to find head, body and tail.
+        example: An input of the network, ``(1, C, H, W)``, on its device; it is run to find head,
+            body and tail.
 
     Attributes:
         structure: Roles and blocks that were found.
         in_channels: Channels of the images that the network takes.
-        size_multiple: Images are mirrored up to multiples of this many pixels, and the output is cropped.
+        size_multiple: Images are mirrored up to multiples of this many pixels, and the output is
+            cropped.
         preparation: How the network was rewritten before its layers were replaced.
         plan: Quantized and skipped layers.
         image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
-        lock: Context manager for what other threads must not interrupt: each pass holds it, and calibration.
+        layer_bits: Bits of weights and activations, whether adaptive and whether fixed, of each
+            quantized layer: uint8 ``(layers, 4)``.
+        stage: `Stage` as a uint8 scalar.
+        lock: Context manager for what other threads must not interrupt: each pass holds it, and
+            calibration.
 
     Raises:
-        AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in float32.
+        AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in
+            float32.
     """
+
+    layer_bits: Tensor
+    stage: Tensor
 
     def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
         super().__init__()
         if example.dtype is not torch.float32:
             raise AdaBMError(
-                f"the network works on {example.dtype}; quantize it in torch.float32 (network.float())"
+                f"the network works on {example.dtype}; quantize it in torch.float32 "
+                "(network.float())"
             )
         self.config = config
         self.lock = _Lock()
         self.in_channels = example.shape[1]
         network.eval().requires_grad_(False)
-        self.size_multiple = config.size_multiple or find_size_multiple(network, example)
-        example = pad_to_multiple(example, self.size_multiple)
+        if config.size_multiple:
+            self.size_multiple = config.size_multiple
+            example = pad_to_multiple(example, self.size_multiple)
+            # A size that the network takes.
+            small_size = tuple(example.shape[2:])
+        else:
+            self.size_multiple = find_size_multiple(network, example)
+            example = pad_to_multiple(example, self.size_multiple)
+            small_size = trial_size(self.size_multiple)
+        small = example.new_zeros(1, self.in_channels, *small_size)
+
         self.preparation = Preparation(network, example, fold=config.arithmetic.integer)
-        # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be a submodule.
+        # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be
+        # a submodule.
         self._unprepared = (copy_of(network),) if self.preparation else ()
         self.network = self.preparation.apply(network).eval()
-        size = (
-            example.shape[2:] if config.size_multiple else trial_size(self.size_multiple)
-        )  # one that is taken
-        small = example.new_zeros(1, self.in_channels, *size)
+
         self.structure = find_structure(network, example, config, small)
         self.plan = plan_layers(self.structure, config)
         replace_layers(network, self.plan, self.structure, config)
         network.eval()  # the new quantizers too
         self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
-        bits = [
-            [plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed]
-            for plan in self.plan.layers.values()
-        ]
+
+        bits = []
+        for plan in self.plan.layers.values():
+            bits.append([plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed])
         # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
         self.register_buffer("layer_bits", torch.tensor(bits, dtype=torch.uint8))
         self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
-        for name in self.structure.blocks:
-            block = self.network.get_submodule(name)
+        for block in self._blocks():
             block.kept_outputs = None
             block.register_forward_hook(_keep_output)
         self.to(example.device)
@@ -141,10 +160,12 @@ class QuantizedNetwork(nn.Module):
         self.training = mode
         return self
 
+    # States
+
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
-    ):
-        """Load a quantized checkpoint, or a plain one of the base network, told apart by content.
+    ) -> Any:
+        """Load a quantized checkpoint, or a plain one of the base network; its keys say which.
 
         Raises:
             AdaBMError: Keys, shapes or bits differ and ``strict`` is on.
@@ -161,69 +182,77 @@ class QuantizedNetwork(nn.Module):
 
     def base_state(self) -> dict[str, Tensor]:
         """State dict of the base network in the layout of its plain checkpoints."""
-        return self._unprepared[0].state_dict() if self._unprepared else self._without_quantizers()
+        if self._unprepared:
+            return self._unprepared[0].state_dict()
+        # A shared layer has a key at each of its places.
+        modules = self.network.named_modules(remove_duplicate=False)
+        prefixes = tuple(f"{name}." for name, module in modules if isinstance(module, QUANTIZERS))
+        state = self.network.state_dict()
+        return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
-    def _without_quantizers(self) -> dict[str, Tensor]:
-        modules = self.network.named_modules(
-            remove_duplicate=False
-        )  # a shared layer has a key at each of its places
-        quantizers = [name for name, m in modules if isinstance(m, QUANTIZERS)]
-        prefixes = tuple(f"{name}." for name in quantizers)
-        return {
-            key: value
-            for key, value in self.network.state_dict().items()
-            if not key.startswith(prefixes)
-        }
+    # Parts
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Parameters of the prepared base network, those of the quantizers left out."""
-        learned = {
-            p for m in self.network.modules() if isinstance(m, QUANTIZERS) for p in m.parameters()
-        }
-        return [parameter for parameter in self.network.parameters() if parameter not in learned]
+        of_quantizers: set[nn.Parameter] = set()
+        for module in self.network.modules():
+            if isinstance(module, QUANTIZERS):
+                of_quantizers.update(module.parameters())
+        return [p for p in self.network.parameters() if p not in of_quantizers]
 
     def full_precision_bytes(self) -> int:
         """Bytes that the parameters of the prepared base network take in float32."""
-        return sum(
-            parameter.numel() * parameter.element_size() for parameter in self.base_parameters()
-        )
+        return sum(p.numel() * p.element_size() for p in self.base_parameters())
 
     def layers(self) -> dict[str, QuantizedLayer | QuantizedProduct]:
         """Quantized layers and products by name, in execution order."""
-        return {name: self.network.get_submodule(name) for name in self.plan.layers}
+        found: dict[str, Any] = {}
+        for name in self.plan.layers:
+            found[name] = self.network.get_submodule(name)
+        return found
 
     def weight_quantizers(self) -> dict[str, WeightQuantizer]:
         """Weight quantizers by the name of their layer, in execution order."""
-        found = {
-            name: getattr(layer, "weight_quantizer", None) for name, layer in self.layers().items()
-        }
-        return {
-            name: quantizer
-            for name, quantizer in found.items()
-            if isinstance(quantizer, WeightQuantizer)
-        }
+        found = {}
+        for name, layer in self.layers().items():
+            quantizer = getattr(layer, "weight_quantizer", None)
+            if isinstance(quantizer, WeightQuantizer):
+                found[name] = quantizer
+        return found
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
-        """Activation quantizers by the name of their layer, of products with ``.left`` and ``.right``, in order."""
-        found = {
-            key: q for name, layer in self.layers().items() for key, q in layer.inputs(name).items()
-        }
-        return {
-            name: quantizer
-            for name, quantizer in found.items()
-            if isinstance(quantizer, ActivationQuantizer)
-        }
+        """Activation quantizers by the name of their layer, in execution order.
+
+        Those of products have the product's name with ``.left`` and ``.right``.
+        """
+        found = {}
+        for layer_name, layer in self.layers().items():
+            for name, quantizer in layer.inputs(layer_name).items():
+                if isinstance(quantizer, ActivationQuantizer):
+                    found[name] = quantizer
+        return found
+
+    def _blocks(self) -> list[Any]:
+        """The body's blocks; outputs of the current pass are in their ``kept_outputs``."""
+        return [self.network.get_submodule(name) for name in self.structure.blocks]
+
+    # Running
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Within this context the network computes what it did before quantization: the teacher. Other threads wait."""
+        """Within this context the network computes what it did before quantization: the teacher.
+
+        Other threads wait.
+        """
         quantizers = [module for module in self.network.modules() if isinstance(module, QUANTIZERS)]
         with self.lock:
-            _set(quantizers, enabled=False)
+            for quantizer in quantizers:
+                quantizer.enabled = False
             try:
                 yield
             finally:
-                _set(quantizers, enabled=True)
+                for quantizer in quantizers:
+                    quantizer.enabled = True
 
     def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
         """Super-resolve ``image``, each sample at its own bits.
@@ -236,8 +265,8 @@ class QuantizedNetwork(nn.Module):
             ``(B, C, sH, sW)``, or `Details`.
 
         Raises:
-            AdaBMError: The image is of another kind or shape, or the network hasn't been calibrated and no quantized
-                checkpoint was loaded.
+            AdaBMError: The image is of another kind or shape, or the network hasn't been calibrated
+                and no quantized checkpoint was loaded.
         """
         check_images(image, self.in_channels)
         with self.lock:
@@ -246,38 +275,48 @@ class QuantizedNetwork(nn.Module):
     def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
         # Found anew in each pass: a replica (DataParallel) has modules of its own.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
-        blocks = [self.network.get_submodule(name) for name in self.structure.blocks]
+        blocks = self._blocks()
         self.check_calibrated(quantizers)
-        _set(
-            quantizers,
-            image_factor=self.image_mapping(image) if self.image_mapping else None,
-            last_bits=None,
-        )
+        image_factor = self._image_factor(image)
+        for quantizer in quantizers:
+            quantizer.image_factor = image_factor
+            quantizer.last_bits = None
         for block in blocks:
             block.kept_outputs = [] if details else None
         try:
-            # A copy, as networks may change their input in place: the teacher and the next epoch need it as it was.
+            # A copy, as networks may change their input in place: the teacher and the next epoch
+            # need it as it was.
             output = run_padded(self.network, image.clone(), self.size_multiple)
             if not details:
                 return output
             bits = mean_bits(self.network).to(image.device).expand(len(image))
-            return Details(output, bits, [kept for block in blocks for kept in block.kept_outputs])
+            features = []
+            for block in blocks:
+                features += block.kept_outputs
+            return Details(output, bits, features)
         finally:
-            _set(blocks, kept_outputs=None)
-            _set(quantizers, image_factor=None)
+            for block in blocks:
+                block.kept_outputs = None
             for quantizer in quantizers:
+                quantizer.image_factor = None
                 if quantizer.last_bits is not None:
                     quantizer.last_bits = quantizer.last_bits.detach()
 
     def check_calibrated(self, quantizers: Iterable[ActivationQuantizer] | None = None) -> None:
-        """Raise `AdaBMError` if any of the ``quantizers`` (by default all) is switched on without ranges."""
-        if int(self.stage) == Stage.FRESH:
-            quantizers = self.activation_quantizers().values() if quantizers is None else quantizers
-            if any(quantizer.enabled for quantizer in quantizers):
-                raise AdaBMError(
-                    "the quantized network has no ranges yet: calibrate it (train), or load a quantized checkpoint "
-                    "(path: pretrain_network_g)"
-                )
+        """Raise `AdaBMError` if a quantizer is switched on without a range.
+
+        Args:
+            quantizers: Those that must have ranges; all by default.
+        """
+        if int(self.stage) != Stage.FRESH:
+            return
+        if quantizers is None:
+            quantizers = self.activation_quantizers().values()
+        if any(quantizer.enabled for quantizer in quantizers):
+            raise AdaBMError(
+                "the quantized network has no ranges yet: calibrate it (train), or load a "
+                "quantized checkpoint (path: pretrain_network_g)"
+            )
 
     @torch.no_grad()
     def bits_for(self, image: Tensor) -> Tensor:
@@ -289,26 +328,28 @@ class QuantizedNetwork(nn.Module):
         Returns:
             ``(B,)``: what `Details` calls ``bits``, as long as every layer runs.
         """
-        quantizers = list(self.activation_quantizers().values())
         with self.lock:
-            _set(quantizers, image_factor=self.image_mapping(image) if self.image_mapping else None)
-            for quantizer in quantizers:
+            image_factor = self._image_factor(image)
+            for quantizer in self.activation_quantizers().values():
+                quantizer.image_factor = image_factor
                 quantizer.last_bits = quantizer.bits_used()
-            _set(quantizers, image_factor=None)
+                quantizer.image_factor = None
             return mean_bits(self.network).to(image.device).expand(len(image))
 
+    def _image_factor(self, image: Tensor) -> Tensor | None:
+        """Factor of each image, ``(B,)``; None for recipes of fixed bits."""
+        if self.image_mapping is None:
+            return None
+        factor: Tensor = self.image_mapping(image)
+        return factor
+
     def _replicate_for_data_parallel(self) -> QuantizedNetwork:
-        replica = super()._replicate_for_data_parallel()
+        replica: QuantizedNetwork = super()._replicate_for_data_parallel()
         replica.lock = _Lock()  # replicas run side by side
         return replica
 
 
-def _keep_output(block: nn.Module, args: tuple, output: Tensor) -> None:
+def _keep_output(block: Any, args: tuple, output: Tensor) -> None:
+    """Forward hook of the body's blocks."""
     if block.kept_outputs is not None:
         block.kept_outputs.append(output)
-
-
-def _set(modules: list[nn.Module], **attributes) -> None:
-    for module in modules:
-        for name, value in attributes.items():
-            setattr(module, name, value)

@@ -1,14 +1,16 @@
 """Quantized layers, one small file per type, behind a dispatch table.
 
-A quantized layer is a subclass of the layer that it replaces and shares its parameters, so the keys of the base network
-stay what they are. To support a layer type of your own, subclass it with `QuantizedLayer` and register the pair::
+A quantized layer is a subclass of the layer that it replaces and shares its parameters, so the keys
+of the base network stay what they are. To support a layer type of your own, subclass it with
+`QuantizedLayer` and register the pair::
 
     @register_layer(MyConv)
     class QuantizedMyConv(QuantizedLayer, MyConv):
         def compute(self, x, weight, bias):
             return my_conv(x, weight, bias)
 
-Where that is linear in ``weight``, setting ``linear = True`` makes learning the range of the weight cheaper.
+Where that is linear in ``weight``, setting ``linear = True`` makes learning the range of the weight
+cheaper.
 """
 
 from adabm_basicsr.quantization.layers.base import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 _QUANTIZED_TYPES: dict[type[nn.Module], type[QuantizedLayer]] = {}
 # What a subclass may not redefine, if it is to compute what its base does.
 _COMPUTING = ("forward", "_conv_forward", "__call__")
+MAX_COLOURS = 4
 
 
 class QuantizedLayer(nn.Module):
@@ -22,15 +24,22 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         weight: The full-precision weight, the base layer's own parameter.
+        bias: The base layer's own bias, ``(C_out,)``, or None.
         weight_axis: Axis of the output channels in ``weight``.
         output_axis: Axis of the channels in the output.
-        copies_input: Whether the network changes the layer's input in place afterwards, which gradients need as it was.
-        linear: Whether `compute` without bias is linear in ``weight``, which makes learning its range cheaper.
-        input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float (32 bits).
-        weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float (32 bits).
+        copies_input: Whether the network changes the layer's input in place afterwards, which
+            gradients need as it was.
+        linear: Whether `compute` without bias is linear in ``weight``, which makes learning its
+            range cheaper.
+        input_quantizer: `ActivationQuantizer`, or ``nn.Identity`` where activations stay in float
+            (32 bits).
+        weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float
+            (32 bits).
     """
 
-    weight: nn.Parameter
+    # Of the base layer, which says more of their types.
+    weight: Any
+    bias: Any
     weight_axis = 0
     output_axis = -3
     linear = False
@@ -38,68 +47,81 @@ class QuantizedLayer(nn.Module):
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
 
-    def forward(self, input: Tensor, *args, **kwargs) -> Tensor:
-        """What the base layer computes from ``input`` and further arguments, on quantized input and weight."""
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the base layer computes from ``input`` and other arguments, on quantized values."""
         if self.copies_input and torch.is_grad_enabled():
             input = input.clone()
-        x, weight, quantizer = (
-            self.input_quantizer(input),
-            self.weight_quantizer(self.weight),
-            self.weight_quantizer,
-        )
-        quantizes = isinstance(quantizer, WeightQuantizer)
-        bias = quantizer.bias(self.bias) if quantizes else self.bias
-        if quantizes and not torch.is_grad_enabled() and self._is_integer():
-            return self._compute_integers(x, weight, bias, *args, **kwargs)
+        x = self.input_quantizer(input)
+        weight = self.weight_quantizer(self.weight)
+        bias = self.bias
+        quantizer = self.weight_quantizer
+        if isinstance(quantizer, WeightQuantizer):
+            bias = quantizer.bias(bias)
+            if self._is_integer() and not torch.is_grad_enabled():
+                return self._compute_integers(x, weight, bias, *args, **kwargs)
+            learns_range_alone = weight.requires_grad and quantizer.learns_range_alone(self.weight)
+            if self.linear and learns_range_alone:
+                with recomputed(x):
+                    return self._compute_for_range(x, weight, bias, *args, **kwargs)
         with recomputed(x):
-            cheap = (
-                quantizes
-                and self.linear
-                and weight.requires_grad
-                and quantizer.learns_range_alone(self.weight)
-            )
-            if not cheap:
-                return self.compute(x, weight, bias, *args, **kwargs)
-            out = self.compute(x, weight.detach(), bias, *args, **kwargs)
-            slope = quantizer.slope(self.weight)
-
-            def change(quantized: Tensor) -> Tensor:
-                return self.compute(quantized, slope, None, *args, **kwargs)
-
-            return _RangeGradient.apply(out, quantizer.upper, x.detach(), change, self.output_axis)
+            return self.compute(x, weight, bias, *args, **kwargs)
 
     def _is_integer(self) -> bool:
-        quantizers = self.input_quantizer, self.weight_quantizer
-        return self.linear and all(getattr(q, "integer", False) and q.enabled for q in quantizers)
+        """Whether integers reproduce the layer: both quantizers are on and of that kind."""
+        for quantizer in (self.input_quantizer, self.weight_quantizer):
+            if isinstance(quantizer, nn.Identity):
+                return False
+            if not quantizer.integer or not quantizer.enabled:
+                return False
+        return self.linear
 
     def _compute_integers(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, *args, **kwargs
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """`compute` on whole numbers, as integer kernels do: float32 adds them up exactly, in whatever order.
+        """`compute` on whole numbers, as integer kernels do: float32 adds them up exactly.
 
-        Sums that were rounded would now and then bring a later value to another level than the kernels do, and float16
-        (of autocast, say) can't hold them at all.
+        Sums that were rounded would now and then bring a later value to another grid point than the
+        kernels do, and float16 (of autocast, say) can't hold them at all.
         """
-        kind = x.dtype
-        step = self.input_quantizer.scale(x)
-        of_weight = self.weight_quantizer.scales(weight).clamp(
-            min=MIN_WIDTH
-        )  # channels without weights have none
-        of_channels = self.input_quantizer.channel_scale
-        x = (x / (step if of_channels is None else step * of_channels)).round_()
+        assert isinstance(self.input_quantizer, ActivationQuantizer)
+        assert isinstance(self.weight_quantizer, WeightQuantizer)
+        dtype = x.dtype
+        input_scale = self.input_quantizer.scale(x)
+        channel_scale = self.input_quantizer.channel_scale
+        scales = input_scale if channel_scale is None else input_scale * channel_scale
+        x_integers = (x / scales).round_()
+        # Channels without weights have no scale.
+        weight_scales = self.weight_quantizer.scales(weight).clamp(min=MIN_WIDTH)
+        weight_integers = (weight / weight_scales).round_()
         with torch.autocast(x.device.type, enabled=False):
-            out = self.compute(
-                x.float(), (weight / of_weight).round_().float(), None, *args, **kwargs
-            )
-        view = [1] * out.dim()
-        view[self.output_axis] = -1
-        of_output = self.weight_quantizer.scale
-        of_output = of_output.repeat(self.output_channels // len(of_output))  # groups share them
-        out.mul_(step * of_output.view(view))
-        return (out if bias is None else out.add_(bias.view(view))).to(kind)
+            out = self.compute(x_integers.float(), weight_integers.float(), None, *args, **kwargs)
+
+        per_channel = [1] * out.dim()
+        per_channel[self.output_axis] = -1
+        output_scale = self.weight_quantizer.scale
+        # Groups share their scales.
+        output_scale = output_scale.repeat(self.output_channels // len(output_scale))
+        out.mul_(input_scale * output_scale.view(per_channel))
+        if bias is not None:
+            out.add_(bias.view(per_channel))
+        return out.to(dtype)
+
+    def _compute_for_range(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """`compute` where of the weight nothing but its range is learned."""
+        assert isinstance(self.weight_quantizer, WeightQuantizer)
+        out = self.compute(x, weight.detach(), bias, *args, **kwargs)
+        slope = self.weight_quantizer.slope(self.weight)
+
+        def change(quantized: Tensor) -> Tensor:
+            return self.compute(quantized, slope, None, *args, **kwargs)
+
+        upper = self.weight_quantizer.upper
+        return _RangeGradient.apply(out, upper, x.detach(), change, self.output_axis)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the base layer computes with ``weight`` and ``bias``; each quantized type says it in its own way.
+        """What the base layer computes with ``weight`` and ``bias``; each type has its own way.
 
         It may run again in a backward pass, so it changes nothing but its result.
         """
@@ -116,15 +138,19 @@ class QuantizedLayer(nn.Module):
 
     @property
     def input_channels(self) -> int | None:
-        """Channels of the input; None for layers that don't tell them apart, and can't be equalised."""
+        """Channels of the input; None for layers without such, which can't be equalised."""
         return None
 
     def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """A value per input channel, ``(C_in,)``, as it broadcasts against the input and against the weight."""
+        """A value per input channel as it broadcasts against the input and against the weight.
+
+        Args:
+            scale: ``(C_in,)``.
+        """
         raise NotImplementedError
 
     def columns(self, x: Tensor, count: int) -> Tensor | None:
-        """What each output value is a weighted sum of, for an input ``x``, at evenly spaced positions.
+        """What each output value is a weighted sum of, at evenly spaced positions.
 
         Args:
             x: The layer's input.
@@ -132,57 +158,79 @@ class QuantizedLayer(nn.Module):
 
         Returns:
             ``(G, K, N)``: groups, weights of an output channel, positions, so that the output is
-            ``weight.reshape(G, -1, K) @ columns``; None for layers that are no such sum, whose weights are rounded to
-            the nearest.
+            ``weight.reshape(G, -1, K) @ columns``; None for layers that are no such sum, whose
+            weights are rounded to the nearest.
         """
         return None
 
     @classmethod
     def from_float(
-        cls, layer: nn.Module, input_quantizer: nn.Module, weight_quantizer: nn.Module
+        cls,
+        layer: nn.Module,
+        input_quantizer: ActivationQuantizer | nn.Identity,
+        weight_quantizer: WeightQuantizer | nn.Identity,
     ) -> QuantizedLayer:
-        """A quantized layer around the state of ``layer`` (parameters, buffers and hooks are shared, not copied)."""
+        """A quantized layer around the state of ``layer``.
+
+        Parameters, buffers and hooks are shared, not copied. A copy of the dictionary rather than a
+        new construction serves every subclass and every option of a layer.
+        """
         quantized = cls.__new__(cls)
-        # A copy of the dictionary rather than a new construction: it serves every subclass and every option of a layer.
-        quantized.__dict__ = {
-            key: value.copy() if isinstance(value, dict) else value
-            for key, value in vars(layer).items()
-        }
+        state = {}
+        for key, value in vars(layer).items():
+            state[key] = value.copy() if isinstance(value, dict) else value
+        quantized.__dict__ = state
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
         return quantized
 
 
 def spacing(positions: int, count: int, samples: int = 1) -> int:
-    """Distance at which ``count`` of the ``positions`` of all ``samples`` lie evenly, or a few less; at least 1."""
-    return max(-(-positions // max(-(-count // samples), 1)), 1)
+    """Distance at which positions of all samples are taken evenly; at least 1.
+
+    Args:
+        positions: How many there are in each sample.
+        count: How many to take of all samples together, or a few less.
+        samples: How many samples there are.
+    """
+    per_sample = max(-(-count // samples), 1)
+    return max(-(-positions // per_sample), 1)
 
 
 class _RangeGradient(torch.autograd.Function):
-    """Passes the output of a layer through, and hands its gradient to the range of the layer's weight too.
+    """Passes a layer's output through, and its gradient to the range of the layer's weight too.
 
-    Only the direction in which a range moves its weights matters. What the layer computes with that direction for a
-    weight costs less than the gradient of every weight.
+    Only the direction in which a range moves its weights matters. What the layer computes with that
+    direction for a weight costs less than the gradient of every weight.
     """
 
     @staticmethod
     def forward(
-        ctx, out: Tensor, upper: Tensor, x: Tensor, change: Callable[[Tensor], Tensor], axis: int
+        ctx: Any,
+        out: Tensor,
+        upper: Tensor,
+        x: Tensor,
+        change: Callable[[Tensor], Tensor],
+        axis: int,
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.change, ctx.axis, ctx.shape = change, axis, upper.shape
-        ctx.mark_dirty(
-            out
-        )  # not a view of it, which an activation that works in place could not take
+        ctx.change = change
+        ctx.axis = axis
+        ctx.shape = upper.shape
+        # Not a view of it, which an activation that works in place could not take.
+        ctx.mark_dirty(out)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
-        change = ctx.change(*ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        change = ctx.change(x)
         others = [axis for axis in range(grad.dim()) if axis != ctx.axis % grad.dim()]
+        per_channel = change.mul_(grad).sum(others)
         # One range per tensor, per output channel, or per output channel of a group.
-        return grad, change.mul_(grad).sum(others).view(-1, *ctx.shape).sum(0), None, None, None
+        of_upper = per_channel.view(-1, *ctx.shape).sum(0)
+        return grad, of_upper, None, None, None
 
 
 def register_layer(
@@ -198,13 +246,18 @@ def register_layer(
 
 
 def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
-    """The quantized type that replaces ``layer``, or None; for a subclass of a registered type, a new type of both."""
-    kind, base = type(layer), _registered_type(layer)
-    if base is None or base is kind:
-        return _QUANTIZED_TYPES.get(base)
-    return type(
-        f"Quantized{kind.__name__}", (_QUANTIZED_TYPES[base], kind), {"__module__": kind.__module__}
-    )
+    """The quantized type that replaces ``layer``, or None.
+
+    For a subclass of a registered type it is a new type, of the subclass and the quantized one.
+    """
+    base = _registered_type(layer)
+    if base is None:
+        return None
+    quantized = _QUANTIZED_TYPES[base]
+    kind = type(layer)
+    if kind is base:
+        return quantized
+    return type(f"Quantized{kind.__name__}", (quantized, kind), {"__module__": kind.__module__})
 
 
 def _registered_type(layer: nn.Module) -> type[nn.Module] | None:
@@ -216,18 +269,25 @@ def _registered_type(layer: nn.Module) -> type[nn.Module] | None:
     base = next((parent for parent in kind.__mro__ if parent in _QUANTIZED_TYPES), None)
     if base is None or is_colour_shift(layer):
         return None
-    same = all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTING)
-    return base if same else None
+    for name in _COMPUTING:
+        if getattr(kind, name, None) is not getattr(base, name, None):
+            return None
+    return base
 
 
 def is_colour_shift(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a 1x1 convolution that only scales and shifts each colour: arithmetic on pixels."""
-    if not (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1):
+    """Whether ``layer`` is a 1x1 convolution that only scales and shifts each colour.
+
+    That is arithmetic on pixels, and stays in full precision.
+    """
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.groups != 1:
         return False
-    if layer.in_channels != layer.out_channels or layer.in_channels > 4 or layer.weight.is_meta:
+    if layer.in_channels != layer.out_channels or layer.weight.is_meta:
+        return False
+    if not 1 < layer.in_channels <= MAX_COLOURS:
         return False
     weight = layer.weight.detach().flatten(1)
-    return torch.equal(weight, weight.diag().diag()) and layer.in_channels > 1
+    return torch.equal(weight, weight.diag().diag())
 
 
 def is_quantizable(layer: nn.Module) -> bool:

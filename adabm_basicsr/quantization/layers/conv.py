@@ -1,4 +1,4 @@
-"""Quantized 2-d convolution: groups, dilation, stride and every padding mode, as nn.Conv2d itself handles them."""
+"""Quantized 2-d convolution, with all that nn.Conv2d takes: groups, dilation, padding modes."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         return self.in_channels
 
     def channel_views(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """See `QuantizedLayer.channel_views`; each group of the weight has its own input channels."""
-        of_weight = scale.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
-        return scale.view(1, -1, 1, 1), of_weight.reshape(self.out_channels, -1, 1, 1)
+        """See `QuantizedLayer.channel_views`; each group has input channels of its own."""
+        of_input = scale.view(1, -1, 1, 1)
+        of_group = scale.view(self.groups, 1, -1)
+        of_weight = of_group.expand(-1, self.out_channels // self.groups, -1)
+        return of_input, of_weight.reshape(self.out_channels, -1, 1, 1)
 
     def columns(self, x: Tensor, count: int) -> Tensor:
         """See `QuantizedLayer.columns`; only the patches that are wanted are copied."""
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         windows = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-        for axis, (size, dilation, stride) in enumerate(
-            zip(self.kernel_size, self.dilation, self.stride), start=2
-        ):
-            windows = windows.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
-        height, width = windows.shape[2:4]  # (B, C_in, H', W', k, k)
-        chosen = torch.arange(
-            0, height * width, spacing(height * width, count, len(x)), device=x.device
-        )
-        patches = windows[:, :, chosen // width, chosen % width]  # (B, C_in, N, k, k)
-        return (
-            patches.unflatten(1, (self.groups, -1))
-            .permute(1, 2, 4, 5, 0, 3)
-            .flatten(4)
-            .flatten(1, 3)
-        )
+        for axis, size in enumerate(self.kernel_size):
+            dilation = self.dilation[axis]
+            extent = (size - 1) * dilation + 1
+            windows = windows.unfold(axis + 2, extent, self.stride[axis])
+            windows = windows[..., ::dilation]
+        # (B, C_in, H', W', k, k)
+        height, width = windows.shape[2:4]
+        distance = spacing(height * width, count, len(x))
+        chosen = torch.arange(0, height * width, distance, device=x.device)
+        patches = windows[:, :, chosen // width, chosen % width]
+        # (B, C_in, N, k, k) to (G, C_in / G, k, k, B, N)
+        grouped = patches.unflatten(1, (self.groups, -1)).permute(1, 2, 4, 5, 0, 3)
+        return grouped.flatten(4).flatten(1, 3)

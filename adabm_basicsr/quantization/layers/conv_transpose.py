@@ -18,18 +18,32 @@ class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     def compute(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
     ) -> Tensor:
-        """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``; ``output_size`` as in ``nn.ConvTranspose2d``."""
+        """``(B, C_in, H, W)`` to ``(B, C_out, H', W')``.
+
+        Args:
+            x: The input.
+            weight: ``(C_in, C_out / groups, k, k)``.
+            bias: ``(C_out,)`` or None.
+            output_size: As in ``nn.ConvTranspose2d``.
+        """
         output_padding = self._output_padding(
             x,
             output_size,
-            self.stride,
-            self.padding,
-            self.kernel_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
             num_spatial_dims=2,
-            dilation=self.dilation,
+            dilation=self.dilation,  # type: ignore[arg-type]
         )
         return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,  # type: ignore[arg-type]
+            output_padding,
+            self.groups,
+            self.dilation,
         )
 
     @property

@@ -31,4 +31,6 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     def columns(self, x: Tensor, count: int) -> Tensor:
         """See `QuantizedLayer.columns`."""
         rows = x.reshape(len(x), -1, x.shape[-1])
-        return rows[:, :: spacing(rows.shape[1], count, len(x))].flatten(0, 1).t().unsqueeze(0)
+        distance = spacing(rows.shape[1], count, len(x))
+        chosen = rows[:, ::distance].flatten(0, 1)
+        return chosen.t().unsqueeze(0)

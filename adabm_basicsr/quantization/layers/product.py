@@ -1,7 +1,8 @@
 """Quantized products of two activations, as attention has them (q·k and attention·v).
 
-Such a product is an operator inside some module's ``forward``, not a layer that could be replaced. While that module
-runs, a torch function mode hands its products to quantized ones, the first to the first and so on.
+Such a product is an operator inside some module's ``forward``, not a layer that could be replaced.
+While that module runs, a torch function mode hands its products to quantized ones, the first to the
+first and so on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 PRODUCTS_KEY = "quantized_products"  # child of a module whose products are quantized
+Product = Callable[[Tensor, Tensor], Tensor]
+
 _FUNCTIONS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 
 
@@ -36,63 +40,82 @@ class QuantizedProduct(nn.Module):
         """Quantizers of what the product of that name takes, by a name of their own."""
         return {f"{name}.left": self.left, f"{name}.right": self.right}
 
-    def forward(
-        self, product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
-    ) -> Tensor:
-        """``product(left, right)`` on quantized operands, each ``(B * k, ...)`` for a batch of ``B`` images."""
+    def forward(self, product: Product, left: Tensor, right: Tensor) -> Tensor:
+        """``product(left, right)`` on quantized operands.
+
+        Args:
+            product: How the network multiplies.
+            left: ``(B * k, ...)`` for a batch of ``B`` images.
+            right: The same.
+        """
         return product(self.left(left), self.right(right))
 
 
 class ProductMode(TorchFunctionMode):
-    """Calls `product` for every product of two activations that is computed while the mode is active."""
+    """Calls `product` for every product of two activations while the mode is active."""
 
-    def product(
-        self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
-    ) -> Tensor:
+    def product(self, function: Product, left: Tensor, right: Tensor) -> Tensor:
         """What to compute instead of ``function(left, right)``."""
         raise NotImplementedError
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
             return _attention(self.product, *args, **kwargs)
         if func is torch.einsum and len(args) == 3 and _are_activations(args[1:]):
-            return self.product(partial(torch.einsum, args[0]), *args[1:])
+            equation, left, right = args
+            return self.product(partial(torch.einsum, equation), left, right)
         if func in _FUNCTIONS and len(args) == 2 and not kwargs and _are_activations(args):
-            return self.product(func, *args)
+            left, right = args
+            return self.product(func, left, right)
         return func(*args, **kwargs)
 
 
-def _are_activations(operands: Sequence) -> bool:
-    return all(
-        isinstance(operand, Tensor) and not isinstance(operand, nn.Parameter)
-        for operand in operands
-    )
+def _are_activations(operands: Sequence[object]) -> bool:
+    for operand in operands:
+        if not isinstance(operand, Tensor) or isinstance(operand, nn.Parameter):
+            return False
+    return True
 
 
 def _attention(
-    product, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_
+    product: Callable[[Product, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` in evaluation mode, spelt out so that both products can be quantized."""
-    scores = product(
-        torch.matmul, query * (scale or 1 / math.sqrt(query.shape[-1])), key.transpose(-2, -1)
-    )
+    """``scaled_dot_product_attention`` in evaluation mode, spelt out into its two products."""
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1])
+    scores = product(torch.matmul, query * scale, key.transpose(-2, -1))
     if is_causal:
         attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
-    if attn_mask is not None:
-        masked = attn_mask.dtype is torch.bool
-        scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
     return product(torch.matmul, scores.softmax(-1), value)
 
 
 class _QuantizingMode(ProductMode):
+    """Hands products to quantized ones, the first to the first and so on."""
+
     def __init__(self, products: nn.ModuleList) -> None:
         super().__init__()
         self.products = iter(products)
 
-    def product(self, function, left, right):
+    def product(self, function: Product, left: Tensor, right: Tensor) -> Tensor:
+        """``function(left, right)`` on quantized operands."""
         quantized = next(self.products, None)
-        if quantized is None:  # a branch that wasn't taken when the network was looked at
+        if quantized is None:
+            # A branch that wasn't taken when the network was looked at.
             return function(left, right)
         # A module around this one may quantize products too; this one isn't its own.
         with torch._C.DisableTorchFunction():
@@ -102,15 +125,14 @@ class _QuantizingMode(ProductMode):
 class _QuantizesProducts(nn.Module):
     """Mixin for a module whose ``forward`` computes products."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _QuantizingMode(getattr(self, PRODUCTS_KEY)):
             return super().forward(*args, **kwargs)
 
 
 def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -> None:
-    """Make ``module`` compute its products by ``products``, in the order in which ``forward`` comes to them."""
+    """Make ``module`` compute its products by ``products``, in the order of its ``forward``."""
     kind = type(module)
-    module.__class__ = type(
-        f"Quantized{kind.__name__}", (_QuantizesProducts, kind), {"__module__": kind.__module__}
-    )
+    name = f"Quantized{kind.__name__}"
+    module.__class__ = type(name, (_QuantizesProducts, kind), {"__module__": kind.__module__})
     module.add_module(PRODUCTS_KEY, nn.ModuleList(products))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.config import FLOAT_BITS
@@ -14,15 +14,19 @@ from adabm_basicsr.quantization.quantizers.activation import mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.structure.macs import MacCounter
 
+BITS_PER_BYTE = 8
+
 
 @dataclass
 class Cost:
     """Cost of one forward pass, averaged over its samples.
 
     Attributes:
-        fab: Feature average bit, the mean of the bits used over quantized layers not fixed at 8 bits.
-        bitops: Sum over layers of MACs x weight bits x activation bits used; 32 x 32 for what isn't quantized.
-        float_bitops: The same with 32 x 32 for all: what full precision costs, which measures no image's complexity.
+        fab: Feature average bit: the mean bit-width over quantized layers not fixed at 8 bits.
+        bitops: Sum over layers of MACs x weight bits x bit-width of activations; 32 x 32 for what
+            isn't quantized.
+        float_bitops: The same with 32 x 32 for all: what full precision costs, which measures no
+            image's complexity.
     """
 
     fab: float
@@ -30,51 +34,74 @@ class Cost:
     float_bitops: float
 
 
-def weight_bits(layer: nn.Module) -> int:
-    """Bits of a layer's weight; 32 where it isn't quantized."""
-    quantizer = getattr(layer, "weight_quantizer", None)
-    return quantizer.bits if isinstance(quantizer, WeightQuantizer) else FLOAT_BITS
-
-
-def bit_product(module: nn.Module | None) -> float:
-    """Weight bits x activation bits of a layer, or of a product's operands, averaged over the last forward pass."""
-    if isinstance(module, QuantizedProduct):
-        return float(torch.as_tensor(_used(module.left) * _used(module.right)).mean())
-    if isinstance(module, QuantizedLayer):
-        return weight_bits(module) * float(torch.as_tensor(_used(module.input_quantizer)).mean())
-    return FLOAT_BITS * FLOAT_BITS
-
-
-def _used(quantizer: nn.Module) -> Tensor | float:
-    """Bits of the last forward pass, ``(B,)`` or ``(1,)``; 32 where the input isn't quantized."""
-    last_bits = getattr(quantizer, "last_bits", None)
-    return float(FLOAT_BITS) if last_bits is None else last_bits
-
-
 class CostMeter(MacCounter):
-    """Counts what forward passes of a network cost, exactly and for any image size. Use it as a context manager."""
+    """Counts what forward passes of a network cost, exactly and for any image size.
+
+    Use it as a context manager.
+    """
 
     def read(self, samples: int = 1) -> Cost:
         """Cost per sample of the forward pass of ``samples`` images since the last reading."""
-        bitops = sum(macs * bit_product(module) for (module, _), macs in self.macs.items())
-        float_macs = sum(
-            macs
-            for (module, _), macs in self.macs.items()
-            if not isinstance(module, ImageBitMapping)
-        )
-        float_bitops = float_macs * FLOAT_BITS**2
+        bitops: float = 0
+        float_macs = 0
+        for (module, _), macs in self.macs.items():
+            bitops += macs * bit_product(module)
+            if not isinstance(module, ImageBitMapping):
+                float_macs += macs
         self.macs.clear()
-        return Cost(float(mean_bits(self.network).mean()), bitops / samples, float_bitops / samples)
+        return Cost(
+            fab=float(mean_bits(self.network).mean()),
+            bitops=bitops / samples,
+            float_bitops=float_macs * FLOAT_BITS**2 / samples,
+        )
+
+
+def weight_bits(layer: nn.Module) -> int:
+    """Bits of a layer's weight; 32 where it isn't quantized."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if isinstance(quantizer, WeightQuantizer):
+        return quantizer.bits
+    return FLOAT_BITS
+
+
+def bit_product(module: nn.Module | None) -> float:
+    """Weight bits x activation bits of a layer, or of a product's operands.
+
+    Averaged over the samples of the last forward pass.
+    """
+    if isinstance(module, QuantizedProduct):
+        products = _last_bits(module.left) * _last_bits(module.right)
+        return float(torch.as_tensor(products).mean())
+    if isinstance(module, QuantizedLayer):
+        activation_bits = _last_bits(module.input_quantizer)
+        return weight_bits(module) * float(torch.as_tensor(activation_bits).mean())
+    return FLOAT_BITS * FLOAT_BITS
+
+
+def _last_bits(quantizer: nn.Module) -> torch.Tensor | float:
+    """Bits of the last forward pass, ``(B,)`` or ``(1,)``; 32 where the input isn't quantized."""
+    last_bits: torch.Tensor | None = getattr(quantizer, "last_bits", None)
+    if last_bits is None:
+        return float(FLOAT_BITS)
+    return last_bits
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes that the network's parameters take: quantized weights at their bits, everything else at 32."""
-    bits = {parameter: FLOAT_BITS for parameter in network.parameters()}
+    """Bytes that the network's parameters take: weights at their bits, everything else at 32."""
+    bits = dict.fromkeys(network.parameters(), FLOAT_BITS)
     for layer in network.modules():
-        if isinstance(layer, QuantizedLayer):
-            bits[layer.weight] = weight_bits(layer)
-            quantizer = layer.weight_quantizer
-            bits.pop(getattr(quantizer, "correction", None), None)  # rounded away with the weight
-            if layer.bias is not None:
-                bits.pop(getattr(quantizer, "bias_correction", None), None)  # one with the bias
-    return sum(-(-parameter.numel() * bit // 8) for parameter, bit in bits.items())
+        if not isinstance(layer, QuantizedLayer):
+            continue
+        bits[layer.weight] = weight_bits(layer)
+        quantizer = layer.weight_quantizer
+        if not isinstance(quantizer, WeightQuantizer):
+            continue
+        # A correction is rounded away with the weight, and one of the bias becomes one with it.
+        if quantizer.correction is not None:
+            del bits[quantizer.correction]
+        if quantizer.bias_correction is not None and layer.bias is not None:
+            del bits[quantizer.bias_correction]
+    total = 0
+    for parameter, parameter_bits in bits.items():
+        total += -(-parameter.numel() * parameter_bits // BITS_PER_BYTE)
+    return total

@@ -1,11 +1,11 @@
-"""What share of a network is quantized, what is not and why, and whether the chosen mode should have covered it."""
+"""What share of a network is quantized, what is not and why, and whether the mode covers enough."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from adabm_basicsr.quantization.config import FLOAT_BITS
-from adabm_basicsr.quantization.layers.base import is_colour_shift
+from adabm_basicsr.quantization.layers.base import QuantizedLayer, is_colour_shift
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.roles import Role
 from adabm_basicsr.quantization.structure.surgery import PRODUCTS_OFF
@@ -55,56 +55,78 @@ class Coverage:
         """One line on the gap, None if there is none."""
         if self.gap < SMALLEST_GAP:
             return None
-        told = "; ".join(self._lines(wanted=True))
-        return f"{100 * self.gap:.1f} % of the MACs should be quantized in this mode and aren't: {told}"
+        wanted = [skipped.reason for skipped in self.skipped.values() if skipped.wanted]
+        lines = "; ".join(self._lines(wanted))
+        return (
+            f"{100 * self.gap:.1f} % of the MACs should be quantized in this mode and aren't: "
+            f"{lines}"
+        )
 
     def __str__(self) -> str:
-        lines = [f"in full precision: {line}" for line in self._lines()]
+        reasons = [skipped.reason for skipped in self.skipped.values()]
+        lines = [f"in full precision: {line}" for line in self._lines(reasons)]
         share = f"{100 * self.macs:.1f} % of the MACs, {100 * self.weights:.1f} % of the weights"
-        return "\n".join([*lines, f"quantized: {self.layers} layers, {share}"])
+        lines.append(f"quantized: {self.layers} layers, {share}")
+        return "\n".join(lines)
 
-    def _lines(self, wanted: bool = False) -> list[str]:
-        reasons = dict.fromkeys(s.reason for s in self.skipped.values() if s.wanted or not wanted)
-        return [self._line(reason) for reason in reasons]
-
-    def _line(self, reason: str) -> str:
-        found = {name: s.macs_share for name, s in self.skipped.items() if s.reason == reason}
-        names = ", ".join(list(found)[:MAX_NAMED])
-        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        return f"{names}{more}: {reason}, {100 * sum(found.values()):.1f} % of the MACs"
+    def _lines(self, reasons: list[str]) -> list[str]:
+        """One line for each of the ``reasons``: what is skipped for it, and its share of MACs."""
+        lines = []
+        for reason in dict.fromkeys(reasons):
+            found = {n: skipped for n, skipped in self.skipped.items() if skipped.reason == reason}
+            names = ", ".join(list(found)[:MAX_NAMED])
+            if len(found) > MAX_NAMED:
+                names += f" and {len(found) - MAX_NAMED} more"
+            share = sum(skipped.macs_share for skipped in found.values())
+            lines.append(f"{names}: {reason}, {100 * share:.1f} % of the MACs")
+        return lines
 
 
 def measure_coverage(net: QuantizedNetwork) -> Coverage:
     """Coverage of a quantized network, from its structure and plan alone."""
-    macs, others = net.structure.macs, net.structure.other_macs
-    total = max(sum(macs.values()) + sum(others.values()), 1)
+    macs = net.structure.macs
+    other_macs = net.structure.other_macs
+    total = max(sum(macs.values()) + sum(other_macs.values()), 1)
+
     skipped = {}
     for name, reason in net.plan.skipped.items():
-        of_mode = net.config.fully_quantized or net.structure.roles.get(name) is Role.BODY
-        skipped[name] = Skipped(
-            reason, macs.get(name, 0) / total, reason == PRODUCTS_OFF and of_mode
-        )
-    for operation, count in others.items():
+        in_mode = net.config.fully_quantized or net.structure.roles.get(name) is Role.BODY
+        wanted = reason == PRODUCTS_OFF and in_mode
+        skipped[name] = Skipped(reason, macs.get(name, 0) / total, wanted)
+    for operation, count in other_macs.items():
         _add_operation(net, skipped, operation, count / total)
-    quantized = [
-        net.network.get_submodule(n)
-        for n, plan in net.plan.layers.items()
-        if plan.w_bits != FLOAT_BITS
-    ]
-    weights = sum(layer.weight.numel() for layer in quantized if hasattr(layer, "weight"))
+
+    weights = 0
+    for name, layer in net.layers().items():
+        if isinstance(layer, QuantizedLayer) and net.plan.layers[name].w_bits != FLOAT_BITS:
+            weights += layer.weight.numel()
     all_weights = sum(parameter.numel() for parameter in net.base_parameters())
-    covered = sum(macs[name] for name in net.plan.layers) / total
-    return Coverage(len(net.plan.layers), covered, weights / max(all_weights, 1), skipped)
+    return Coverage(
+        layers=len(net.plan.layers),
+        macs=sum(macs[name] for name in net.plan.layers) / total,
+        weights=weights / max(all_weights, 1),
+        skipped=skipped,
+    )
 
 
 def _add_operation(
     net: QuantizedNetwork, skipped: dict[str, Skipped], operation: str, share: float
 ) -> None:
+    """Add to ``skipped`` an operation outside of quantizable layers.
+
+    Args:
+        net: The network.
+        skipped: What was skipped so far.
+        operation: ``module: operation``.
+        share: Its share of the network's MACs, 0..1.
+    """
     owner = operation.rpartition(": ")[0]
     if is_colour_shift(net.network.get_submodule(owner)):
         skipped[owner] = Skipped("colour shift", share, wanted=False)
         return
     in_body = any(f"{owner}.".startswith(f"{block}.") for block in net.structure.blocks)
     wanted = net.config.fully_quantized or in_body
-    reason = skipped.pop(owner).reason if owner in skipped else NO_LAYER
+    reason = NO_LAYER
+    if owner in skipped:
+        reason = skipped.pop(owner).reason
     skipped[operation] = Skipped(reason, share, wanted)

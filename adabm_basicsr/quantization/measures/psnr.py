@@ -7,20 +7,35 @@ from torch import Tensor
 
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
+HIGHEST_PIXEL = 255
+MIN_ERROR = 1e-10  # equal images have a PSNR of 148 dB rather than infinitely many
+
 
 @torch.no_grad()
 def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
-    """Mean PSNR in dB of the quantized against the full-precision output over ``images``, rounded to 8 bits."""
+    """Mean PSNR in dB of the quantized against the full-precision output, rounded to 8 bits.
+
+    Args:
+        net: A calibrated network.
+        images: ``(B, C, H, W)`` in 0..1.
+    """
     with net.full_precision():
         full = net(images)
     return pixel_psnr(net(images), full)
 
 
 def pixel_psnr(images: Tensor, others: Tensor) -> float:
-    """Mean PSNR in dB between two batches of images in 0..1, rounded to 8 bits; all channels, no border."""
-    error = (_pixels(images) - _pixels(others)).square().mean((1, 2, 3)).clamp(min=1e-10)
-    return float((10 * torch.log10(255**2 / error)).mean())
+    """Mean PSNR in dB between two batches of images, rounded to 8 bits; all channels, no border.
+
+    Args:
+        images: ``(B, C, H, W)`` in 0..1.
+        others: The same.
+    """
+    difference = _pixels(images) - _pixels(others)
+    error = difference.square().mean((1, 2, 3)).clamp(min=MIN_ERROR)
+    psnr = 10 * torch.log10(HIGHEST_PIXEL**2 / error)
+    return float(psnr.mean())
 
 
 def _pixels(image: Tensor) -> Tensor:
-    return (image.clamp(0, 1) * 255).round()
+    return (image.clamp(0, 1) * HIGHEST_PIXEL).round()

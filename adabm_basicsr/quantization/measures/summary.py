@@ -17,6 +17,20 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
 BINS = 40  # of the distributions of inputs
+NAN = float("nan")
+INFINITE = float("inf")
+HEADERS = (
+    "layer",
+    "role",
+    "w bits",
+    "a bits",
+    "lower",
+    "upper",
+    "lowest",
+    "highest",
+    "SQNR (dB)",
+    "MACs",
+)
 
 
 @dataclass
@@ -27,13 +41,15 @@ class LayerSummary:
         name: Its name in the base network.
         role: head, body, trunk end or tail.
         w_bits: Bits of its weight; 32 where it has none.
-        a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for full precision.
-        lower: Lower end of its clipping range; where channels have ranges of their own, the common one that these and
-            the values below are moved to.
+        a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for
+            full precision.
+        lower: Lower end of its clipping range; where channels have ranges of their own, the common
+            one that these and the values below are moved to.
         upper: Upper end of its clipping range.
         lowest: Smallest value of its input that was seen.
         highest: Largest value of its input that was seen.
-        counts: How many values of its input lay in each of `BINS` equal parts of ``[lowest, highest]``.
+        counts: How many values of its input lay in each of `BINS` equal parts of
+            ``[lowest, highest]``.
         sqnr_db: Signal to quantization noise of its input, in dB.
         macs_share: Its share of the network's MACs, 0..1.
     """
@@ -50,6 +66,21 @@ class LayerSummary:
     sqnr_db: float
     macs_share: float
 
+    def cells(self) -> list[object]:
+        """What the table shows of it, under `HEADERS`."""
+        return [
+            self.name,
+            self.role,
+            self.w_bits,
+            f"{self.a_bits:.2f}",
+            f"{self.lower:.4g}",
+            f"{self.upper:.4g}",
+            f"{self.lowest:.4g}",
+            f"{self.highest:.4g}",
+            f"{self.sqnr_db:.1f}",
+            f"{100 * self.macs_share:.1f} %",
+        ]
+
 
 @dataclass
 class Summary:
@@ -58,7 +89,8 @@ class Summary:
     Attributes:
         layers: Quantized layers in execution order.
         coverage: Share of the network that they make up, and what is left in full precision.
-        fab: Mean bits over quantized layers not fixed at 8 bits and over the images; each layer counts as one.
+        fab: Mean bit-width over quantized layers not fixed at 8 bits and over the images; each
+            layer counts as one.
         bits_by_macs: The same, each layer weighted by its MACs.
     """
 
@@ -68,73 +100,58 @@ class Summary:
     bits_by_macs: float
 
     def __str__(self) -> str:
-        rows = [
-            [
-                *(s.name, s.role, s.w_bits, f"{s.a_bits:.2f}", f"{s.lower:.4g}", f"{s.upper:.4g}"),
-                *(
-                    f"{s.lowest:.4g}",
-                    f"{s.highest:.4g}",
-                    f"{s.sqnr_db:.1f}",
-                    f"{100 * s.macs_share:.1f} %",
-                ),
-            ]
-            for s in self.layers
-        ]
-        headers = [
-            "layer",
-            "role",
-            "w bits",
-            "a bits",
-            "lower",
-            "upper",
-            "lowest",
-            "highest",
-            "SQNR (dB)",
-            "MACs",
-        ]
-        lines = [
-            tabulate(
-                rows,
-                headers=headers,
-                disable_numparse=True,
-                colalign=("left", "left", *["right"] * 8),
-            )
-        ]
+        table = tabulate(
+            [layer.cells() for layer in self.layers],
+            headers=HEADERS,
+            disable_numparse=True,
+            colalign=("left", "left", *["right"] * 8),
+        )
         bits = f"average bits (FAB): {self.fab:.2f}, weighted by MACs {self.bits_by_macs:.2f}"
-        return "\n".join([*lines, f"{self.coverage}; {bits}"])
+        return f"{table}\n{self.coverage}; {bits}"
 
 
 @torch.no_grad()
 def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
-    """Measure every quantized layer of a calibrated network on ``images``, ``(B, C, H, W)`` in 0..1."""
+    """Measure every quantized layer of a calibrated network.
+
+    Args:
+        net: The network.
+        images: What to measure on, ``(B, C, H, W)`` in 0..1.
+    """
     seen: dict[nn.Module, _Seen] = {}
 
-    def measure(quantizer: ActivationQuantizer, args: tuple, output: Tensor) -> None:
+    def measure(quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(quantizer, ActivationQuantizer)
         seen[quantizer] = _see(quantizer, args[0], output)
 
-    hooks = [
-        quantizer.register_forward_hook(measure)
-        for quantizer in net.activation_quantizers().values()
-    ]
+    hooks = []
+    for quantizer in net.activation_quantizers().values():
+        hooks.append(quantizer.register_forward_hook(measure))
     try:
         bits = net(images, details=True).bits
     finally:
         for hook in hooks:
             hook.remove()
-    rows = {name: _rows(net, name, layer, seen) for name, layer in net.layers().items()}
-    adaptive = [
-        row for name, found in rows.items() if not net.plan.layers[name].fixed for row in found
-    ]
-    layers, fab = [row for found in rows.values() for row in found], float(bits.mean())
-    return Summary(layers, measure_coverage(net), fab, _weighted_by_macs(adaptive, fab))
+
+    rows = []
+    counted = []
+    for name, layer in net.layers().items():
+        rows_of_layer = _rows(net, name, layer, seen)
+        rows += rows_of_layer
+        if not net.plan.layers[name].fixed:
+            counted += rows_of_layer
+    fab = float(bits.mean())
+    return Summary(rows, measure_coverage(net), fab, _bits_by_macs(counted, otherwise=fab))
 
 
-def _weighted_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
-    counted = [
-        row for row in rows if 0 < row.a_bits < FLOAT_BITS
-    ]  # neither in full precision nor never run
+def _bits_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
+    """Mean bit-width of ``rows``, weighted by MACs; ``otherwise`` if nothing counts."""
+    # Neither what is in full precision nor what never ran.
+    counted = [row for row in rows if 0 < row.a_bits < FLOAT_BITS]
     macs = sum(row.macs_share for row in counted)
-    return sum(row.a_bits * row.macs_share for row in counted) / macs if macs else otherwise
+    if not macs:
+        return otherwise
+    return sum(row.a_bits * row.macs_share for row in counted) / macs
 
 
 class _Seen(NamedTuple):
@@ -147,11 +164,15 @@ class _Seen(NamedTuple):
 
 
 def _see(quantizer: ActivationQuantizer, x: Tensor, output: Tensor) -> _Seen:
-    signal, error = x.square().mean(), (output - x).square().mean()
+    signal = x.square().mean()
+    error = (output - x).square().mean()
+    sqnr_db = 10 * torch.log10(signal / error)
     values = quantizer.in_common_range(x)
-    lowest, highest = (end.item() for end in torch.aminmax(values))
+    smallest, largest = torch.aminmax(values)
+    lowest = smallest.item()
+    highest = largest.item()
     counts = torch.histc(values, BINS, lowest, highest).long().tolist()
-    return _Seen(lowest, highest, counts, float(10 * torch.log10(signal / error)))
+    return _Seen(lowest, highest, counts, float(sqnr_db))
 
 
 def _rows(
@@ -160,21 +181,33 @@ def _rows(
     layer: QuantizedLayer | QuantizedProduct,
     seen: dict[nn.Module, _Seen],
 ) -> list[LayerSummary]:
+    """Row of a layer, or of both operands of a product."""
     inputs = layer.inputs(name)
     total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())
-    share = net.structure.macs[name] / total / len(inputs)
-    role, w_bits = net.structure.roles[name].value, weight_bits(layer)
-    return [
-        LayerSummary(row_name, role, w_bits, *_measured(quantizer, seen), share)
-        for row_name, quantizer in inputs.items()
-    ]
-
-
-def _measured(quantizer: nn.Module, seen: dict[nn.Module, _Seen]) -> tuple:
-    """Bits, lower and upper end, and what was seen."""
-    if not isinstance(quantizer, ActivationQuantizer):
-        nothing = _Seen(float("nan"), float("nan"), [], float("inf"))
-        return FLOAT_BITS, float("-inf"), float("inf"), *nothing
-    bits = float(quantizer.last_bits.mean()) if quantizer.last_bits is not None else float("nan")
-    nothing = _Seen(float("nan"), float("nan"), [], float("nan"))
-    return bits, *quantizer.clipping_range, *seen.get(quantizer, nothing)
+    rows = []
+    for row_name, quantizer in inputs.items():
+        if isinstance(quantizer, ActivationQuantizer):
+            a_bits = NAN  # until it runs
+            if quantizer.last_bits is not None:
+                a_bits = float(quantizer.last_bits.mean())
+            lower, upper = quantizer.clipping_range
+            values = seen.get(quantizer, _Seen(NAN, NAN, [], NAN))
+        else:
+            a_bits = FLOAT_BITS
+            lower, upper = -INFINITE, INFINITE
+            values = _Seen(NAN, NAN, [], INFINITE)
+        row = LayerSummary(
+            name=row_name,
+            role=net.structure.roles[name].value,
+            w_bits=weight_bits(layer),
+            a_bits=a_bits,
+            lower=lower,
+            upper=upper,
+            lowest=values.lowest,
+            highest=values.highest,
+            counts=values.counts,
+            sqnr_db=values.sqnr_db,
+            macs_share=net.structure.macs[name] / total / len(inputs),
+        )
+        rows.append(row)
+    return rows

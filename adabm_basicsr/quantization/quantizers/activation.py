@@ -162,7 +162,7 @@ class ActivationQuantizer(nn.Module):
         return scale.bfloat16().to(scale.dtype)
 
     def in_common_range(self, x: Tensor) -> Tensor:
-        """``x`` in units of channel scales, each channel moved to where its range is the common one."""
+        """``x`` in units of channel scales, each channel moved into the common range."""
         if self.channel_scale is None or self.channel_shift is None:
             return x
         lower, upper = self.common_ends(x)
@@ -216,7 +216,7 @@ def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:
-    """``values``, one or one per sample, as they broadcast to ``x`` with the parts of each sample."""
+    """``values``, one or one per sample, as they broadcast to ``x``, whose samples have parts."""
     if len(values) > 1 and len(x) != len(values):
         values = values.repeat_interleave(len(x) // len(values))
     return values.view(-1, *[1] * (x.dim() - 1))

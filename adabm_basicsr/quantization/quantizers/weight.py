@@ -1,6 +1,9 @@
-"""Quantization of weights: symmetric, with a learnable range and, where a recipe asks for it, corrected rounding."""
+"""Quantizer of weights: symmetric, with a learnable range and corrections of rounding."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,17 @@ class WeightQuantizer(nn.Module):
         channels: Length of ``upper``: 1 for a range per tensor, else the number of output channels.
         axis: Axis of the output channels in the weight.
         integer: Whether weights are signed integers times a scale, see `fake_quantize`.
+
+    Attributes:
+        upper: Learnable upper end of the range, ``(channels,)``, above 0.
+        allocated: Bit-width that was shared out to the layer, a uint8 scalar; None where recipes
+            don't share bits out, see `allocate`.
+        channel_scale: What each input channel of the weight is multiplied by before rounding; None
+            without `reconstruct`.
+        correction: Learnable summand of each weight before rounding, which decides which way the
+            weight is rounded; None without `reconstruct`.
+        bias_correction: Learnable summand of the layer's bias, ``(C_out,)``; None without
+            `reconstruct`.
     """
 
     def __init__(self, bits: int, channels: int = 1, axis: int = 0, integer: bool = False) -> None:
@@ -25,118 +39,176 @@ class WeightQuantizer(nn.Module):
         self.integer = integer
         self.enabled = True
         self.upper = nn.Parameter(torch.ones(channels))
+        self.allocated: Tensor | None
+        self.channel_scale: Tensor | None
         self.register_buffer("allocated", None)
         self.register_buffer("channel_scale", None)
         self.correction: nn.Parameter | None = None
         self.bias_correction: nn.Parameter | None = None
-        self._latest: tuple[list, list[Tensor], Tensor] | None = (
-            None  # what was quantized last, and the result
-        )
+        self._latest: _Quantized | None = None
 
     @property
     def bits(self) -> int:
-        """Bit-width: the one that was allocated, if `allocate` was called, or the one that was asked for."""
-        return self._bits if self.allocated is None else int(self.allocated)
+        """Bit-width: the one that was allocated, or else the one that was asked for."""
+        if self.allocated is None:
+            return self._bits
+        return int(self.allocated)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest grid point in units of the scale; of integers a whole number."""
+        if self.integer:
+            return -(2.0 ** (self.bits - 1))
+        return -(2**self.bits - 1) / 2
+
+    @property
+    def scale(self) -> Tensor:
+        """Distance of the grid points of each output channel, ``(channels,)``.
+
+        It is in units of the input channels' scales, where the layer has such.
+        """
+        return 2 * self.upper / (2**self.bits - 1)
 
     def allocate(self) -> None:
         """Make room for bits that follow the layer's sensitivity."""
         self.allocated = torch.tensor(self._bits, dtype=torch.uint8, device=self.upper.device)
 
     def reconstruct(self, weight: Tensor, channel_scale: Tensor, output_channels: int) -> None:
-        """Make room for an equalisation of input channels and for corrections of weight and bias.
+        """Make room for scales of input channels and for corrections of weight and bias.
 
         Args:
             weight: The layer's weight.
-            channel_scale: Ones, broadcastable to ``weight``: the scale of each input channel's activations.
+            channel_scale: Ones, broadcastable to ``weight``.
             output_channels: Length of the layer's bias.
         """
-        self.channel_scale = (
-            channel_scale.clone()
-        )  # views of one scale per channel can't be written to
-        self.correction = nn.Parameter(
-            torch.zeros_like(weight)
-        )  # before rounding: it decides which way that goes
+        # Views of one scale per channel can't be written to.
+        self.channel_scale = channel_scale.clone()
+        self.correction = nn.Parameter(torch.zeros_like(weight))
         self.bias_correction = nn.Parameter(weight.new_zeros(output_channels))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight of any shape; the weight itself while the quantizer is switched off."""
+        """Quantize a weight of any shape; the weight itself while the quantizer is switched off.
+
+        Outside of learning the result is kept, and made anew once something changes.
+        """
         if not self.enabled:
             return weight
-        parts = [
-            t for t in (weight, self.upper, self.channel_scale, self.correction) if t is not None
-        ]
-        learned = torch.is_grad_enabled() and any(t.requires_grad for t in parts)
-        if learned or torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
+        sources = [weight, self.upper]
+        for optional in (self.channel_scale, self.correction):
+            if optional is not None:
+                sources.append(optional)
+        if not _can_be_kept(sources):
             return self._quantize(weight, self._upper(weight))
         # Operations that write to a tensor raise its version, except those on its `.data`.
-        state = [self.bits, self.integer, *((t.data_ptr(), t._version) for t in parts)]
-        if self._latest is None or self._latest[0] != state:
-            held = [
-                t.detach() for t in parts
-            ]  # keeps their memory from being given to another tensor
-            self._latest = state, held, self._quantize(weight, self._upper(weight))
-        return self._latest[-1]
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in sources]
+        state = [self.bits, self.integer, *versions]
+        if self._latest is None or self._latest.state != state:
+            # Holding the tensors keeps their memory from being given to others.
+            held = [tensor.detach() for tensor in sources]
+            result = self._quantize(weight, self._upper(weight))
+            self._latest = _Quantized(state, held, result)
+        return self._latest.result
 
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "_latest": None}  # copies quantize their own
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what was quantized last: copies quantize their own."""
+        state = self.__dict__.copy()
+        state["_latest"] = None
+        return state
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
         """The layer's bias, corrected for what quantization shifts; ``(C_out,)``."""
         if self.bias_correction is None or not self.enabled:
             return bias
-        return self.bias_correction if bias is None else bias + self.bias_correction
-
-    @property
-    def scale(self) -> Tensor:
-        """Distance of the levels of each output channel, ``(channels,)``; in units of the scaled input channels."""
-        return 2 * self.upper / (2**self.bits - 1)
+        if bias is None:
+            return self.bias_correction
+        return bias + self.bias_correction
 
     def scales(self, weight: Tensor) -> Tensor:
-        """Distance of the levels around each weight, the shape of ``weight``."""
-        step = self._scale_of(weight) / (1.0 if self.channel_scale is None else self.channel_scale)
-        return step.detach().expand_as(weight)
+        """Distance of the grid points around each weight, the shape of ``weight``."""
+        scale = self._scale_of(weight)
+        if self.channel_scale is not None:
+            scale = scale / self.channel_scale
+        return scale.detach().expand_as(weight)
 
     @torch.no_grad()
     def grid_indices(self, weight: Tensor) -> Tensor:
-        """Which of its levels each weight takes, the lowest being 0: uint8 of the shape of ``weight``."""
-        scaled = self(weight) * (1.0 if self.channel_scale is None else self.channel_scale)
-        steps = self._scale_of(weight).clamp(
-            min=torch.finfo(weight.dtype).tiny
-        )  # 0 where all weights are
-        levels = (scaled / steps - self.lowest).round()
-        return levels.clamp(0, 2**self.bits - 1).to(torch.uint8)
+        """Which grid point each weight is rounded to.
+
+        Returns:
+            uint8 of the shape of ``weight``, 0 for the lowest grid point.
+        """
+        scaled = self(weight)
+        if self.channel_scale is not None:
+            scaled = scaled * self.channel_scale
+        # The scale is 0 where all weights are.
+        scale = self._scale_of(weight).clamp(min=torch.finfo(weight.dtype).tiny)
+        indices = (scaled / scale - self.lowest).round()
+        return indices.clamp(0, 2**self.bits - 1).to(torch.uint8)
 
     def from_grid_indices(self, indices: Tensor) -> Tensor:
-        """Weights that lie on ``levels``; quantizing them gives what `levels` was asked of, to the bit."""
+        """Weights at grid points; quantizing them gives what `grid_indices` saw, to the bit.
+
+        Args:
+            indices: Result of `grid_indices`.
+        """
         scaled = (indices.float() + self.lowest) * self._scale_of(indices)
-        return scaled if self.channel_scale is None else scaled / self.channel_scale
-
-    @property
-    def lowest(self) -> float:
-        """The lowest level in steps; integers are a whole number of them away from zero."""
-        return -(2.0 ** (self.bits - 1)) if self.integer else -(2**self.bits - 1) / 2
-
-    def _scale_of(self, weight: Tensor) -> Tensor:
-        return self.scale.view_as(self._upper(weight))
+        if self.channel_scale is None:
+            return scaled
+        return scaled / self.channel_scale
 
     def learns_range_alone(self, weight: Tensor) -> bool:
         """Whether ``upper`` is all that gradients are asked for."""
-        others = [t for t in (weight, self.correction) if t is not None]
-        return (
-            self.enabled and self.upper.requires_grad and not any(t.requires_grad for t in others)
-        )
+        if not self.enabled or weight.requires_grad:
+            return False
+        if self.correction is not None and self.correction.requires_grad:
+            return False
+        return self.upper.requires_grad
 
     def slope(self, weight: Tensor) -> Tensor:
         """How each quantized weight changes with its ``upper``, the shape of ``weight``."""
         with torch.enable_grad():
             upper = self._upper(weight).detach().expand_as(weight).requires_grad_()
-            return torch.autograd.grad(self._quantize(weight.detach(), upper).sum(), upper)[0]
+            quantized = self._quantize(weight.detach(), upper)
+            return torch.autograd.grad(quantized.sum(), upper)[0]
 
     def _upper(self, weight: Tensor) -> Tensor:
-        return self.upper.view([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
+        """``upper`` as it broadcasts to ``weight``."""
+        shape = [1] * weight.dim()
+        shape[self.axis] = -1
+        return self.upper.view(shape)
+
+    def _scale_of(self, weight: Tensor) -> Tensor:
+        """`scale` as it broadcasts to ``weight``."""
+        return self.scale.view_as(self._upper(weight))
 
     def _quantize(self, weight: Tensor, upper: Tensor) -> Tensor:
-        if self.channel_scale is None:
+        if self.channel_scale is None or self.correction is None:
             return fake_quantize(weight, -upper, upper, self.bits, self.integer)
         scaled = (weight + self.correction) * self.channel_scale
         return fake_quantize(scaled, -upper, upper, self.bits, self.integer) / self.channel_scale
+
+
+class _Quantized(NamedTuple):
+    """A quantized weight, and what it was made of.
+
+    Attributes:
+        state: Differs once something has changed.
+        held: The tensors that it was made of.
+        result: The quantized weight.
+    """
+
+    state: list[object]
+    held: list[Tensor]
+    result: Tensor
+
+
+def _can_be_kept(sources: Sequence[Tensor]) -> bool:
+    """Whether what is made of ``sources`` may serve again: nothing is learned now."""
+    if torch.is_inference_mode_enabled():
+        return False
+    for tensor in sources:
+        is_learned = tensor.requires_grad and torch.is_grad_enabled()
+        # Tensors of inference mode have no versions.
+        if is_learned or tensor.is_inference():
+            return False
+    return True

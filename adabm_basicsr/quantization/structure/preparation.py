@@ -1,13 +1,15 @@
-"""Rewrites a network before it is quantized, where its convolutions are hidden or split, without changing its output.
+"""Rewrites a network before it is quantized, where its convolutions are hidden or split.
 
-Weight and spectral normalisation are baked in and batch normalisation is folded for any network; other rewritings stand
-in a table by module type, which `register_preparation` extends.
+Its output stays the same. Weight and spectral normalisation are baked in and batch normalisation is
+folded for any network; other rewritings stand in a table by module type, which
+`register_preparation` extends.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +19,21 @@ from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
 
-_REWRITINGS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {}
-TOLERANCE = (
-    1e-3  # of the output's largest value; what another order of float32 operations may change
-)
+Rewriting = Callable[[nn.Module], nn.Module]
+
+_REWRITINGS: dict[type[nn.Module], Rewriting] = {}
+# Of the output's largest value; what another order of float32 operations may change.
+TOLERANCE = 1e-3
 
 
-def register_preparation(kind: type[nn.Module]) -> Callable:
-    """Decorator: modules of exactly type ``kind`` are replaced by what the decorated function makes of them.
+def register_preparation(kind: type[nn.Module]) -> Callable[[Rewriting], Rewriting]:
+    """Decorator: modules of exactly type ``kind`` are replaced by what the function makes of them.
 
-    The new module must compute what the old one does in evaluation mode, on layers that can be quantized.
+    The new module must compute what the old one does in evaluation mode, on layers that can be
+    quantized.
     """
 
-    def register(rewrite: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    def register(rewrite: Rewriting) -> Rewriting:
         _REWRITINGS[kind] = rewrite
         return rewrite
 
@@ -37,41 +41,57 @@ def register_preparation(kind: type[nn.Module]) -> Callable:
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """A deep copy, of what parameters were made into as well: old normalisations keep a weight with its graph."""
-    tensors = [
-        value
-        for module in network.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor)
-    ]
-    return copy.deepcopy(
-        network, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
-    )
+    """A deep copy of ``network``, also of what its parameters were made into.
+
+    Old normalisations keep a weight together with its graph, which `copy.deepcopy` rejects.
+    """
+    copies = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                copies[id(value)] = value.detach().clone()
+    return copy.deepcopy(network, copies)
 
 
 class Preparation:
-    """What has to be done to a network before quantization: decided once, done to it and to later copies of it.
+    """What has to be done to a network before quantization, and to later copies of it.
 
     Args:
         network: The network; left as it was.
         example: An input of it, ``(1, C, H, W)``.
         fold: Whether to fold batch normalisation into the layers before it.
+
+    Attributes:
+        rewritten: Names of modules that are replaced by the table of rewritings.
+        normalised: Names of layers whose normalised weight is baked in.
+        folded: Names of layers, each with the batch normalisation that is folded into it.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, fold: bool) -> None:
-        named = list(network.named_modules())
-        self.rewritten = [name for name, module in named if name and type(module) in _REWRITINGS]
-        self.normalised = [name for name, module in named if _normalises_weight(module)]
+        self.rewritten: list[str] = []
+        self.normalised: list[str] = []
         self.folded: list[tuple[str, str]] = []
-        if fold and any(isinstance(module, BATCH_NORMS) for _, module in named):
-            probe = _as_if_trained(copy_of(network))
-            trial = self.apply(copy_of(probe))
-            self.folded = [
-                pair for pair in trace_network(trial, example).normalised if _can_fold(trial, *pair)
-            ]
-            # The layer's output may have been used elsewhere too; then folding isn't the same.
-            if not _same_output(self._fold(trial), probe, example):
-                self.folded = []
+        has_batch_norm = False
+        for name, module in network.named_modules():
+            if name and type(module) in _REWRITINGS:
+                self.rewritten.append(name)
+            if _normalises_weight(module):
+                self.normalised.append(name)
+            if isinstance(module, BATCH_NORMS):
+                has_batch_norm = True
+        if not fold or not has_batch_norm:
+            return
+
+        probe = copy_of(network)
+        _fill_statistics(probe)
+        trial = self.apply(copy_of(probe))
+        for layer, norm in trace_network(trial, example).normalised:
+            if _can_fold(trial.get_submodule(layer), trial.get_submodule(norm)):
+                self.folded.append((layer, norm))
+        self._fold(trial)
+        # The layer's output may have been used elsewhere too; then folding isn't the same.
+        if not _same_output(trial, probe, example):
+            self.folded = []
 
     def __bool__(self) -> bool:
         return bool(self.rewritten or self.normalised or self.folded)
@@ -80,97 +100,120 @@ class Preparation:
         """Rewrite ``network`` in place and return it."""
         for name in self.rewritten:
             module = network.get_submodule(name)
-            _replace(network, name, _REWRITINGS[type(module)](module).eval().requires_grad_(False))
+            rewrite = _REWRITINGS[type(module)]
+            new = rewrite(module).eval().requires_grad_(False)
+            _replace(network, module, new)
         for name in self.normalised:
             _bake(network.get_submodule(name))
-        return self._fold(network)
-
-    def _fold(self, network: nn.Module) -> nn.Module:
-        for layer, norm in self.folded:
-            _fold(network.get_submodule(layer), network.get_submodule(norm))
-            _replace(network, norm, nn.Identity())
+        self._fold(network)
         return network
+
+    def _fold(self, network: nn.Module) -> None:
+        for layer_name, norm_name in self.folded:
+            norm = network.get_submodule(norm_name)
+            _fold(network.get_submodule(layer_name), norm)
+            _replace(network, norm, nn.Identity())
 
 
 @torch.no_grad()
-def _as_if_trained(network: nn.Module) -> nn.Module:
-    """Give batch normalisation other statistics: fresh ones change nothing, and a checkpoint may come later."""
+def _fill_statistics(network: nn.Module) -> None:
+    """Give batch normalisation statistics as if it had been trained.
+
+    Fresh ones change nothing, and a checkpoint may come later.
+    """
     generator = torch.Generator().manual_seed(0)
-    for norm in [module for module in network.modules() if isinstance(module, BATCH_NORMS)]:
+    for norm in network.modules():
+        if not isinstance(norm, BATCH_NORMS):
+            continue
         for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
             if tensor is not None:
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-    return network
 
 
 def _same_output(network: nn.Module, unprepared: nn.Module, example: Tensor) -> bool:
     if example.is_meta:
         return True
-    image = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(example.shape, generator=generator).to(example.device)
     with torch.no_grad():
-        output, expected = (
-            network(image.clone()),
-            unprepared(image),
-        )  # networks may change their input in place
-    return bool((output - expected).abs().max() <= TOLERANCE * expected.abs().max())
+        output = network(image.clone())  # networks may change their input in place
+        expected = unprepared(image)
+    difference = (output - expected).abs().max()
+    return bool(difference <= TOLERANCE * expected.abs().max())
 
 
-def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` wherever the module of that name stands; a shared one stands at several places."""
-    old = network.get_submodule(name)
+def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` stands; a shared module stands at several places."""
     for parent in list(network.modules()):
         for key, child in parent._modules.items():
             if child is old:
                 parent._modules[key] = new
 
 
-def _can_fold(network: nn.Module, layer: str, norm: str) -> bool:
-    foldable = isinstance(network.get_submodule(layer), (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-    return foldable and network.get_submodule(norm).running_mean is not None
+def _can_fold(layer: nn.Module, norm: Any) -> bool:
+    is_foldable = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    return is_foldable and norm.running_mean is not None
 
 
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Any, norm: Any) -> None:
+    """Fold batch normalisation ``norm`` into weight and bias of the ``layer`` before it.
+
+    Args:
+        layer: A convolution, transposed convolution or linear layer.
+        norm: One of `BATCH_NORMS`, with statistics.
+    """
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     if isinstance(layer, nn.Linear):
         weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
     else:
-        transposed = isinstance(layer, nn.ConvTranspose2d)
+        is_transposed = isinstance(layer, nn.ConvTranspose2d)
         weight, bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, *statistics, transpose=transposed
+            layer.weight, layer.bias, *statistics, transpose=is_transposed
         )
-    layer.weight, layer.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+    layer.weight = weight.requires_grad_(False)
+    layer.bias = bias.requires_grad_(False)
 
 
-def _normalises_weight(module: nn.Module) -> bool:
-    parametrized = parametrize.is_parametrized(module) and list(module.parametrizations) == [
-        "weight"
-    ]
-    return parametrized or _old_removal(module) is not None
+def _normalises_weight(module: Any) -> bool:
+    if _old_removal(module) is not None:
+        return True
+    if not parametrize.is_parametrized(module):
+        return False
+    return list(module.parametrizations) == ["weight"]
 
 
-def _old_removal(module: nn.Module) -> Callable[[nn.Module], nn.Module] | None:
+def _old_removal(module: nn.Module) -> Rewriting | None:
     """What removes a normalisation of the kind before parametrizations, if ``module`` has one."""
     if "weight_g" in module._parameters and "weight_v" in module._parameters:
         return remove_weight_norm
-    return (
-        remove_spectral_norm
-        if "weight_orig" in module._parameters and "weight_u" in module._buffers
-        else None
-    )
+    if "weight_orig" in module._parameters and "weight_u" in module._buffers:
+        return remove_spectral_norm
+    return None
 
 
-def _bake(module: nn.Module) -> None:
-    if remove := _old_removal(module):
-        remove(module).weight.requires_grad_(False)
-        hooks = (
-            module._load_state_dict_pre_hooks
-        )  # one is left behind, and would want the old weight of a checkpoint
-        for key, held in list(hooks.items()):
-            if isinstance(getattr(held, "hook", held), SpectralNormLoadStateDictPreHook):
-                del hooks[key]
+def _bake(module: Any) -> None:
+    """Replace a weight that is computed anew in each pass by its value."""
+    remove = _old_removal(module)
+    if remove is not None:
+        remove(module)
+        module.weight.requires_grad_(False)
+        _forget_spectral_norm(module)
         return
-    # remove_parametrizations would take the weight from copies of the module too, which share its class.
+    # remove_parametrizations would take the weight from copies of the module too, which share its
+    # class.
     weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module.parametrizations
     module.weight = weight
+
+
+def _forget_spectral_norm(module: nn.Module) -> None:
+    """Remove the hook that spectral normalisation leaves behind.
+
+    It would look for the old weight in a checkpoint.
+    """
+    hooks = module._load_state_dict_pre_hooks
+    for key, held in list(hooks.items()):
+        hook = getattr(held, "hook", held)
+        if isinstance(hook, SpectralNormLoadStateDictPreHook):
+            del hooks[key]

@@ -1,6 +1,6 @@
-"""Images that a network takes, sizes found by trying, and mirrored borders for those that it doesn't.
+"""Image sizes that a network takes, found by trying, and mirrored borders for all others.
 
-Networks with windows or strides want sizes that are multiples of something.
+Networks with windows or strides want heights and widths that are multiples of something.
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
 MISTAKES = (AttributeError, ImportError, NameError, TypeError)  # of code, at any size
 ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
+HEIGHT, WIDTH = 2, 3  # axes of an image
 
 
 def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     """The smallest number whose multiples ``network`` takes as height and width of an image.
 
     Args:
-        network: Maps ``(B, C, H, W)`` to an image; run on small images of sizes that are not multiples of more.
+        network: Maps ``(B, C, H, W)`` to an image; run on small images of sizes that are not
+            multiples of more.
         example: An image of the channels, type and device that the network takes, ``(1, C, H, W)``.
 
     Returns:
-        The multiple; 1 for a network that takes any size. Among sizes that it runs on, one whose output has the
-        input's proportions is preferred; a network that crops its borders gives none such.
+        The multiple; 1 for a network that takes any size. Among sizes that the network runs on,
+        one whose output has the input's proportions is preferred; a network that crops its borders
+        gives none such.
 
     Raises:
         AdaBMError: The network takes none of the sizes that were tried.
     """
-    errors, ran = [], []
+    errors = []
+    ran = []
     for multiple in MULTIPLES:
         height, width = trial_size(multiple)
         image = example.new_full((1, example.shape[1], height, width), 0.5)
@@ -43,42 +47,50 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
         except Exception as error:  # whatever the network's own code raises
             errors.append((f"{height}x{width}", error))
             continue
-        if (
-            isinstance(output, Tensor)
-            and output.dim() == 4
-            and output.shape[2] * width == output.shape[3] * height
-        ):
+        if _has_proportions(output, height, width):
             return multiple
         ran.append(multiple)
     if ran:
         return ran[0]
-    size, error = errors[0]
-    is_mistake = isinstance(error, MISTAKES)
-    place = f", {_place(error)}" if is_mistake else ""
-    advice = "" if is_mistake else "; if it needs sizes of another kind, give size_multiple"
+
+    size, reason = errors[0]
+    place = ""
+    advice = "; if it needs sizes of another kind, give size_multiple"
+    if isinstance(reason, MISTAKES):
+        raised_at = traceback.extract_tb(reason.__traceback__)[-1]
+        place = f", {Path(raised_at.filename).name}:{raised_at.lineno}"
+        advice = ""
     raise AdaBMError(
-        f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any size tried "
-        f"({size}: {first_line(error)}{place}){advice}"
+        f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any "
+        f"size tried ({size}: {first_line(reason)}{place}){advice}"
     )
 
 
-def _place(error: Exception) -> str:
-    """File and line of the code that raised ``error``."""
-    raised_at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(raised_at.filename).name}:{raised_at.lineno}"
+def _has_proportions(output: object, height: int, width: int) -> bool:
+    """Whether ``output`` is an image, as high for its width as ``height`` is for ``width``."""
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        return False
+    return output.shape[HEIGHT] * width == output.shape[WIDTH] * height
 
 
 def trial_size(multiple: int) -> tuple[int, int]:
     """Two sizes that are multiples of ``multiple`` and of as little else as possible."""
-    first, second = [prime for prime in ODD_PRIMES if multiple * prime >= MIN_TRIED][:2]
-    return multiple * first, multiple * second
+    primes = [prime for prime in ODD_PRIMES if multiple * prime >= MIN_TRIED]
+    return multiple * primes[0], multiple * primes[1]
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Mirror ``image``, ``(B, C, H, W)``, at its lower and right border up to the next multiple of ``multiple``."""
-    for axis in (2, 3):
-        if image.shape[axis] % multiple:
-            image = image.index_select(axis, mirrored(image.shape[axis], multiple).to(image.device))
+    """``image``, mirrored at its lower and right border up to the next multiple of ``multiple``.
+
+    Args:
+        image: ``(B, C, H, W)``.
+        multiple: What the padded height and width are multiples of.
+    """
+    for axis in (HEIGHT, WIDTH):
+        size = image.shape[axis]
+        if size % multiple:
+            indices = mirrored(size, multiple).to(image.device)
+            image = image.index_select(axis, indices)
     return image
 
 
@@ -86,20 +98,32 @@ def mirrored(size: int, multiple: int) -> Tensor:
     """Where each row or column of a padded image comes from, to and fro for as long as it takes.
 
     As indices rather than by a pad operator, which in graphs hides the channels from OpenVINO.
+
+    Args:
+        size: Height or width of the image, in pixels.
+        multiple: What the padded height or width is a multiple of.
+
+    Returns:
+        Indices in ``0 .. size - 1``, as many as the padded image has rows or columns.
     """
-    period = torch.as_tensor(2 * size - 2).clamp(min=1)  # an image of one pixel is repeated
+    # An image of one pixel is repeated.
+    period = torch.as_tensor(2 * size - 2).clamp(min=1)
     position = torch.arange(size + -size % multiple) % period
     return (size - 1) - (size - 1 - position).abs()
 
 
 def run_padded(network: nn.Module, image: Tensor, multiple: int) -> Tensor:
-    """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``."""
+    """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``.
+
+    Args:
+        network: Maps ``(B, C, H, W)`` to an image.
+        image: The image.
+        multiple: What heights and widths that the network takes are multiples of.
+    """
     padded = pad_to_multiple(image, multiple)
     output = network(padded)
     if padded is image:
         return output
-    height, width = (
-        round(size * out / padded_size)
-        for size, padded_size, out in zip(image.shape[2:], padded.shape[2:], output.shape[2:])
-    )
+    height = round(image.shape[HEIGHT] * output.shape[HEIGHT] / padded.shape[HEIGHT])
+    width = round(image.shape[WIDTH] * output.shape[WIDTH] / padded.shape[WIDTH])
     return output[..., :height, :width]

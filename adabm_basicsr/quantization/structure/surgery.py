@@ -1,9 +1,13 @@
-"""Replaces the layers of a network by quantized ones: which, at how many bits, and why not the others."""
+"""Replaces the layers of a network by quantized ones: which, at how many bits, and why not others.
+
+`plan_layers` decides, `replace_layers` does it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -45,7 +49,12 @@ class LayerPlan:
 
 @dataclass
 class Plan:
-    """Layers to quantize, and the reason for each that is left in full precision; both in execution order."""
+    """What is quantized and what isn't, both in execution order.
+
+    Attributes:
+        layers: How each layer and product that is quantized is, by name.
+        skipped: The reason for each that is left in full precision, by name.
+    """
 
     layers: dict[str, LayerPlan]
     skipped: dict[str, str]
@@ -60,19 +69,28 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
     names = list(structure.roles)
     excluded = set(match_all("exclude", config.exclude, names))
     non_adaptive = set(match_all("non_adaptive", config.non_adaptive, names))
-    own_bits: dict[str, dict[str, int]] = {}
-    for pattern, bits in config.layers.items():
-        for name in match("layers", pattern, names):
-            own_bits[name] = {**own_bits.get(name, {}), **bits}
-    plan = Plan(
-        {}, {name: f"no quantized type for {kind}" for name, kind in structure.unsupported.items()}
-    )
+    own_bits = _own_bits(config, names)
+    plan = Plan(layers={}, skipped={})
+    for name, kind in structure.unsupported.items():
+        plan.skipped[name] = f"no quantized type for {kind}"
+
     for name, role in structure.roles.items():
         may_adapt = name not in non_adaptive and name not in structure.unbatched
         layer_plan = _layer_plan(role, config, own_bits.get(name, {}), may_adapt)
-        reason = _reason_to_skip(name, layer_plan, structure, config, excluded, name in own_bits)
-        if reason:
-            plan.skipped[name] = reason
+        is_product = name in structure.products
+        is_wanted = role is Role.BODY or config.fully_quantized or name in own_bits
+        is_float = layer_plan.a_bits == FLOAT_BITS
+        if not is_product and layer_plan.w_bits != FLOAT_BITS:
+            is_float = False
+
+        if name in excluded:
+            plan.skipped[name] = "excluded"
+        elif is_product and not config.attention_products:
+            plan.skipped[name] = PRODUCTS_OFF
+        elif not is_wanted:
+            plan.skipped[name] = f"{role.value} (fully_quantized is off)"
+        elif is_float:
+            plan.skipped[name] = f"{FLOAT_BITS} bits"
         else:
             plan.layers[name] = layer_plan
     if not plan.layers:
@@ -80,54 +98,47 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
     return plan
 
 
-def _reason_to_skip(
-    name: str,
-    plan: LayerPlan,
-    structure: Structure,
-    config: QuantizationConfig,
-    excluded: set[str],
-    asked_for: bool,
-) -> str | None:
-    role = structure.roles[name]
-    if name in excluded:
-        return "excluded"
-    if name in structure.products and not config.attention_products:
-        return PRODUCTS_OFF
-    if role is not Role.BODY and not config.fully_quantized and not asked_for:
-        return f"{role.value} (fully_quantized is off)"
-    bits = [plan.a_bits] if name in structure.products else [plan.w_bits, plan.a_bits]
-    return f"{FLOAT_BITS} bits" if set(bits) == {FLOAT_BITS} else None
+def _own_bits(config: QuantizationConfig, names: list[str]) -> dict[str, dict[str, int]]:
+    """Bits that the user gives to single layers, by the layer's name; the last match counts."""
+    own_bits: dict[str, dict[str, int]] = {}
+    for pattern, bits in config.layers.items():
+        for name in match("layers", pattern, names):
+            own_bits.setdefault(name, {}).update(bits)
+    return own_bits
 
 
 def _layer_plan(
-    role: Role, config: QuantizationConfig, own_bits: dict[str, int], adaptive: bool
+    role: Role, config: QuantizationConfig, own_bits: Mapping[str, int], may_adapt: bool
 ) -> LayerPlan:
+    arithmetic = config.arithmetic
     outer = role in (Role.HEAD, Role.TAIL)
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
-    allocates = (
-        config.arithmetic.own_bits
-    )  # bits that are given to a single layer stay as they are then
-    adaptive = (
-        adaptive
-        and config.arithmetic.adaptive
-        and not outer
-        and not (allocates and "a_bits" in own_bits)
+    # Bits that are given to a single layer stay as they are where others are shared out.
+    keeps_w_bits = "w_bits" in own_bits
+    keeps_a_bits = "a_bits" in own_bits and arithmetic.own_bits
+    return LayerPlan(
+        w_bits=w_bits,
+        a_bits=a_bits,
+        adaptive=may_adapt and arithmetic.adaptive and not outer and not keeps_a_bits,
+        fixed=outer and a_bits == FIXED_BITS,
+        allocated=arithmetic.own_bits and not outer and not keeps_w_bits,
     )
-    allocated = allocates and not outer and "w_bits" not in own_bits
-    return LayerPlan(w_bits, a_bits, adaptive, outer and a_bits == FIXED_BITS, allocated)
 
 
 def _default_bits(bits: int, outer: bool) -> int:
-    return FIXED_BITS if outer and bits != FLOAT_BITS else bits
+    if outer and bits != FLOAT_BITS:
+        return FIXED_BITS
+    return bits
 
 
 def replace_layers(
     network: nn.Module, plan: Plan, structure: Structure, config: QuantizationConfig
 ) -> None:
-    """Swap the planned layers of ``network`` in place for quantized ones that share their parameters.
+    """Swap the planned layers of ``network`` in place for quantized ones with the same parameters.
 
-    A layer that stands at several places of the network (shared between branches) becomes one quantized layer.
+    A layer that stands at several places of the network (shared between branches) becomes one
+    quantized layer.
 
     Args:
         network: The network.
@@ -135,17 +146,16 @@ def replace_layers(
         structure: What was found in the network.
         config: The options that the plan was made from.
     """
-    quantized: dict[nn.Module, nn.Module] = {}
+    quantized: dict[nn.Module, QuantizedLayer] = {}
     for name, layer_plan in plan.layers.items():
-        if name not in structure.products:
-            layer = network.get_submodule(name)
-            quantized[layer] = _quantize_layer(layer, layer_plan, config)
-            quantized[layer].copies_input = name in structure.overwritten
+        if name in structure.products:
+            continue
+        layer = network.get_submodule(name)
+        quantized[layer] = _quantize_layer(layer, layer_plan, config)
+        quantized[layer].copies_input = name in structure.overwritten
     for parent in list(network.modules()):
-        for (
-            key,
-            child,
-        ) in parent._modules.items():  # named_children() would list a shared child only once
+        # named_children() would list a shared child only once.
+        for key, child in list(parent._modules.items()):
             if child in quantized:
                 setattr(parent, key, quantized[child])
     if config.attention_products:
@@ -155,54 +165,73 @@ def replace_layers(
 def _replace_products(
     network: nn.Module, plan: Plan, products: Sequence[str], config: QuantizationConfig
 ) -> None:
-    """Quantize the products of all modules; ``products`` are named in the order in which each computes them."""
-    owners: dict[str, list[QuantizedProduct]] = {}
-    for name in dict.fromkeys(
-        products
-    ):  # a module that ran twice computed each of its products twice
-        quantizers = [_input_quantizer(plan.layers.get(name), config) for _ in range(2)]
+    """Quantize the products of all modules.
+
+    Args:
+        network: The network.
+        plan: What to quantize.
+        products: Names in the order in which each module computes its products.
+        config: The options that the plan was made from.
+    """
+    by_owner: dict[str, list[QuantizedProduct]] = {}
+    # A module that ran twice computed each of its products twice.
+    for name in dict.fromkeys(products):
+        layer_plan = plan.layers.get(name)
+        left = _input_quantizer(layer_plan, config)
+        right = _input_quantizer(layer_plan, config)
         owner = name.rpartition(PRODUCTS_KEY)[0].rstrip(".")
-        owners.setdefault(owner, []).append(QuantizedProduct(*quantizers))
-    for owner, quantized in owners.items():
+        by_owner.setdefault(owner, []).append(QuantizedProduct(left, right))
+    for owner, quantized in by_owner.items():
         quantize_products(network.get_submodule(owner), quantized)
 
 
-def _quantize_layer(layer: nn.Module, plan: LayerPlan, config: QuantizationConfig) -> nn.Module:
+def _quantize_layer(layer: Any, plan: LayerPlan, config: QuantizationConfig) -> QuantizedLayer:
     kind = quantized_type(layer)
-    integer = config.arithmetic.integer
-    weight_quantizer: nn.Module = nn.Identity()
+    assert kind is not None  # others aren't planned
+    arithmetic = config.arithmetic
+    weight_quantizer: WeightQuantizer | nn.Identity = nn.Identity()
     if plan.w_bits != FLOAT_BITS:
-        channels = layer.weight.shape[kind.weight_axis] if integer else 1
-        weight_quantizer = WeightQuantizer(plan.w_bits, channels, kind.weight_axis, integer)
+        axis = kind.weight_axis
+        channels = layer.weight.shape[axis] if arithmetic.integer else 1
+        weight_quantizer = WeightQuantizer(plan.w_bits, channels, axis, arithmetic.integer)
         if plan.allocated:
             weight_quantizer.allocate()
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
-    if config.arithmetic.channel_grids:
+    if arithmetic.channel_grids:
         _make_room(quantized)
     return quantized
 
 
 def _make_room(layer: QuantizedLayer) -> None:
-    """Buffers that reconstruction fills: scales of the input channels, corrections of weight and bias."""
+    """Add what reconstruction fills: scales of input channels, corrections of weight and bias."""
     if layer.input_channels is None:
         return
-    of_input, of_weight = layer.channel_views(layer.weight.new_ones(layer.input_channels))
+    ones = layer.weight.new_ones(layer.input_channels)
+    of_input, of_weight = layer.channel_views(ones)
     if isinstance(layer.input_quantizer, ActivationQuantizer):
         layer.input_quantizer.equalise(of_input)
     if isinstance(layer.weight_quantizer, WeightQuantizer):
         layer.weight_quantizer.reconstruct(layer.weight, of_weight, layer.output_channels)
 
 
-def _input_quantizer(plan: LayerPlan | None, config: QuantizationConfig) -> nn.Module:
+def _input_quantizer(
+    plan: LayerPlan | None, config: QuantizationConfig
+) -> ActivationQuantizer | nn.Identity:
+    """Quantizer of a layer's input or of a product's operand; None stands for full precision."""
     if plan is None or plan.a_bits == FLOAT_BITS:
         return nn.Identity()
     arithmetic = config.arithmetic
+    lowest, highest = arithmetic.bit_range
     quantizer = ActivationQuantizer(
-        plan.a_bits, plan.adaptive, arithmetic.bit_range, plan.fixed, arithmetic.integer
+        plan.a_bits,
+        adaptive=plan.adaptive,
+        bit_range=(lowest, highest),
+        fixed=plan.fixed,
+        integer=arithmetic.integer,
     )
     quantizer.image_bits = arithmetic.image_bits
     if arithmetic.own_bits:
-        quantizer.layer_reach = arithmetic.bit_range[1] - arithmetic.bit_range[0]
+        quantizer.layer_reach = highest - lowest
     if arithmetic.image_ranges and plan.adaptive:
         quantizer.follow_image_classes()
     return quantizer

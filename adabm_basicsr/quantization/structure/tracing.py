@@ -1,10 +1,11 @@
-"""Runs a network once and writes down what it did: layers, modules, products, upsamplings, multiply-accumulates."""
+"""Runs a network once and notes what it did: layers, modules, products, upsamplings and MACs."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quan
 from adabm_basicsr.quantization.structure.macs import MacCounter
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-KEPT = 8  # values of each sample that tell it from others
+PIXEL_SHUFFLES = (torch.pixel_shuffle, F.pixel_shuffle)
+KEPT_VALUES = 8  # of each sample; enough to distinguish it from others
 
 
 @dataclass
@@ -38,27 +40,42 @@ class Call:
     keeps_shape: bool = False
 
 
+class Upsampling(NamedTuple):
+    """One pixel shuffle or interpolation.
+
+    Attributes:
+        first_layer: Index of the first layer call that belongs to it: of a pixel shuffle the layer
+            that feeds it, of an interpolation the layer after it.
+        pixels: Spatial positions of its output.
+    """
+
+    first_layer: int
+    pixels: int
+
+
 @dataclass
 class Trace:
     """What one run showed.
 
     Attributes:
         layers: Calls of quantizable layers and products, in execution order.
-        modules: Calls of all other modules that turn tensors into tensors, in the order in which they ended.
+        modules: Calls of all other modules that turn tensors into tensors, in the order in which
+            they ended.
         products: Names of the products among ``layers``.
-        upsamplings: Of each pixel shuffle and interpolation: layer calls before it, pixels of its output, and whether
-            a pixel shuffle, which the last of these layers feeds, did it.
+        upsamplings: Every pixel shuffle and interpolation, in execution order.
         macs: Multiply-accumulates of each layer and product.
         other_macs: Those of operations in no quantizable layer, by ``module: operation``.
-        normalised: Pairs of a layer and the batch normalisation that takes its output, each of which ran once.
+        normalised: Pairs of a layer and the batch normalisation that takes its output, each of
+            which ran once.
         overwritten: Layers whose input the network changes in place afterwards.
-        inputs: Of each layer and product, a few values of what it took, from each index along the first axis.
+        inputs: Of each layer and product, a few values of what it took, from each index along the
+            first axis.
     """
 
     layers: list[Call] = field(default_factory=list)
     modules: list[Call] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
-    upsamplings: list[tuple[int, int, bool]] = field(default_factory=list)
+    upsamplings: list[Upsampling] = field(default_factory=list)
     macs: Counter[str] = field(default_factory=Counter)
     other_macs: Counter[str] = field(default_factory=Counter)
     normalised: list[tuple[str, str]] = field(default_factory=list)
@@ -72,18 +89,17 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     Raises:
         AdaBMError: The network doesn't take such an image, or gives something else than one.
     """
+    kind = type(network).__name__
     tracer = _Tracer(network)
     try:
         with torch.no_grad(), tracer, _FunctionRecorder(tracer):
             output = network(example.clone())
     except Exception as error:  # whatever the network's own code raises
         raise AdaBMError(
-            f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}: {error}"
+            f"{kind} cannot be run on an image of shape {tuple(example.shape)}: {error}"
         ) from error
     if not isinstance(output, Tensor):
-        raise AdaBMError(
-            f"{type(network).__name__} gives a {type(output).__name__} instead of one image"
-        )
+        raise AdaBMError(f"{kind} gives a {type(output).__name__} instead of one image")
     return tracer.finished()
 
 
@@ -94,26 +110,26 @@ class _Tracer(MacCounter):
         super().__init__(network)
         self.trace = Trace()
         self.names = {module: name for name, module in network.named_modules()}
-        self.product: str | None = None
+        self.product: str | None = None  # the product that is being computed
+        # Of each running module: layer calls before it, and products that it has computed.
         self._starts: list[int] = []
-        self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its output
         self._seen_products: list[int] = []
-        self._readers: WeakTensorKeyDictionary = (
-            WeakTensorKeyDictionary()
-        )  # layers that took a tensor or a part of it
+        # The layer that ran last.
+        self._last_layer = ""
+        self._last_output: Tensor | None = None
+        # Names of the layers that took a tensor or a part of it.
+        self._readers = WeakTensorKeyDictionary()
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         super()._enter(module, args, kwargs)
         self._starts.append(len(self.trace.layers))
         self._seen_products.append(0)
-        if (
-            isinstance(module, BATCH_NORMS)
-            and self._last
-            and first_argument(args, kwargs) is self._last[1]
-        ):
-            self.trace.normalised.append((self._last[0], self.names[module]))
+        x = first_argument(args, kwargs)
+        follows_layer = x is not None and x is self._last_output
+        if follows_layer and isinstance(module, BATCH_NORMS):
+            self.trace.normalised.append((self._last_layer, self.names[module]))
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         super()._leave(module, args, kwargs, output)
         start = self._starts.pop()
         self._seen_products.pop()
@@ -121,34 +137,43 @@ class _Tracer(MacCounter):
             return
         x = first_argument(args, kwargs)
         keeps_shape = isinstance(x, Tensor) and x.shape == output.shape
-        # A linear layer's input may be cut into windows, in any number of dimensions.
-        size = output.shape[:-1].numel() if isinstance(module, nn.Linear) else pixels(output.shape)
+        size = pixels(output.shape)
+        if isinstance(module, nn.Linear):
+            # Its input may be cut into windows, in any number of dimensions.
+            size = output.shape[:-1].numel()
         call = Call(self.names[module], start, len(self.trace.layers), size, keeps_shape)
-        if is_quantizable(module):
-            self.trace.layers.append(call)
-            self.note_inputs(call.name, [x])
-            self._readers.setdefault(_whole(x), set()).add(call.name)
-            self._last = (call.name, output)
-        else:
+        if not is_quantizable(module):
             self.trace.modules.append(call)
+            return
+        self.trace.layers.append(call)
+        self.note_inputs(call.name, [x])
+        readers = self._readers.setdefault(_whole(x), set())
+        readers.add(call.name)
+        self._last_layer = call.name
+        self._last_output = output
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func._schema.is_mutable:
-            given = {
-                **dict(zip((argument.name for argument in func._schema.arguments), args)),
-                **(kwargs or {}),
-            }
-            written = [
-                a.name
-                for a in func._schema.arguments
-                if a.alias_info is not None and a.alias_info.is_write
-            ]
-            for tensor in filter(torch.is_tensor, map(given.get, written)):
-                self.trace.overwritten |= self._readers.get(_whole(tensor), set())
+            self._note_overwritten(func._schema.arguments, args, kwargs or {})
         return super().__torch_dispatch__(func, types, args, kwargs)
 
+    def _note_overwritten(
+        self, arguments: Iterable[Any], args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        """Note the layers that took what an operation writes to; ``arguments`` are its schema's."""
+        for index, argument in enumerate(arguments):
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            if is_written and isinstance(value, Tensor):
+                self.trace.overwritten |= self._readers.get(_whole(value), set())
+
     def count(self, module: nn.Module | None, operation: str, macs: int) -> None:
-        name = self.names.get(module, "")
+        """Note multiply-accumulates at the product, layer or other operation that did them."""
+        name = ""
+        if module is not None:
+            name = self.names.get(module, "")
         if self.product:
             self.trace.macs[self.product] += macs
         elif module is not None and is_quantizable(module):
@@ -157,29 +182,39 @@ class _Tracer(MacCounter):
             self.trace.other_macs[f"{name}: {operation}".lstrip(": ")] += macs
 
     def note_inputs(self, name: str, inputs: Sequence[Tensor]) -> None:
-        """Note what a layer or product took."""
-        rows = [x.flatten(1) if x.dim() > 1 else x.unsqueeze(1) for x in inputs]
-        self.trace.inputs[name] += [row[:, :: max(row.shape[1] // KEPT, 1)].clone() for row in rows]
+        """Note a few values of what a layer or product took."""
+        for x in inputs:
+            rows = x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+            spacing = max(rows.shape[1] // KEPT_VALUES, 1)
+            self.trace.inputs[name].append(rows[:, ::spacing].clone())
 
-    def start_product(self) -> None:
-        """Note a product in the module that runs."""
-        owner, index = self.names[self.running[-1]], self._seen_products[-1]
+    def start_product(self) -> str:
+        """Note a product in the module that runs, and return the product's name."""
+        owner = self.names[self.running[-1]]
+        index = self._seen_products[-1]
         self._seen_products[-1] += 1
         self.product = f"{owner}.{PRODUCTS_KEY}.{index}".lstrip(".")
-        self.trace.layers.append(
-            Call(self.product, len(self.trace.layers), len(self.trace.layers) + 1, pixels=0)
-        )
+        start = len(self.trace.layers)
+        self.trace.layers.append(Call(self.product, start, start + 1, pixels=0))
         self.trace.products.append(self.product)
+        return self.product
+
+    def note_upsampling(self, output: Tensor, is_shuffle: bool) -> None:
+        """Note a pixel shuffle or an interpolation that made ``output``."""
+        first_layer = len(self.trace.layers)
+        if is_shuffle:
+            first_layer -= 1
+        self.trace.upsamplings.append(Upsampling(first_layer, pixels(output.shape)))
 
     def finished(self) -> Trace:
         """The trace, without what turned out not to hold."""
         runs = Counter(call.name for call in self.trace.layers)
-        norms = Counter(norm for _, norm in self.trace.normalised)
-        self.trace.normalised = [
-            (layer, norm)
-            for layer, norm in self.trace.normalised
-            if runs[layer] == norms[norm] == 1
-        ]
+        norm_runs = Counter(norm for _, norm in self.trace.normalised)
+        kept = []
+        for layer, norm in self.trace.normalised:
+            if runs[layer] == 1 and norm_runs[norm] == 1:
+                kept.append((layer, norm))
+        self.trace.normalised = kept
         return self.trace
 
 
@@ -190,36 +225,49 @@ class _FunctionRecorder(ProductMode):
         super().__init__()
         self.tracer = tracer
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = super().__torch_function__(func, types, args, kwargs)
-        if func in (torch.pixel_shuffle, F.pixel_shuffle, F.interpolate):
-            trace = self.tracer.trace
-            trace.upsamplings.append(
-                (len(trace.layers), pixels(out.shape), func is not F.interpolate)
-            )
+        if func in PIXEL_SHUFFLES:
+            self.tracer.note_upsampling(out, is_shuffle=True)
+        elif func is F.interpolate:
+            self.tracer.note_upsampling(out, is_shuffle=False)
         return out
 
-    def product(self, function, left, right):
-        if is_quantizable(self.tracer.running[-1]):  # a layer's own way to compute what it computes
+    def product(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+    ) -> Tensor:
+        """Note the product and compute it."""
+        if is_quantizable(self.tracer.running[-1]):
+            # A layer's own way to compute what it computes.
             return function(left, right)
-        self.tracer.start_product()
-        self.tracer.note_inputs(self.tracer.product, (left, right))
+        name = self.tracer.start_product()
+        self.tracer.note_inputs(name, (left, right))
         try:
             return function(left, right)
         finally:
             self.tracer.product = None
 
 
-def first_argument(args: tuple, kwargs: dict) -> object:
-    """What a module is to work on, its first argument."""
-    return next(iter((*args, *kwargs.values())), None)
+def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a module is to work on, its first argument; None if it takes nothing."""
+    if args:
+        return args[0]
+    return next(iter(kwargs.values()), None)
 
 
 def _whole(x: Tensor) -> Tensor:
     """The tensor that ``x`` is a view of, or itself."""
-    return x if x._base is None else x._base
+    if x._base is None:
+        return x
+    return x._base
 
 
 def pixels(shape: torch.Size) -> int:
-    """Spatial positions of an image (B, C, H, W) or a token sequence (B, L, C)."""
-    return shape[-1] * shape[-2] if len(shape) == 4 else shape[1] if len(shape) == 3 else 1
+    """Spatial positions of an image (B, C, H, W) or a token sequence (B, L, C); 1 of all else."""
+    if len(shape) == 4:
+        return shape[-1] * shape[-2]
+    if len(shape) == 3:
+        return shape[1]
+    return 1
