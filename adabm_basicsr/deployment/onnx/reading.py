@@ -1,0 +1,119 @@
+"""Reads ONNX files: those of `save_onnx` with their description, and what layers any file holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+
+from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
+from adabm_basicsr.deployment.onnx.level import LEVEL
+from adabm_basicsr.deployment.onnx.seal import is_whole
+from adabm_basicsr.errors import AdaBMError, first_line, not_found
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+
+FORMAT = 1
+LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+class OnnxFile(NamedTuple):
+    """An ONNX file that was read.
+
+    Attributes:
+        model: The graph.
+        description: How its network was built and quantized, None in files of others.
+        is_whole: Whether the file is as `save_onnx` wrote it.
+    """
+
+    model: onnx.ModelProto
+    description: dict[str, Any] | None
+    is_whole: bool
+
+
+class OnnxLayer(NamedTuple):
+    """A layer with a stored weight.
+
+    Attributes:
+        name: Of its node.
+        operator: ``Conv``, ``ConvTranspose``, ``MatMul`` or ``Gemm``.
+        shape: Of the weight.
+        type: Of the weight as it is stored: ``int4``, ``int8``, ``float``, ...
+    """
+
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    type: str
+
+
+def read_file(path: str | os.PathLike) -> OnnxFile:
+    """Read any ONNX file, ours or not.
+
+    Raises:
+        AdaBMError: The file is missing or corrupt.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
+        raise not_found("ONNX file", path)
+    try:
+        content = Path(path).read_bytes()
+        model = onnx.load_from_string(content)
+        onnx.checker.check_model(model)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        description = json.loads(metadata.get(DESCRIPTION_KEY, "null"))
+    except Exception as error:  # of protobuf, the checker or json: it depends on the damage
+        raise AdaBMError(
+            f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}"
+        ) from error
+    if not isinstance(description, dict):
+        description = None
+    return OnnxFile(model, description, is_whole(content))
+
+
+def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Graph and description of a file that `save_onnx` wrote for all image classes.
+
+    Raises:
+        AdaBMError: The file is missing, corrupt, not ours, of another version, or for one image
+            class alone.
+    """
+    model, description, whole = read_file(path)
+    if description is None:
+        raise AdaBMError(f"{path} was not written by adabm-basicsr: its description is missing")
+    if description.get("format") != FORMAT:
+        raise AdaBMError(
+            f"ONNX file {path} has format {description.get('format')!r}; this version reads "
+            f"{FORMAT}"
+        )
+    if LEVEL not in [output.name for output in model.graph.output]:
+        raise AdaBMError(
+            f"ONNX file {path} is for one image class alone; export it without --level"
+        )
+    if not whole:
+        raise AdaBMError(
+            f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
+        )
+    return model, description
+
+
+def stored_layers(model: onnx.ModelProto) -> list[OnnxLayer]:
+    """Layers whose weight stands in the file, as integers or as floats, in the graph's order."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    integers = {}  # name of the tensor behind each dequantized value
+    for node in model.graph.node:
+        if node.op_type == DEQUANTIZE:
+            integers[node.output[0]] = node.input[0]
+    layers = []
+    for node in model.graph.node:
+        if node.op_type not in LAYERS:
+            continue
+        weight_name = node.input[1]
+        weight = stored.get(integers.get(weight_name, weight_name))
+        if weight is None:
+            continue
+        kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        name = node.name or node.output[0]
+        layers.append(OnnxLayer(name, node.op_type, tuple(weight.dims), kind))
+    return layers
