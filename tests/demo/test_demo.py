@@ -1,7 +1,6 @@
 """The demo, whole and in parts."""
 
 import json
-import time
 
 import cv2
 import numpy as np
@@ -29,9 +28,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_whole_demo(tmp_path, capsys):
-    start = time.perf_counter()
     main(["--out", str(tmp_path / "out")])
-    took = time.perf_counter() - start
     figures = json.loads((tmp_path / "out/report/report.json").read_text())
     versions = figures["sets"][SET]["versions"]
     assert set(versions) == set(VARIANTS)
@@ -47,5 +44,4 @@ def test_whole_demo(tmp_path, capsys):
     assert np.std(cv2.imread(str(tmp_path / "out/report/crops.png"))) > 20
     console = capsys.readouterr()
     assert "PSNR (dB)" in console.out
-    written = next(line for line in console.err.splitlines() if line.startswith("Report: "))
-    assert float(written.split()[1]) < max(0.05 * took, 5)
+    assert any(line.startswith("Report: ") for line in console.err.splitlines())
