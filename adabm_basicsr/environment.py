@@ -14,15 +14,16 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 
 
-def weights_only() -> AbstractContextManager:
+def weights_only() -> AbstractContextManager[None]:
     """Context in which BasicSR's own ``torch.load`` loads tensors alone, never code.
 
-    It does not say ``weights_only``, whose default is False up to torch 2.5. Can go when torch 2.6 is required.
+    BasicSR doesn't pass ``weights_only``, whose default is False up to torch 2.5. Can go when torch
+    2.6 is required.
     """
     return _environment(FORCED_LOADING, "1")
 
 
-def own_unpickler() -> AbstractContextManager:
+def own_unpickler() -> AbstractContextManager[None]:
     """Context in which a package may load with a restricted unpickler of its own, as spandrel does.
 
     `weights_only` would forbid it.
@@ -32,6 +33,7 @@ def own_unpickler() -> AbstractContextManager:
 
 @contextmanager
 def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment within this context; None leaves it unset there."""
     before = os.environ.pop(name, None)
     if value is not None:
         os.environ[name] = value
@@ -44,10 +46,11 @@ def _environment(name: str, value: str | None) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of handing each back to the system, for the rest of the process.
+    """Let glibc reuse large blocks for the rest of the process, not hand each back to the system.
 
-    Every large feature map is otherwise mapped and cleared page by page, which takes about a tenth of a step on CPUs.
-    Can go when torch's CPU allocator keeps blocks itself, as its CUDA allocator does.
+    Otherwise every large feature map is mapped and cleared page by page, which takes about a tenth
+    of an iteration on CPUs. Can go when torch's CPU allocator keeps blocks itself, as its CUDA
+    allocator does.
     """
     if sys.platform != "linux":
         return

@@ -4,72 +4,157 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 FEW = 5  # choices that are listed beside the nearest
+MAX_COUNT = 2**31 - 1
 
 
 class AdaBMError(ValueError):
-    """A mistake in the user's input. The command line prints it as one line, without a traceback."""
+    """A mistake in the user's input: one line, which the commands print without a traceback.
+
+    Subclasses in ``adabm_basicsr.errors`` say what the mistake is in.
+    """
 
 
-def did_you_mean(value: str, choices: Iterable[str], limit: int = 12) -> str:
-    """The end of an error message: the nearest of ``choices`` to ``value``; all if they are few, or none is near."""
-    choices = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(value), choices, n=3, cutoff=0.6)
-    shown = ", ".join(repr(choice) for choice in choices[:limit])
-    valid = (
-        f"valid: {shown}{', ...' if len(choices) > limit else ''}" if choices else "there are none"
-    )
+class OptionError(AdaBMError):
+    """An option, an argument or a flag is missing, unknown or out of range."""
+
+
+class NotRegisteredError(OptionError):
+    """An option names an architecture, model, dataset or metric that nothing has registered."""
+
+
+class ImageError(AdaBMError):
+    """An image, a list of images or an LMDB is missing, broken or of a kind that isn't read."""
+
+
+class CheckpointError(AdaBMError):
+    """The file of a network is missing or damaged, or doesn't fit the network."""
+
+
+class ExportError(AdaBMError):
+    """A network can't be exported, or a runtime is not installed or can't run it."""
+
+
+def did_you_mean(value: object, choices: Iterable[object], limit: int = 12) -> str:
+    """The end of an error message: which of ``choices`` are nearest to ``value``.
+
+    All of them are listed if they are few, or if none is near.
+
+    Args:
+        value: What was given.
+        choices: What would be valid.
+        limit: How many choices are listed at most.
+    """
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.6)
     if not near:
-        return valid
-    question = f"did you mean {' or '.join(repr(choice) for choice in near)}?"
-    return f"{question} ({valid})" if len(near) < len(choices) <= FEW else question
+        return _listed(names, limit)
+    question = _question(near)
+    if len(near) < len(names) <= FEW:
+        return f"{question} ({_listed(names, limit)})"
+    return question
+
+
+def _listed(names: Sequence[str], limit: int) -> str:
+    if not names:
+        return "there are none"
+    shown = [repr(name) for name in names[:limit]]
+    if len(names) > limit:
+        shown.append("...")
+    return f"valid: {', '.join(shown)}"
+
+
+def _question(near: Sequence[str]) -> str:
+    quoted = [repr(name) for name in near]
+    return f"did you mean {' or '.join(quoted)}?"
 
 
 def first_line(error: Exception, skipped: tuple[str, ...] = ()) -> str:
-    """The first line of what an error of other code says, or its name where it says nothing.
+    """The first line of the message of an error of other code, or its name if it has none.
 
     Args:
         error: The error.
-        skipped: How lines begin that tell a user nothing.
+        skipped: How lines begin that don't help a user.
     """
-    return next(
-        (line for line in str(error).strip().splitlines() if not line.startswith(skipped)),
-        repr(error),
-    )
+    for line in str(error).strip().splitlines():
+        if not line.startswith(skipped):
+            return line
+    return repr(error)
 
 
-def not_found(what: str, path: str | Path) -> AdaBMError:
-    """The error for a path that isn't ``what`` it should be: of the other kind, or absent, with names like its own."""
-    if os.path.exists(path):
-        kind = "a folder, not a file" if os.path.isdir(path) else "a file, not a folder"
-        return AdaBMError(f"{what} {path} is {kind}".strip())
-    return AdaBMError(f"{what} {path} does not exist{near_paths(path)}".strip())
+def not_found(
+    what: str, path: str | os.PathLike, kind: type[AdaBMError] = AdaBMError
+) -> AdaBMError:
+    """The error for a path that is absent, or a folder in place of a file or the other way round.
+
+    Args:
+        what: What the path should be, for the message; may be empty.
+        path: The path. If there is nothing there, the message names paths that are spelt alike.
+        kind: Class of the error.
+    """
+    # Path.exists and its like raise for names that no file can have.
+    if not os.path.exists(path):  # noqa: PTH110
+        return kind(f"{what} {path} does not exist{near_paths(path)}".strip())
+    if os.path.isdir(path):  # noqa: PTH112
+        return kind(f"{what} {path} is a folder, not a file".strip())
+    return kind(f"{what} {path} is a file, not a folder".strip())
 
 
-def near_paths(path: str | Path) -> str:
-    """The end of an error message: files and folders beside ``path`` whose names are like its own; may be empty."""
+def near_paths(path: str | os.PathLike) -> str:
+    """The end of an error message: what is spelt like ``path`` in its folder; may be empty."""
     folder = Path(path).parent
-    near = difflib.get_close_matches(
-        Path(path).name, os.listdir(folder) if folder.is_dir() else (), n=3
-    )
-    return (
-        f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
-    )
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return ""
+    names = [beside.name for beside in folder.iterdir()]
+    near = difflib.get_close_matches(Path(path).name, names, n=3)
+    if not near:
+        return ""
+    return f"; {_question([str(folder / name) for name in near])}"
 
 
 def check_keys(where: str, given: Iterable[str], valid: Iterable[str]) -> None:
-    """Raise `AdaBMError` for the first of the ``given`` keys that is not ``valid``; ``where`` names the section."""
+    """Check the keys of a section.
+
+    Args:
+        where: The section, for the message.
+        given: Its keys.
+        valid: What they may be.
+
+    Raises:
+        OptionError: One of them isn't valid.
+    """
     valid = list(valid)
     for key in given:
         if key not in valid:
-            raise AdaBMError(f"{where}: unknown key {key!r}; {did_you_mean(key, valid)}")
+            raise OptionError(f"{where}: unknown key {key!r}; {did_you_mean(key, valid)}")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_positive(where: str, value: object) -> int:
-    """``value`` if it is a positive whole number, else `AdaBMError`; ``where`` names the option."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise AdaBMError(f"{where}: {value!r} is not a positive whole number")
+    """Check a count, which is returned; ``where`` names the option.
+
+    Raises:
+        OptionError: It is not a positive whole number, or far too large.
+    """
+    if not is_whole(value) or not 1 <= value <= MAX_COUNT:
+        raise OptionError(f"{where}: {value!r} is not a positive whole number")
+    return value
+
+
+def check_range(where: str, value: object, low: int, high: int) -> int:
+    """Check a whole number from ``low`` to ``high``, which is returned; ``where`` names the option.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if not is_whole(value) or not low <= value <= high:
+        raise OptionError(f"{where}: {value!r} is out of range; valid: {low} to {high}")
     return value

@@ -1,4 +1,4 @@
-"""Writing files so that a failure never leaves half a file behind."""
+"""Looking for files under any name, and writing them so that a failure never leaves half of one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,34 @@ from adabm_basicsr.errors import AdaBMError
 TEMPORARY_PREFIX = ".unfinished-"
 
 
+# For a name that no file can have, such as one of 300 characters, Path.is_file and its like raise.
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is anything at ``path``."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether there is a file at ``path``, or a link to one."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether there is a folder at ``path``, or a link to one."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to ``path`` if the block succeeds, removed if it doesn't.
+    """Give a temporary path beside ``path`` to write to.
+
+    It is renamed to ``path`` if the block succeeds, and removed if it doesn't. Missing folders are
+    made; a file that is replaced keeps its permissions.
 
     Raises:
-        AdaBMError: Writing failed (disk full, no permission); a previous file at ``path`` is left whole.
+        AdaBMError: Writing failed (disk full, no permission); an earlier file at ``path`` is left
+            whole.
     """
     path = Path(path)
     temporary = None
@@ -27,11 +49,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{path.suffix}")
         temporary.touch(exist_ok=False)
         if path.exists():
-            os.chmod(temporary, path.stat().st_mode)
+            temporary.chmod(path.stat().st_mode)
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # some disks tell only now that they are full
-        os.replace(temporary, path)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # some disks report only now that they are full
+        temporary.replace(path)
     except OSError as error:
         raise AdaBMError(f"cannot write {path}: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""What a run shows on the console: bars where there is a terminal, a line per phase, and warnings."""
+"""What a run shows on the console: bars where there is a terminal, a line per phase, warnings."""
 
 from __future__ import annotations
 
@@ -6,28 +6,39 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from tqdm import tqdm
 
 from adabm_basicsr.quantization.progress import shown_by
 
 LOGGER = "basicsr"  # BasicSR's own, which writes the run's file too
-SHOWN = {"console": True}
-BESIDE_THE_POINT = (
-    "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's; ours is one
-)
+SHOWN = {"console": True}  # marks the records of `say`
+# A warning of BasicSR's that isn't true of our model.
+UNTRUE = "Multiple validation datasets are *only* supported by SRModel."
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags ``--quiet`` and ``--json``."""
+    """Add the flags ``--quiet`` and ``--json``.
+
+    They stand here, below the commands, because BasicSR's pipelines take them too.
+    """
     parser.add_argument("--quiet", action="store_true", help="show warnings and errors alone")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON in the end")
 
 
-def json_alone(wanted: bool) -> AbstractContextManager:
-    """Context in which nothing else comes to stdout, if JSON is ``wanted`` there: BasicSR's registry prints."""
-    return redirect_stdout(sys.stderr) if wanted else nullcontext()
+@contextmanager
+def json_alone(wanted: bool) -> Iterator[None]:
+    """Within this context nothing else comes to stdout, if JSON is ``wanted`` there.
+
+    What others print, such as BasicSR's registry, goes to stderr.
+    """
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def say(line: str) -> None:
@@ -51,7 +62,7 @@ def bars(shown: bool) -> Iterator[None]:
 
 
 class ConsoleHandler(logging.Handler):
-    """Shows lines that were said and warnings, above the bars; all else is in the run's file.
+    """Shows the lines of `say` and warnings, above the bars; the run's file has all the rest.
 
     Args:
         quiet: Whether to show warnings alone.
@@ -64,7 +75,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record to stderr."""
         said = getattr(record, "console", False) and not self.quiet
-        warns = record.levelno >= logging.WARNING and record.getMessage() != BESIDE_THE_POINT
+        warns = record.levelno >= logging.WARNING and record.getMessage() != UNTRUE
         if said or warns:
             tqdm.write(self.format(record), file=sys.stderr)
 
@@ -72,9 +83,12 @@ class ConsoleHandler(logging.Handler):
 def with_console(
     get_root_logger: Callable[..., logging.Logger], quiet: bool
 ) -> Callable[..., logging.Logger]:
-    """BasicSR's ``get_root_logger`` with a `ConsoleHandler` in place of the handler that repeats the whole log."""
+    """BasicSR's ``get_root_logger`` with a `ConsoleHandler` in its log.
 
-    def wrapped(*args, **kwargs) -> logging.Logger:
+    It takes the place of the handler that repeats the whole log.
+    """
+
+    def wrapped(*args: Any, **kwargs: Any) -> logging.Logger:
         logger = get_root_logger(*args, **kwargs)
         for handler in list(logger.handlers):
             if type(handler) is logging.StreamHandler:

@@ -1,17 +1,17 @@
-"""``python -m adabm_basicsr.test -opt FILE``: validate a network under BasicSR's test pipeline."""
+"""``python -m adabm_basicsr.test`` is ``adabm-basicsr test``, for launchers such as torchrun."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adabm_basicsr.bridge.pipeline import run_pipeline
+from adabm_basicsr.commands import test
 from adabm_basicsr.commands.main import one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ``argv`` as in BasicSR's ``test.py``."""
+    """Run the command; ``argv`` as BasicSR's ``test.py`` takes it."""
     with one_line_errors():
-        run_pipeline(argv, is_train=False, prog="adabm-basicsr test")
+        test.main(argv)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def test_a_run_shows_a_line_per_phase_and_no_bars_without_a_terminal(workspace, 
     ]
     starts += ["Report: "]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
-    assert all(" -> " in line for line in lines[1:5]) and out == ""
+    assert all(" -> " in line for line in lines[1:5])
+    assert out == ""
 
 
 def test_quiet_and_json(workspace, capfd):
@@ -48,7 +49,8 @@ def test_quiet_and_json(workspace, capfd):
 
 def test_warnings_are_shown_even_if_quiet(capsys):
     handler = ConsoleHandler(quiet=True)
-    several = "Multiple validation datasets are *only* supported by SRModel."  # BasicSR's warning, untrue of ours
+    # BasicSR's warning, which isn't true of our model.
+    several = "Multiple validation datasets are *only* supported by SRModel."
     for level, text in (
         (logging.INFO, "much"),
         (logging.WARNING, "beware"),

@@ -1,4 +1,7 @@
-"""What has to be known of single architectures of BasicSR; everything else is found by running a network."""
+"""What has to be known of single architectures of BasicSR.
+
+Everything else is found by running a network.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,8 @@ class FusedECB(nn.Module):
         self.conv = nn.Conv2d(
             block.in_channels, block.out_channels, 3, padding=1, device=weight.device
         )
-        self.conv.weight, self.conv.bias = (
-            nn.Parameter(weight.detach()),
-            nn.Parameter(bias.detach()),
-        )
+        self.conv.weight = nn.Parameter(weight.detach())
+        self.conv.bias = nn.Parameter(bias.detach())
         self.act = nn.Identity() if block.act_type == "linear" else block.act
 
     def forward(self, x: Tensor) -> Tensor:

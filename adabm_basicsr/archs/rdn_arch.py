@@ -39,10 +39,13 @@ class ResidualDenseBlock(nn.Module):
 
     def __init__(self, num_feat: int, num_conv: int, num_grow_ch: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(
-            *[DenseConv(num_feat + i * num_grow_ch, num_grow_ch) for i in range(num_conv)]
-        )
-        self.LFF = nn.Conv2d(num_feat + num_conv * num_grow_ch, num_feat, 1)
+        convs = []
+        channels = num_feat
+        for _ in range(num_conv):
+            convs.append(DenseConv(channels, num_grow_ch))
+            channels += num_grow_ch
+        self.convs = nn.Sequential(*convs)
+        self.LFF = nn.Conv2d(channels, num_feat, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, num_feat, H, W)`` to the same shape."""
@@ -59,7 +62,8 @@ class RDN(nn.Module):
         num_feat: Channels between the blocks (G0).
         num_block: Residual dense blocks (D).
         num_conv: Convolutions in each of them, without the fusion (C).
-        num_grow_ch: Channels that each convolution of a block appends (G), also those of the upsampler.
+        num_grow_ch: Channels that each convolution of a block appends (G), also those of the
+            upsampler.
         upscale: 2, 3 or 4.
         img_range: Largest pixel value inside the network; outside it is 1.
 
@@ -67,8 +71,9 @@ class RDN(nn.Module):
         ValueError: ``upscale`` is not one of these.
     """
 
-    # Roles that the published code gives to layers and that no run of the network shows: the local fusions stay at the
-    # base bits, and the global fusion is quantized along with the blocks. Options of the same name override them.
+    # Roles that the published code gives to layers and that no run of the network shows: the local
+    # fusions stay at the base bits, and the global fusion is quantized along with the blocks.
+    # Options of the same name override them.
     quantization_defaults: ClassVar[dict[str, list[str]]] = {
         "non_adaptive": ["RDBs.*.LFF"],
         "body": ["GFF.*"],
@@ -89,9 +94,9 @@ class RDN(nn.Module):
         self.img_range = img_range
         self.SFENet1 = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.SFENet2 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.RDBs = nn.ModuleList(
-            [ResidualDenseBlock(num_feat, num_conv, num_grow_ch) for _ in range(num_block)]
-        )
+        self.RDBs = nn.ModuleList()
+        for _ in range(num_block):
+            self.RDBs.append(ResidualDenseBlock(num_feat, num_conv, num_grow_ch))
         self.GFF = nn.Sequential(
             nn.Conv2d(num_block * num_feat, num_feat, 1),
             nn.Conv2d(num_feat, num_feat, 3, padding=1),
@@ -99,23 +104,30 @@ class RDN(nn.Module):
         self.UPNet = _upsampler(num_feat, num_grow_ch, num_out_ch, upscale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, num_in_ch, H, W)`` in 0..1 to ``(B, num_out_ch, upscale * H, upscale * W)`` in 0..1, not clipped."""
+        """Super-resolve an image.
+
+        Args:
+            x: ``(B, num_in_ch, H, W)`` in 0..1.
+
+        Returns:
+            ``(B, num_out_ch, upscale * H, upscale * W)`` in 0..1, not clipped.
+        """
         shallow = self.SFENet1(x * self.img_range)
         x = self.SFENet2(shallow)
         outputs = []
         for block in self.RDBs:
             x = block(x)
             outputs.append(x)
-        return self.UPNet(self.GFF(torch.cat(outputs, 1)) + shallow) / self.img_range
+        fused = self.GFF(torch.cat(outputs, 1))
+        return self.UPNet(fused + shallow) / self.img_range
 
 
 def _upsampler(num_feat: int, num_grow_ch: int, num_out_ch: int, upscale: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = num_feat
     for factor in shuffle_factors(upscale):
-        layers += [
-            nn.Conv2d(channels, num_grow_ch * factor**2, 3, padding=1),
-            nn.PixelShuffle(factor),
-        ]
+        layers.append(nn.Conv2d(channels, num_grow_ch * factor**2, 3, padding=1))
+        layers.append(nn.PixelShuffle(factor))
         channels = num_grow_ch
-    return nn.Sequential(*layers, nn.Conv2d(channels, num_out_ch, 3, padding=1))
+    layers.append(nn.Conv2d(channels, num_out_ch, 3, padding=1))
+    return nn.Sequential(*layers)

@@ -1,4 +1,7 @@
-"""SRResNet with batch normalisation, as first published (CVPR 2017, arXiv 1609.04802); BasicSR's MSRResNet has none."""
+"""SRResNet with batch normalisation, as first published (CVPR 2017, arXiv 1609.04802).
+
+BasicSR's MSRResNet has no batch normalisation.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def _conv(num_in_ch: int, num_out_ch: int, kernel_size: int) -> nn.Conv2d:
 
 
 class ResidualBlockBN(nn.Module):
-    """Convolution, batch normalisation, PReLU, convolution, batch normalisation, added to the input.
+    """Two convolutions with batch normalisation, PReLU in between, added to the input.
 
     Args:
         num_feat: Channels of input and output.
@@ -29,12 +32,15 @@ class ResidualBlockBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, num_feat, H, W)`` to the same shape."""
-        return self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))) + x
+        features = self.act(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(features)) + x
 
 
 @ARCH_REGISTRY.register()
 class SRResNet(nn.Module):
-    """SRResNet with the parameter names of published checkpoints: batch normalisation, no biases of convolutions.
+    """SRResNet with the parameter names of published checkpoints.
+
+    It has batch normalisation, and its convolutions no biases.
 
     Args:
         num_in_ch: Channels of the input image.
@@ -64,14 +70,19 @@ class SRResNet(nn.Module):
         self.body = nn.Sequential(*blocks, _conv(num_feat, num_feat, 3), nn.BatchNorm2d(num_feat))
         upsampler: list[nn.Module] = []
         for factor in shuffle_factors(upscale):
-            upsampler += [
-                _conv(num_feat, num_feat * factor**2, 3),
-                nn.PixelShuffle(factor),
-                nn.PReLU(),
-            ]
+            upsampler.append(_conv(num_feat, num_feat * factor**2, 3))
+            upsampler.append(nn.PixelShuffle(factor))
+            upsampler.append(nn.PReLU())
         self.tail = nn.Sequential(nn.Sequential(*upsampler), _conv(num_feat, num_out_ch, 9))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, num_in_ch, H, W)`` in 0..1 to ``(B, num_out_ch, upscale * H, upscale * W)`` in 0..1, not clipped."""
+        """Super-resolve an image.
+
+        Args:
+            x: ``(B, num_in_ch, H, W)`` in 0..1.
+
+        Returns:
+            ``(B, num_out_ch, upscale * H, upscale * W)`` in 0..1, not clipped.
+        """
         shallow = self.head(x * self.img_range)
         return self.tail(self.body(shallow) + shallow) / self.img_range

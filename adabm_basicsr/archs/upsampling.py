@@ -12,7 +12,6 @@ def shuffle_factors(upscale: int) -> tuple[int, ...]:
         ValueError: ``upscale`` is not 2, 3 or 4.
     """
     if upscale not in SHUFFLES:
-        raise ValueError(
-            f"upscale {upscale!r} is not supported; valid: {', '.join(map(str, SHUFFLES))}"
-        )
+        valid = ", ".join(str(factor) for factor in SHUFFLES)
+        raise ValueError(f"upscale {upscale!r} is not supported; valid: {valid}")
     return SHUFFLES[upscale]

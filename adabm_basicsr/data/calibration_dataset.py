@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,91 +16,122 @@ from torch.utils.data import Dataset
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
-from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
+from adabm_basicsr.errors import OptionError, check_keys, check_positive
 
+WHERE = "datasets: train"
 OPTIONS = {
-    "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
-    "max_pixels", "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu",
-    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory",
+    "batch_size_per_gpu",
+    "channels",
+    "dataroot_lq",
+    "dataset_enlarge_ratio",
+    "fixed_crops",
+    "io_backend",
+    "lq_size",
+    "max_pixels",
+    "meta_info_file",
+    "name",
+    "num_images",
+    "num_prefetch_queue",
+    "num_worker_per_gpu",
     "persistent_workers",
-}  # fmt: skip
+    "phase",
+    "pin_memory",
+    "prefetch_mode",
+    "resume_at",
+    "scale",
+    "seed",
+    "type",
+    "use_hflip",
+    "use_rot",
+}
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
+CHANCE = 0.5  # of each flip and of transposition
 
 
 @DATASET_REGISTRY.register()
 class CalibrationDataset(Dataset):
     """Random patches of low-resolution images, no ground truth.
 
-    A patch depends on (seed, epoch, index) alone, so that a resumed or distributed run sees what a plain one sees. The
-    epoch is part of the key: item ``round * len(self) + index``, where each epoch has ``dataset_enlarge_ratio`` rounds.
-    Images are decoded once and kept in memory.
+    A patch depends on (seed, epoch, index) alone, so that a resumed or distributed run sees what a
+    plain one sees. The epoch is part of the key: item ``round * len(self) + index``, where each
+    epoch has ``dataset_enlarge_ratio`` rounds. Images are decoded once and kept in memory.
 
     Args:
         opt: Options of the dataset:
 
             - dataroot_lq (str): Folder of LR images, or an LMDB (``io_backend: {type: lmdb}``).
-            - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first word of each line.
+            - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first
+              word of each line.
             - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
             - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
-            - num_images (int): How many images to take at most, evenly spread over the sorted list. Default: 100.
-            - max_pixels (int): Larger images are refused: they may be made to fill the memory. Default: 2 ** 27.
+            - num_images (int): How many images to take at most, evenly spread over the sorted list.
+              Default: 100.
+            - max_pixels (int): Larger images are rejected: they may be made to fill the memory.
+              Default: 2 ** 27.
             - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
-            - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
-            - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration. Default: 1.
-            - fixed_crops (bool): Whether all epochs see the same patches, so that full precision is computed once for
-              each. Default: what the recipe says.
+            - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition.
+              Default: True.
+            - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration.
+              Default: 1.
+            - fixed_crops (bool): Whether all epochs see the same patches, so that full precision is
+              computed once for each. Default: what the recipe says.
             - seed (int): Default: BasicSR's ``manual_seed``.
 
     Raises:
         AdaBMError: An option is unknown, or images are missing or broken; the message names them.
     """
 
-    def __init__(self, opt: dict) -> None:
+    def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__()
-        where = "datasets: train"
-        check_keys(where, opt, sorted(OPTIONS))
+        check_keys(WHERE, opt, sorted(OPTIONS))
         self.opt = opt
-        self.size = check_positive(f"{where}: lq_size", opt.get("lq_size"))
+        self.size = check_positive(f"{WHERE}: lq_size", opt.get("lq_size"))
         self.channels = opt.get("channels", 3)
         if self.channels not in (1, 3):
-            raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
+            raise OptionError(f"{WHERE}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
         self.rounds = check_positive(
-            f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1)
+            f"{WHERE}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1)
         )
-        self.fixed = False if opt.get("fixed_crops") is None else opt["fixed_crops"]
-        if not isinstance(self.fixed, bool):
-            raise AdaBMError(f"{where}: fixed_crops: {self.fixed!r} is not true or false")
-        self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
-        # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
-        seed = opt.get("seed")
-        self.seed = torch.initial_seed() - get_dist_info()[0] if seed is None else seed
-        count = check_positive(f"{where}: num_images", opt.get("num_images", 100))
-        names = _spread(_image_names(opt, where), count)
-        max_pixels = check_max_pixels(f"{where}: max_pixels", opt.get("max_pixels"))
+        self.fixed = _are_crops_fixed(opt)
+        self.hflip = opt.get("use_hflip", True)
+        self.rotation = opt.get("use_rot", True)
+        self.seed = _seed(opt)
+        count = check_positive(f"{WHERE}: num_images", opt.get("num_images", 100))
+        names = _spread(_image_names(opt), count)
+        max_pixels = check_max_pixels(f"{WHERE}: max_pixels", opt.get("max_pixels"))
         if self.size**2 > max_pixels:
-            raise AdaBMError(
-                f"{where}: lq_size: {self.size}: patches have more pixels than max_pixels {max_pixels} allows"
+            raise OptionError(
+                f"{WHERE}: lq_size: {self.size}: "
+                f"patches have more pixels than max_pixels {max_pixels} allows"
             )
-        self.images = _read_images(opt, where, names, self.channels, max_pixels)
+        self.images = _read_images(opt, names, self.channels, max_pixels)
         self.paths = [str(name) for name in names]
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: int) -> dict[str, Tensor | str | int]:
-        """``lq``: patch ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``: its image; ``patch_key`` if fixed."""
+    def __getitem__(self, key: int) -> dict[str, Any]:
+        """A patch.
+
+        Args:
+            key: ``round * len(self) + index``.
+
+        Returns:
+            ``lq``, a tensor ``(C, lq_size, lq_size)``, RGB in 0..1; ``lq_path``, the image's path;
+            ``patch_key``, the same for the same patch, if crops are fixed.
+        """
         if self.fixed and key >= 0:
             key %= self.rounds * len(self)
         round_, index = divmod(key, len(self))
-        random = np.random.default_rng(
-            (self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index)
-        )
-        patch = to_unit_range(self._augment(self._crop(self.images[index], random), random))
-        item = {
-            "lq": torch.from_numpy(np.ascontiguousarray(patch.transpose(2, 0, 1))),
-            "lq_path": self.paths[index],
-        }
-        return {**item, "patch_key": key} if self.fixed else item
+        stream = (self.seed % 2**32, round_ - CALIBRATION_EPOCH * self.rounds, index)
+        random = np.random.default_rng(stream)
+        cropped = self._crop(self.images[index], random)
+        patch = to_unit_range(self._augment(cropped, random))
+        channels_first = np.ascontiguousarray(patch.transpose(2, 0, 1))
+        item = {"lq": torch.from_numpy(channels_first), "lq_path": self.paths[index]}
+        if self.fixed:
+            item["patch_key"] = key
+        return item
 
     def items_per_process(self, world_size: int) -> int:
         """Items of an epoch for each process: those of whole batches of all processes together."""
@@ -106,71 +139,100 @@ class CalibrationDataset(Dataset):
         return self.rounds * len(self) // (batch * world_size) * batch
 
     def epoch_keys(self, epoch: int, rank: int, world_size: int) -> list[int]:
-        """Keys of this process's items in ``epoch``, in random order; those that a resumed run has had are left out.
+        """Keys of this process's items in ``epoch``, in random order.
 
-        One process would have the same items in the same batches, of which each takes a part.
+        Those that a resumed run has had are left out. One process would have the same items in the
+        same batches, of which each process takes a part.
         """
         total = self.rounds * len(self)
+        batch = self.opt.get("batch_size_per_gpu", 1)
         order = np.random.default_rng((self.seed % 2**32, epoch)).permutation(total)
         order = order[: self.items_per_process(world_size) * world_size]
-        own = order.reshape(-1, world_size, self.opt.get("batch_size_per_gpu", 1))[:, rank]
+        own = order.reshape(-1, world_size, batch)[:, rank]
         keys = [epoch * total + int(offset) for offset in own.flat]
         resumed = self.opt.get("resume_at")
         if not resumed or resumed["epoch"] != epoch:
             return keys
-        batch = self.opt["batch_size_per_gpu"] * resumed["gpus"]
-        return keys[(resumed["iter"] - epoch * (len(keys) // batch)) * batch :]
+        items_per_iteration = batch * resumed["gpus"]
+        iterations_before = epoch * (len(keys) // items_per_iteration)
+        had = (resumed["iter"] - iterations_before) * items_per_iteration
+        return keys[had:]
 
     def calibration_batches(self, batch_size: int) -> list[Tensor]:
         """Patches of all images in batches of ``batch_size``, each ``(B, C, lq_size, lq_size)``."""
-        first = CALIBRATION_EPOCH * self.rounds * len(self)
-        patches = [self[first + offset]["lq"] for offset in range(self.rounds * len(self))]
+        total = self.rounds * len(self)
+        first = CALIBRATION_EPOCH * total
+        patches = [self[first + offset]["lq"] for offset in range(total)]
         return list(torch.stack(patches).split(batch_size))
 
     def _crop(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]
-        missing = [max(self.size - side, 0) for side in (height, width)]
-        if any(missing):
-            image = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
+        below = max(self.size - height, 0)
+        beside = max(self.size - width, 0)
+        if below or beside:
+            image = np.pad(image, ((0, below), (0, beside), (0, 0)), mode="symmetric")
         top = random.integers(max(height - self.size, 0) + 1)
         left = random.integers(max(width - self.size, 0) + 1)
         return image[top : top + self.size, left : left + self.size]
 
     def _augment(self, patch: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        hflip, vflip, transpose = random.random(3) < 0.5
-        patch = patch[:, ::-1] if hflip and self.hflip else patch
-        patch = patch[::-1] if vflip and self.rotation else patch
-        return patch.transpose(1, 0, 2) if transpose and self.rotation else patch
+        hflip, vflip, transpose = random.random(3) < CHANCE
+        if hflip and self.hflip:
+            patch = patch[:, ::-1]
+        if vflip and self.rotation:
+            patch = patch[::-1]
+        if transpose and self.rotation:
+            patch = patch.transpose(1, 0, 2)
+        return patch
 
 
-def _image_names(opt: dict, where: str) -> list[Path]:
+def _are_crops_fixed(opt: Mapping[str, Any]) -> bool:
+    fixed = opt.get("fixed_crops")
+    if fixed is None:
+        return False
+    if not isinstance(fixed, bool):
+        raise OptionError(f"{WHERE}: fixed_crops: {fixed!r} is not true or false")
+    return fixed
+
+
+def _seed(opt: Mapping[str, Any]) -> int:
+    seed = opt.get("seed")
+    if seed is not None:
+        return seed
+    # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
+    rank, _ = get_dist_info()
+    return torch.initial_seed() - rank
+
+
+def _image_names(opt: Mapping[str, Any]) -> list[Path]:
     """Paths of the images, or keys for an LMDB."""
     if opt.get("dataroot_lq") is None:
-        raise AdaBMError(f"{where}: dataroot_lq is missing")
-    root, list_file = Path(opt["dataroot_lq"]), opt.get("meta_info_file")
-    if backend_type(where, opt.get("io_backend")) == "lmdb":
+        raise OptionError(f"{WHERE}: dataroot_lq is missing")
+    root = Path(opt["dataroot_lq"])
+    list_file = opt.get("meta_info_file")
+    if backend_type(WHERE, opt.get("io_backend")) == "lmdb":
         return [Path(key) for key in read_keys(list_file or root / LMDB_LIST, root)]
-    return (
-        [root / name for name in read_names(list_file, root)]
-        if list_file
-        else list_images(root, "dataroot_lq")
-    )
+    if list_file:
+        return [root / name for name in read_names(list_file, root)]
+    return list_images(root, "dataroot_lq")
 
 
 def _spread(names: list[Path], count: int) -> list[Path]:
-    """At most ``count`` of ``names``, evenly spread: consecutive files often show the same scene."""
-    return (
-        [names[int(i * len(names) / count)] for i in range(count)] if count < len(names) else names
-    )
+    """At most ``count`` of ``names``, evenly spread: neighbours often show the same scene."""
+    if count >= len(names):
+        return names
+    return [names[int(i * len(names) / count)] for i in range(count)]
 
 
 def _read_images(
-    opt: dict, where: str, names: list[Path], channels: int, max_pixels: int
+    opt: Mapping[str, Any], names: list[Path], channels: int, max_pixels: int
 ) -> list[np.ndarray]:
-    if backend_type(where, opt.get("io_backend")) == "disk":
+    if backend_type(WHERE, opt.get("io_backend")) == "disk":
         return [read_image(name, channels, max_pixels) for name in names]
     root = opt["dataroot_lq"]
+    images = []
     with open_lmdb(root) as read:
-        return [
-            decode_image(read(str(name)), f"{root}:{name}", channels, max_pixels) for name in names
-        ]
+        for name in names:
+            content = read(str(name))
+            images.append(decode_image(content, f"{root}:{name}", channels, max_pixels))
+    return images

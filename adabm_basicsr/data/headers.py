@@ -1,72 +1,82 @@
-"""What an image file says of itself: enough to refuse what would fill the memory or lose frames, before decoding it."""
+"""What an image file says of itself, read before it is decoded.
+
+That is enough to reject what would fill the memory or lose frames.
+"""
 
 from __future__ import annotations
 
-import argparse
 import io
 
 import cv2
 import imagesize
 import numpy as np
-from tifffile import TiffFile
+from tifffile import TiffFile, TiffPage
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import ImageError, check_range
 
-MAX_PIXELS = (
-    1 << 27
-)  # four images of 8K; a PNG of a few kilobytes can hold a thousand times as many
+# Four images of 8K. A PNG of a few kilobytes can hold a thousand times as many.
+MAX_PIXELS = 1 << 27
 OPENCV_PIXELS = 1 << 30  # beyond which OpenCV decodes nothing
 TIFF_STARTS = (b"II*\0", b"MM\0*")
-PNG_START, PNG_ANIMATION, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", b"acTL", b"IDAT"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_ANIMATION = b"acTL"
+PNG_PIXELS = b"IDAT"
 
 
 def check_header(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise `AdaBMError` for a file that isn't one image of at most ``max_pixels``.
+    """Check that a file is one image of at most ``max_pixels``.
 
     Args:
         content: The file's bytes.
         name: What to call it in an error.
         max_pixels: Largest height times width.
+
+    Raises:
+        ImageError: It isn't.
     """
+    several = False
     try:
         width, height = imagesize.get(io.BytesIO(content))
-        several = width > 0 and width * height <= max_pixels and _has_frames(content)
-    except Exception as error:  # whatever its parsers stumble over
-        raise AdaBMError(f"image {name} is broken or of an unknown format") from error
+        if width > 0 and width * height <= max_pixels:
+            several = _has_frames(content)
+    except Exception as error:  # whatever the parsers stumble over
+        raise ImageError(f"image {name} is broken or of an unknown format") from error
     if width < 1 or height < 1:
-        raise AdaBMError(f"image {name} is broken or of an unknown format")
+        raise ImageError(f"image {name} is broken or of an unknown format")
     if width * height > max_pixels:
-        raise AdaBMError(
+        raise ImageError(
             f"image {name} has {width}x{height} pixels, more than max_pixels {max_pixels} allows"
         )
     if several:
-        raise AdaBMError(f"image {name} holds several frames or pages; only single images are read")
+        raise ImageError(f"image {name} holds several frames or pages; only single images are read")
 
 
 def _has_frames(content: bytes) -> bool:
     if content.startswith(TIFF_STARTS):
+        pages = 0
         with TiffFile(io.BytesIO(content)) as tiff:
-            return sum(not page.is_reduced for page in tiff.pages) > 1  # a preview is no page
+            for page in tiff.pages:
+                if isinstance(page, TiffPage) and not page.is_reduced:  # a preview is no page
+                    pages += 1
+        return pages > 1
     if content.startswith(PNG_START):
-        return PNG_ANIMATION in content[: content.find(PNG_PIXELS)]
-    return cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR, range=(1, 2))[0]
+        before_pixels = content[: content.find(PNG_PIXELS)]
+        return PNG_ANIMATION in before_pixels
+    bytes_ = np.frombuffer(content, np.uint8)
+    has_second, _ = cv2.imdecodemulti(bytes_, cv2.IMREAD_COLOR, range=(1, 2))
+    return has_second
 
 
 def check_max_pixels(where: str, value: object) -> int:
-    """``value``, or the default for None; `AdaBMError` if it is no number of pixels. ``where`` names the option."""
+    """Check a limit on pixels, which is returned, or the default for None.
+
+    Args:
+        where: The option, for the message.
+        value: Its value.
+
+    Raises:
+        OptionError: It is not a number of pixels that OpenCV decodes.
+    """
     if value is None:
         return MAX_PIXELS
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= OPENCV_PIXELS:
-        raise AdaBMError(f"{where}: {value!r} is out of range; valid: 1 to {OPENCV_PIXELS}")
-    return value
-
-
-def add_max_pixels(parser: argparse.ArgumentParser) -> None:
-    """The flag that lets larger images in."""
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="refuse images of more pixels, which may be made to fill the memory (default: %(default)s)",
-    )
+    return check_range(where, value, 1, OPENCV_PIXELS)

@@ -1,1 +1,4 @@
-"""The whole way on a real network, with weights and photographs that are there after the installation."""
+"""The whole way on a real network.
+
+Its weights and photographs are there after the installation.
+"""

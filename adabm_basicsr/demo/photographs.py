@@ -10,19 +10,32 @@ import skimage
 from adabm_basicsr.data.prepare import prepare
 
 CALIBRATION = (
-    "chelsea.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg",
+    "chelsea.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
     "rocket.jpg",
-)  # fmt: skip
+)
 VALIDATION = ("astronaut.png", "coffee.png")
 SCALE = 4
 
 
 def make_datasets(root: Path) -> None:
-    """Write ``calibration`` and ``validation`` below ``root``, each with ``GTmod4`` and ``LRbicx4``."""
+    """Write ``calibration`` and ``validation``, each with the folders ``GTmod4`` and ``LRbicx4``.
+
+    Args:
+        root: The folder to write them to, which has neither yet.
+    """
+    _make_dataset(root / "calibration", CALIBRATION)
+    _make_dataset(root / "validation", VALIDATION)
+
+
+def _make_dataset(folder: Path, names: tuple[str, ...]) -> None:
     source = Path(skimage.__file__).parent / "data"
-    for kind, names in (("calibration", CALIBRATION), ("validation", VALIDATION)):
-        folder = root / kind
-        (folder / "original").mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(source / name, folder / "original" / name)
-        prepare(folder / "original", SCALE, folder / "LRbicx4", mod=folder / "GTmod4")
+    originals = folder / "original"
+    originals.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(source / name, originals / name)
+    prepare(originals, SCALE, folder / "LRbicx4", mod=folder / "GTmod4")

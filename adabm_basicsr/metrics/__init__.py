@@ -1,4 +1,5 @@
 """Metrics beside BasicSR's own: option files name them under ``val: metrics:``."""
 
-# First, as its import registers the modules of this folder: one of them imported before would meet itself half-way.
+# First, as its import registers the modules of this folder: one of them imported before would meet
+# itself half-way.
 import basicsr  # noqa: F401

@@ -13,21 +13,27 @@ SELF_PSNR = "calculate_self_psnr"
 def split_metrics(
     asked: Mapping[str, Mapping], has_truth: bool
 ) -> tuple[dict[str, Mapping], dict[str, Mapping]]:
-    """The metrics that judge a set's images, and those that compare with full precision.
+    """Split metrics into those that judge images and those that compare with full precision.
 
     Args:
-        asked: Options of ``val: metrics:``.
-        has_truth: Whether the set has ground truth; without it metrics that judge an image alone are left, as NIQE.
+        asked: Options of ``val: metrics:``, by the metrics' names.
+        has_truth: Whether the set has ground truth. Without it, of the first kind only those are
+            left that judge an image alone, as NIQE does.
+
+    Returns:
+        Options of the first and of the second kind, by name.
     """
-    own = {name: options for name, options in asked.items() if options["type"] == SELF_PSNR}
-    judged = {name: options for name, options in asked.items() if name not in own}
-    if not has_truth:
-        judged = {
-            name: options for name, options in judged.items() if not needs_truth(options["type"])
-        }
-    return judged, own
+    judging = {}
+    comparing = {}
+    for name, options in asked.items():
+        if options["type"] == SELF_PSNR:
+            comparing[name] = options
+        elif has_truth or not needs_truth(options["type"]):
+            judging[name] = options
+    return judging, comparing
 
 
 def needs_truth(kind: str) -> bool:
     """Whether a registered metric compares with a second image."""
-    return "img2" in inspect.signature(METRIC_REGISTRY.get(kind)).parameters
+    metric = METRIC_REGISTRY.get(kind)
+    return "img2" in inspect.signature(metric).parameters

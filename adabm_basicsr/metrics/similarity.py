@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +11,22 @@ from basicsr.utils import img2tensor
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, OptionError
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 LPIPS_NETS = ("alex", "vgg", "squeeze")
 
 
 @METRIC_REGISTRY.register()
-def calculate_self_psnr(img: np.ndarray, img2: np.ndarray, **kwargs) -> float:
-    """PSNR of a quantized network's output against its full-precision output, in dB: all channels, no border.
+def calculate_self_psnr(img: np.ndarray, img2: np.ndarray, **kwargs: Any) -> float:
+    """PSNR of a quantized network's output against its full-precision output, in dB.
+
+    It is over all channels and pixels; no border is left out.
 
     Args:
         img: Output of the quantized network, ``(H, W, C)`` or ``(H, W)`` uint8.
-        img2: Output of the full-precision network, likewise; the model fills it in, ground truth isn't needed.
+        img2: Output of the full-precision network, likewise; the model fills it in, ground truth
+            isn't needed.
         **kwargs: BasicSR's further options; none has a meaning here.
     """
     return pixel_psnr(_to_tensor(img) / 255, _to_tensor(img2) / 255)
@@ -30,7 +34,7 @@ def calculate_self_psnr(img: np.ndarray, img2: np.ndarray, **kwargs) -> float:
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(
-    img: np.ndarray, img2: np.ndarray, crop_border: int, net: str = "alex", **kwargs
+    img: np.ndarray, img2: np.ndarray, crop_border: int, net: str = "alex", **kwargs: Any
 ) -> float:
     """LPIPS, a learned distance (arXiv 1801.03924), 0 for equal images; by the package ``lpips``.
 
@@ -38,19 +42,18 @@ def calculate_lpips(
         img: ``(H, W, C)`` uint8, BGR.
         img2: Ground truth, likewise.
         crop_border: Pixels left out at each border.
-        net: Network that compares: alex, vgg or squeeze. Its weights are fetched by torchvision once.
+        net: Network that compares: alex, vgg or squeeze. Its weights are fetched by torchvision
+            once.
         **kwargs: BasicSR's further options; none has a meaning here.
 
     Raises:
         AdaBMError: ``lpips`` isn't installed, ``net`` is unknown, or its weights can't be fetched.
     """
-    images = [
-        _to_tensor(image)[..., crop_border or None : -crop_border or None, :]
-        for image in (img, img2)
-    ]
-    images = [
-        image[..., crop_border or None : -crop_border or None] / 127.5 - 1 for image in images
-    ]
+    inside = slice(crop_border or None, -crop_border or None)
+    images = []
+    for image in (img, img2):
+        cropped = _to_tensor(image)[..., inside, inside]
+        images.append(cropped / 127.5 - 1)  # LPIPS takes -1..1
     with torch.no_grad():
         return float(_lpips(net)(*images))
 
@@ -58,13 +61,12 @@ def calculate_lpips(
 @lru_cache
 def _lpips(net: str) -> nn.Module:
     if net not in LPIPS_NETS:
-        raise AdaBMError(
-            f"calculate_lpips: net: {net!r} is unknown; valid: {', '.join(LPIPS_NETS)}"
-        )
+        valid = ", ".join(LPIPS_NETS)
+        raise OptionError(f"calculate_lpips: net: {net!r} is unknown; valid: {valid}")
     try:
         import lpips
     except ImportError as error:
-        raise AdaBMError("calculate_lpips needs the package lpips: pip install lpips") from error
+        raise OptionError("calculate_lpips needs the package lpips: pip install lpips") from error
     try:
         return lpips.LPIPS(net=net, verbose=False).eval()
     except OSError as error:
@@ -75,4 +77,6 @@ def _lpips(net: str) -> nn.Module:
 
 def _to_tensor(image: np.ndarray) -> Tensor:
     """``(H, W, C)``, or ``(H, W)`` as BasicSR gives grey images, as ``(1, C, H, W)``."""
-    return img2tensor(image.reshape(*image.shape[:2], -1).astype(np.float32))[None]
+    height, width = image.shape[:2]
+    with_channels = image.reshape(height, width, -1).astype(np.float32)
+    return img2tensor(with_channels)[None]

@@ -1,37 +1,37 @@
-"""``adabm-basicsr compare``: runs side by side."""
+"""Compares runs, a row for each run and set."""
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.report.build import print_figures, tradeoff_points, write_tables
+from adabm_basicsr.files import is_file
+from adabm_basicsr.report.build import tradeoff_points, write_tables
 from adabm_basicsr.report.figures import run_points
 from adabm_basicsr.report.page import write_comparison
 from adabm_basicsr.report.plots import save_plot, tradeoff_plot
 from adabm_basicsr.report.tables import runs_table
 from adabm_basicsr.runs.record import FILE, plain, write_json
-from adabm_basicsr.terminal import add_output_flags
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``adabm-basicsr compare``."""
-    args = _parse(argv)
-    figures = plain({"name": "Comparison", "runs": run_points(find_runs(args.folders))})
-    if not figures["runs"]:
+def compare(folders: Sequence[Path]) -> dict[str, Any]:
+    """The figures of runs side by side.
+
+    Args:
+        folders: See `find_runs`.
+
+    Raises:
+        AdaBMError: A folder neither is nor holds a run, or none of the runs validated a set.
+    """
+    points = run_points(find_runs(folders))
+    if not points:
         raise AdaBMError(
             "none of these runs validated a set: give the option file of train a val, or run test"
         )
-    if args.out:
-        write(figures, args.out)
-    if args.json:
-        print_figures(figures)
-    elif not args.quiet:
-        print(runs_table(figures).text())
+    return plain({"name": "Comparison", "runs": points})
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -40,13 +40,12 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         AdaBMError: A folder neither is nor holds a run.
     """
-    found = []
+    found: list[Path] = []
     for folder in folders:
-        runs = (
-            [folder]
-            if os.path.isfile(folder / FILE)
-            else sorted(path.parent for path in folder.glob(f"*/{FILE}"))
-        )
+        if is_file(folder / FILE):
+            found.append(folder)
+            continue
+        runs = sorted(record.parent for record in folder.glob(f"*/{FILE}"))
         if not runs:
             raise AdaBMError(
                 f"{folder} neither is the folder of a run nor holds any: there is no {FILE}"
@@ -55,30 +54,21 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def write(figures: dict, out: Path) -> None:
-    """Write the comparison as HTML, JSON, Markdown and, where PSNR is known, a plot against BitOPs."""
-    table, plots = runs_table(figures), {}
-    if points := tradeoff_points(figures):
-        plots = {"tradeoff": out / "tradeoff.png"}
+def write(figures: dict[str, Any], out: Path) -> None:
+    """Write a comparison as HTML, JSON and Markdown.
+
+    Where PSNR is known, it is plotted against BitOPs.
+
+    Args:
+        figures: What `compare` returned.
+        out: The folder.
+    """
+    tables = {"runs": runs_table(figures)}
+    plots = {}
+    points = tradeoff_points(figures)
+    if points:
+        plots["tradeoff"] = out / "tradeoff.png"
         save_plot(partial(tradeoff_plot, points), plots["tradeoff"])
     write_json(out / "compare.json", figures)
-    write_tables(figures["name"], {"runs": table}, out / "compare.md")
-    write_comparison(figures, {"runs": table}, plots, out / "compare.html")
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="adabm-basicsr compare", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument(
-        "folders",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="folders of runs, or folders that hold some",
-    )
-    parser.add_argument(
-        "-o", "--out", type=Path, help="folder to write compare.html, .json, .md and the plot to"
-    )
-    add_output_flags(parser)
-    return parser.parse_args(argv)
+    write_tables(figures["name"], tables, out / "compare.md")
+    write_comparison(figures, tables, plots, out / "compare.html")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.config import FLOAT_BITS
-from adabm_basicsr.quantization.measures.cost import size_bytes
+from adabm_basicsr.quantization.measures.cost import mean_weight_bits, size_bytes
 from adabm_basicsr.quantization.measures.summary import Summary
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
@@ -105,27 +105,6 @@ def describe_layers(net: QuantizedNetwork, summary: Summary) -> list[dict[str, A
             row["layer_bits"] = quantizer.bits_of_layer().item()
         rows.append(row)
     return rows
-
-
-def mean_weight_bits(net: QuantizedNetwork) -> float:
-    """Mean bits per quantized weight, over layers that are not fixed at 8 bits.
-
-    Over all layers if every one is fixed; 32 if no weight is quantized.
-    """
-    layers = net.layers()
-    quantizers = net.weight_quantizers()
-    counted = [name for name in quantizers if not net.plan.layers[name].fixed]
-    if not counted:
-        counted = list(quantizers)
-    bits = 0
-    weights = 0
-    for name in counted:
-        size = layers[name].get_parameter("weight").numel()
-        bits += quantizers[name].bits * size
-        weights += size
-    if not weights:
-        return float(FLOAT_BITS)
-    return bits / weights
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Every single-image architecture at a size that a test can afford, with the scales that are tested; shared checks."""
+"""Every single-image architecture, small, with the scales that are tested; shared checks."""
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ SWINIR = {
     "mlp_ratio": 2,
 }
 RCAN = {"num_feat": 16, "num_group": 2, "num_block": 2, "squeeze_factor": 4}
+RRDB = {"num_feat": 16, "num_block": 2, "num_grow_ch": 8}
+COMPACT = {"num_feat": 16, "num_conv": 6}
+RDN = {"num_feat": 16, "num_block": 2, "num_conv": 3, "num_grow_ch": 8}
 
 ARCHITECTURES = {
     "EDSR x2": {"type": "EDSR", **SR, "num_feat": 16, "num_block": 3, "upscale": 2},
@@ -23,36 +26,71 @@ ARCHITECTURES = {
     "MSRResNet x4": {"type": "MSRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 4},
     "RCAN x2": {"type": "RCAN", **SR, **RCAN, "upscale": 2},
     "RCAN x4": {"type": "RCAN", **SR, **RCAN, "upscale": 4},
-    "RRDBNet x1": {"type": "RRDBNet", **SR, "num_feat": 16, "num_block": 2, "num_grow_ch": 8, "scale": 1},
-    "RRDBNet x2": {"type": "RRDBNet", **SR, "num_feat": 16, "num_block": 2, "num_grow_ch": 8, "scale": 2},
-    "RRDBNet x4": {"type": "RRDBNet", **SR, "num_feat": 16, "num_block": 2, "num_grow_ch": 8, "scale": 4},
-    "SRVGGNetCompact x2": {"type": "SRVGGNetCompact", **SR, "num_feat": 16, "num_conv": 6, "upscale": 2},
-    "SRVGGNetCompact x4": {"type": "SRVGGNetCompact", **SR, "num_feat": 16, "num_conv": 6, "upscale": 4},
+    "RRDBNet x1": {"type": "RRDBNet", **SR, **RRDB, "scale": 1},
+    "RRDBNet x2": {"type": "RRDBNet", **SR, **RRDB, "scale": 2},
+    "RRDBNet x4": {"type": "RRDBNet", **SR, **RRDB, "scale": 4},
+    "SRVGGNetCompact x2": {"type": "SRVGGNetCompact", **SR, **COMPACT, "upscale": 2},
+    "SRVGGNetCompact x4": {"type": "SRVGGNetCompact", **SR, **COMPACT, "upscale": 4},
     "ECBSR x2": {
-        "type": "ECBSR", "num_in_ch": 1, "num_out_ch": 1, "num_block": 4, "num_channel": 16, "with_idt": False,
-        "act_type": "rrelu", "scale": 2,
+        "type": "ECBSR",
+        "num_in_ch": 1,
+        "num_out_ch": 1,
+        "num_block": 4,
+        "num_channel": 16,
+        "with_idt": False,
+        "act_type": "rrelu",
+        "scale": 2,
     },
     "ECBSR x4": {
-        "type": "ECBSR", **SR, "num_block": 4, "num_channel": 16, "with_idt": True, "act_type": "prelu", "scale": 4,
+        "type": "ECBSR",
+        **SR,
+        "num_block": 4,
+        "num_channel": 16,
+        "with_idt": True,
+        "act_type": "prelu",
+        "scale": 4,
     },
-    "RIDNet x1": {"type": "RIDNet", "in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 2},
+    "RIDNet x1": {
+        "type": "RIDNet",
+        "in_channels": 3,
+        "mid_channels": 16,
+        "out_channels": 3,
+        "num_block": 2,
+    },
     "SwinIR x2": {"type": "SwinIR", **SWINIR, "upscale": 2, "upsampler": "pixelshuffledirect"},
-    "SwinIR x4": {"type": "SwinIR", **SWINIR, "upscale": 4, "upsampler": "nearest+conv", "resi_connection": "3conv"},
-    "SwinIR x4 (classical)": {"type": "SwinIR", **SWINIR, "upscale": 4, "upsampler": "pixelshuffle"},
+    "SwinIR x4": {
+        "type": "SwinIR",
+        **SWINIR,
+        "upscale": 4,
+        "upsampler": "nearest+conv",
+        "resi_connection": "3conv",
+    },
+    "SwinIR x4 (classical)": {
+        "type": "SwinIR",
+        **SWINIR,
+        "upscale": 4,
+        "upsampler": "pixelshuffle",
+    },
     "SwinIR x1": {
-        "type": "SwinIR", **SWINIR, "img_size": 14, "window_size": 7, "in_chans": 1, "img_range": 255.0, "upscale": 1,
+        "type": "SwinIR",
+        **SWINIR,
+        "img_size": 14,
+        "window_size": 7,
+        "in_chans": 1,
+        "img_range": 255.0,
+        "upscale": 1,
         "upsampler": "",
     },
-    "RDN x2": {"type": "RDN", **SR, "num_feat": 16, "num_block": 2, "num_conv": 3, "num_grow_ch": 8, "upscale": 2},
-    "RDN x3": {"type": "RDN", **SR, "num_feat": 16, "num_block": 2, "num_conv": 3, "num_grow_ch": 8, "upscale": 3},
-    "RDN x4": {"type": "RDN", **SR, "num_feat": 16, "num_block": 2, "num_conv": 3, "num_grow_ch": 8, "upscale": 4},
+    "RDN x2": {"type": "RDN", **SR, **RDN, "upscale": 2},
+    "RDN x3": {"type": "RDN", **SR, **RDN, "upscale": 3},
+    "RDN x4": {"type": "RDN", **SR, **RDN, "upscale": 4},
     "SRResNet x2": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 2},
     "SRResNet x4": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 4},
-}  # fmt: skip
+}
 
 
 def assert_255_inside(net, first, last):
-    """Pixels are 0..1 outside of ``net``, and 0..255 where they enter ``first`` and leave ``last``."""
+    """Pixels are 0..1 outside of ``net``, 0..255 where they enter ``first`` and leave ``last``."""
     image, seen = torch.rand(1, 3, 8, 8), {}
     first.register_forward_pre_hook(lambda _, args: seen.update(first=args[0]))
     last.register_forward_hook(lambda _, args, output: seen.update(last=output))

@@ -38,7 +38,8 @@ def test_defaults_are_those_of_the_published_networks():
         }
     assert shapes["RDBs.15.convs.7.conv.0.weight"] == (64, 512, 3, 3)
     assert shapes["RDBs.15.LFF.weight"] == (64, 576, 1, 1)
-    assert shapes["GFF.0.weight"] == (64, 1024, 1, 1) and shapes["GFF.1.weight"] == (64, 64, 3, 3)
+    assert shapes["GFF.0.weight"] == (64, 1024, 1, 1)
+    assert shapes["GFF.1.weight"] == (64, 64, 3, 3)
     assert [shapes[f"UPNet.{index}.weight"][:2] for index in (0, 2, 4)] == [
         (256, 64),
         (256, 64),
@@ -65,11 +66,9 @@ def test_dense_and_residual_connections():
     x = torch.rand(1, 4, 6, 6)
     with torch.no_grad():
         dense = block.convs(x)
-        assert (
-            dense.shape[1] == 4 + 3 * 6
-            and torch.equal(dense[:, :4], x)
-            and (dense[:, 4:] >= 0).all()
-        )
+        assert dense.shape[1] == 4 + 3 * 6
+        assert torch.equal(dense[:, :4], x)
+        assert (dense[:, 4:] >= 0).all()
         block.LFF.weight.zero_()
         block.LFF.bias.zero_()
         assert torch.equal(block(x), x)

@@ -94,7 +94,8 @@ def test_output_has_gradients_and_is_not_clamped(spandrel, tmp_path):
     net = load(tmp_path / "net.pth")
     output = net(image() * 3)
     output.sum().backward()
-    assert output.max() > 1 and all(parameter.grad is not None for parameter in net.parameters())
+    assert output.max() > 1
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_train_then_test_without_another_checkpoint(spandrel, workspace):
@@ -106,7 +107,8 @@ def test_train_then_test_without_another_checkpoint(spandrel, workspace):
     assert 3 <= metrics["fab"] <= 5
     workspace.test(name="full", network_g=network, path={})
     full = json.loads(Path("results/full/metrics.json").read_text())["Val"]
-    assert full["fab"] == 32 and full["psnr"] != metrics["psnr"]
+    assert full["fab"] == 32
+    assert full["psnr"] != metrics["psnr"]
 
 
 def test_missing_package(monkeypatch):
@@ -122,7 +124,8 @@ def fails(path):
     with pytest.raises(AdaBMError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.startswith("network_g: network: path: ") and "\n" not in message
+    assert message.startswith("network_g: network: path: ")
+    assert "\n" not in message
     return message
 
 
@@ -163,7 +166,8 @@ def test_truncated_state(spandrel, tmp_path):
     del state["body.2.bias"]
     torch.save(state, tmp_path / "net.pth")
     message = fails(tmp_path / "net.pth")
-    assert "spandrel cannot load" in message and "body.2.bias" in message
+    assert "spandrel cannot load" in message
+    assert "body.2.bias" in message
 
 
 def test_weights_that_are_not_finite(spandrel, tmp_path):
@@ -200,20 +204,32 @@ def test_other_kinds_of_networks(spandrel, tmp_path, monkeypatch, purpose):
 
 WINDOWS = {"depths": (2, 2), "num_heads": (2, 2), "window_size": 8, "embed_dim": 24, "upscale": 2}
 DIRECT = {**WINDOWS, "img_size": 32, "upsampler": "pixelshuffledirect"}
-# Networks that tables of positions, inputs changed in place, subsets of tokens or U-shapes make unlike BasicSR's own.
+# Networks that tables of positions, inputs changed in place, subsets of tokens or U-shapes make
+# unlike BasicSR's own.
 PECULIAR = {
     "ATD": {**DIRECT, "category_size": 32, "num_tokens": 16},
     "DAT": {
-        "embed_dim": 32, "split_size": [4, 8], "depth": [2, 2], "num_heads": [2, 2], "expansion_factor": 2,
-        "upscale": 2, "upsampler": "pixelshuffledirect",
+        "embed_dim": 32,
+        "split_size": [4, 8],
+        "depth": [2, 2],
+        "num_heads": [2, 2],
+        "expansion_factor": 2,
+        "upscale": 2,
+        "upsampler": "pixelshuffledirect",
     },
-    "HAT": {**WINDOWS, "img_size": 32, "upsampler": "pixelshuffle", "squeeze_factor": 6, "num_feat": 16},
+    "HAT": {
+        **WINDOWS,
+        "img_size": 32,
+        "upsampler": "pixelshuffle",
+        "squeeze_factor": 6,
+        "num_feat": 16,
+    },
     "NAFNet": {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
     "OmniSR": {"num_feat": 16, "up_scale": 2},
     "PLKSR": {"dim": 16, "n_blocks": 3, "upscaling_factor": 2},
     "SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 2},
     "Swin2SR": {**DIRECT, "mlp_ratio": 2},
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ def test_table_has_a_row_for_each_run_and_set(at_run, capsys):
     main(["compare", "results"])
     table = capsys.readouterr().out.splitlines()
     metrics = json.loads(Path("results/tiny_test/metrics.json").read_text())["Val"]
-    assert table[0].split()[:2] == ["run", "set"] and len(table) == 3
-    assert table[2].startswith("tiny_test") and f"{metrics['psnr']:.4f}" in table[2]
+    assert table[0].split()[:2] == ["run", "set"]
+    assert len(table) == 3
+    assert table[2].startswith("tiny_test")
+    assert f"{metrics['psnr']:.4f}" in table[2]
 
 
 def test_files_and_plot(at_run, capsys, tmp_path):

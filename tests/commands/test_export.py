@@ -43,11 +43,9 @@ def test_quiet_and_json(checkpoint, capsys):
     main(["export", "-m", "net.pth", "--quiet"])
     assert capsys.readouterr() == ("", "")
     main(["export", "-m", "net.pth", "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert (
-        told["file"] == "net.safetensors"
-        and 0 < told["bytes"] == Path("net.safetensors").stat().st_size
-    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["file"] == "net.safetensors"
+    assert 0 < printed["bytes"] == Path("net.safetensors").stat().st_size
 
 
 def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
@@ -80,4 +78,6 @@ def test_mistakes_are_one_line(argv, checkpoint, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["export", *argv])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and BAD[argv] in error and error.count("\n") == 1
+    assert stopped.value.code == 2
+    assert BAD[argv] in error
+    assert error.count("\n") == 1

@@ -17,7 +17,8 @@ def test_quantized_checkpoint_and_packed_file_hold_the_same(at_run, capsys):
         main(["inspect", path, "--json"])
         found.append(json.loads(capsys.readouterr().out))
     checkpoint, packed = found
-    assert checkpoint["rows"] == packed["rows"] and checkpoint["facts"] == packed["facts"]
+    assert checkpoint["rows"] == packed["rows"]
+    assert checkpoint["facts"] == packed["facts"]
     assert packed["bytes"] < checkpoint["bytes"]
     assert [row["a_bits"] for row in checkpoint["rows"] if row["role"] in ("head", "tail")] == [
         "8"
@@ -75,8 +76,10 @@ def test_onnx_file_with_our_description(at_run, tmp_path, capsys):
     onnx.save(model, tmp_path / "net.onnx")
     main(["inspect", str(tmp_path / "net.onnx")])
     lines = capsys.readouterr().out.splitlines()
-    assert "network EDSR, recipe best, w_bits 4" in lines[1] and "opset 17" in lines[1]
-    assert len(lines) == 6 and lines[5].split() == [
+    assert "network EDSR, recipe best, w_bits 4" in lines[1]
+    assert "opset 17" in lines[1]
+    assert len(lines) == 6
+    assert lines[5].split() == [
         "conv",
         "Conv",
         *["4", "x", "3", "x", "3", "x", "3"],

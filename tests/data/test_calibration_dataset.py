@@ -31,7 +31,9 @@ def test_patches_come_from_their_image_unchanged(tmp_path):
     image = cv2.cvtColor(photograph(40, 50), cv2.COLOR_BGR2RGB)
     plain = dataset(root, use_hflip=False, use_rot=False)
     patch = plain[5]["lq"]
-    assert patch.shape == (3, 16, 16) and patch.min() >= 0 and patch.max() <= 1
+    assert patch.shape == (3, 16, 16)
+    assert patch.min() >= 0
+    assert patch.max() <= 1
     pixels = (patch * 255).round().byte().permute(1, 2, 0).numpy()
     windows = np.lib.stride_tricks.sliding_window_view(image, (16, 16, 3)).reshape(-1, 16, 16, 3)
     assert (windows == pixels).all((1, 2, 3)).any()
@@ -48,7 +50,7 @@ def test_flips_and_transposition_all_occur(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, image",
+    ("name", "image"),
     [
         ("grey.png", photograph(40, 40)[..., 0]),
         ("alpha.png", np.dstack([photograph(40, 40), np.full((40, 40), 7, np.uint8)])),
@@ -62,7 +64,8 @@ def test_flips_and_transposition_all_occur(tmp_path):
 def test_every_kind_of_image(tmp_path, name, image, channels):
     cv2.imwrite(str(tmp_path / name), image)
     patch = dataset(tmp_path, channels=channels)[0]["lq"]
-    assert patch.shape == (channels, 16, 16) and patch.dtype == torch.float32
+    assert patch.shape == (channels, 16, 16)
+    assert patch.dtype == torch.float32
     assert 0 <= patch.min() < patch.max() <= 1
 
 
@@ -118,9 +121,10 @@ def test_resumed_epoch_leaves_out_what_was_given(tmp_path):
 def test_processes_share_the_epoch_of_one(tmp_path):
     data = dataset(write_images(tmp_path / "lr", [(16, 16)] * 5), dataset_enlarge_ratio=2)
     whole = data.epoch_keys(3, 0, 1)
-    assert sorted(whole) == list(range(30, 40)) and whole != sorted(whole)
+    assert sorted(whole) == list(range(30, 40))
+    assert whole != sorted(whole)
     first, second = (data.epoch_keys(3, rank, 2) for rank in (0, 1))
-    assert [key for pair in zip(first, second) for key in pair] == whole
+    assert [key for pair in zip(first, second, strict=True) for key in pair] == whole
     data.opt["batch_size_per_gpu"] = 2
     first, second = (data.epoch_keys(3, rank, 2) for rank in (0, 1))
     assert [*first[:2], *second[:2], *first[2:], *second[2:]] == whole[:8]  # whole batches
@@ -153,14 +157,10 @@ def test_fixed_crops_come_back_in_every_epoch_with_their_key(tmp_path):
     fixed = dataset(root, fixed_crops=True, dataset_enlarge_ratio=2)
     for key in (0, 5):
         later = fixed[key + 8 * 3]
-        assert (
-            torch.equal(fixed[key]["lq"], later["lq"])
-            and fixed[key]["patch_key"] == later["patch_key"] == key
-        )
+        assert torch.equal(fixed[key]["lq"], later["lq"])
+        assert fixed[key]["patch_key"] == later["patch_key"] == key
     assert not torch.equal(fixed[0]["lq"], fixed[4]["lq"])  # another patch of the same image
-    assert (
-        "patch_key" not in dataset(root)[0]
-        and "patch_key" not in dataset(root, fixed_crops=None)[0]
-    )
+    assert "patch_key" not in dataset(root)[0]
+    assert "patch_key" not in dataset(root, fixed_crops=None)[0]
     with pytest.raises(AdaBMError, match="fixed_crops: 'yes' is not true or false"):
         dataset(root, fixed_crops="yes")

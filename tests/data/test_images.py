@@ -37,9 +37,8 @@ def test_lossy_kinds_are_close(kind):
 def test_alpha_is_kept_where_it_is_asked_for(tmp_path):
     (tmp_path / "x.png").write_bytes(KINDS["RGBA PNG"][0])
     pixels = read_pixels(tmp_path / "x.png")
-    assert np.array_equal(pixels[..., 2::-1], PIXELS) and np.array_equal(
-        pixels[..., 3], np.asarray(TRANSPARENT)[..., 3]
-    )
+    assert np.array_equal(pixels[..., 2::-1], PIXELS)
+    assert np.array_equal(pixels[..., 3], np.asarray(TRANSPARENT)[..., 3])
     assert decode_pixels(KINDS["grey PNG"][0], "x").shape == (20, 28, 1)
 
 
@@ -118,7 +117,11 @@ def test_a_damaged_file_gives_an_image_or_says_so(kind, changes, length):
             decode_image(changed(content, changes, length), "x", max_pixels=10**6)
         )
     except AdaBMError as error:
-        assert str(error).startswith("image x ")
+        message = str(error)
+        assert message.startswith("image x ")
     else:
-        assert image.ndim == 3 and image.shape[2] == 3 and np.isfinite(image).all()
-        assert image.min() >= 0 and image.max() <= 1
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        assert np.isfinite(image).all()
+        assert image.min() >= 0
+        assert image.max() <= 1

@@ -47,7 +47,8 @@ def test_keys_that_lead_out_are_refused(listed):
 
 
 @pytest.mark.parametrize(
-    "content, text", [(b"", "is empty"), (b" \n\n", "is empty"), (b"\xff\xfe\0", "cannot be read")]
+    ("content", "text"),
+    [(b"", "is empty"), (b" \n\n", "is empty"), (b"\xff\xfe\0", "cannot be read")],
 )
 def test_lists_that_are_none(listed, content, text):
     with pytest.raises(AdaBMError, match=text):

@@ -10,6 +10,7 @@ from torch import nn
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
+from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.structure.macs import MacCounter
@@ -105,3 +106,24 @@ def size_bytes(network: nn.Module) -> int:
     for parameter, parameter_bits in bits.items():
         total += -(-parameter.numel() * parameter_bits // BITS_PER_BYTE)
     return total
+
+
+def mean_weight_bits(net: QuantizedNetwork) -> float:
+    """Mean bits per quantized weight, over layers that are not fixed at 8 bits.
+
+    Over all layers if every one is fixed; 32 if no weight is quantized.
+    """
+    layers = net.layers()
+    quantizers = net.weight_quantizers()
+    counted = [name for name in quantizers if not net.plan.layers[name].fixed]
+    if not counted:
+        counted = list(quantizers)
+    bits = 0
+    weights = 0
+    for name in counted:
+        size = layers[name].get_parameter("weight").numel()
+        bits += quantizers[name].bits * size
+        weights += size
+    if not weights:
+        return float(FLOAT_BITS)
+    return bits / weights
