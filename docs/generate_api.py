@@ -1,4 +1,7 @@
-"""Writes api.md, the reference of the public Python API, from its docstrings: ``python docs/generate_api.py``."""
+"""Writes api.md, the reference of the public Python API, from its docstrings.
+
+Run it with ``python docs/generate_api.py``.
+"""
 
 import inspect
 import re
@@ -10,7 +13,8 @@ PATH = Path(__file__).parent / "api.md"
 HEADER = """\
 # Python API
 
-Everything that `import adabm_basicsr` offers, written by `docs/generate_api.py` from the docstrings.
+Everything that `import adabm_basicsr` offers, written by `docs/generate_api.py` from the \
+docstrings.
 """
 MAX_LINE = 100
 SECTION = re.compile(r"^(\w[\w ]*):$")
@@ -18,8 +22,9 @@ ENTRY = re.compile(r"^ {4}(\**\w[^:]*): (.*)$")
 
 
 def to_markdown(docstring: str) -> str:
-    """A Google-style docstring as Markdown: headings of sections in bold, their entries as a list."""
-    lines, in_section = [], False
+    """A Google-style docstring as Markdown: section headings in bold, their entries as a list."""
+    lines = []
+    in_section = False
     for line in docstring.splitlines():
         if heading := SECTION.match(line):
             in_section = True
@@ -27,13 +32,19 @@ def to_markdown(docstring: str) -> str:
         elif in_section and (entry := ENTRY.match(line)):
             lines.append(f"- `{entry[1]}`: {entry[2]}")
         else:
-            continues_entry = line.strip() and lines and lines[-1].startswith(("- ", "  "))
-            lines.append(f"  {line.strip()}" if continues_entry else line.strip())
+            text = line.strip()
+            continues_entry = text and lines and lines[-1].startswith(("- ", "  "))
+            if continues_entry:
+                text = f"  {text}"
+            lines.append(text)
     return "\n".join(lines).replace("``", "`")
 
 
 def signature(name: str, item: object) -> str:
-    """``name(parameters) -> result`` as a code block, without the modules of the types; exceptions have none."""
+    """``name(parameters) -> result`` as a code block, without the modules of the types.
+
+    Exceptions have none.
+    """
     if inspect.isclass(item) and issubclass(item, Exception):
         return ""
     found = inspect.signature(item)
@@ -42,12 +53,14 @@ def signature(name: str, item: object) -> str:
         for parameter in found.parameters.values()
         if parameter.name != "self"
     ]
-    result = "" if inspect.isclass(item) else _plain(str(found.replace(parameters=())))[len("()") :]
+    result = ""
+    if not inspect.isclass(item):
+        without_parameters = _plain(str(found.replace(parameters=())))
+        result = without_parameters.removeprefix("()")
     text = f"{name}({', '.join(parameters)}){result}"
     if len(text) > MAX_LINE:
-        text = "\n".join(
-            [f"{name}(", *(f"    {parameter}," for parameter in parameters), f"){result}"]
-        )
+        indented = [f"    {parameter}," for parameter in parameters]
+        text = "\n".join([f"{name}(", *indented, f"){result}"])
     return f"```python\n{text}\n```\n\n"
 
 
@@ -58,14 +71,14 @@ def _plain(text: str) -> str:
 
 
 def render_item(name: str) -> str:
-    """Section of one public function or class, with the public methods that the class defines itself."""
+    """Section of a public function or class, with the public methods that the class defines."""
     item = getattr(adabm_basicsr, name)
     parts = [f"## {name}\n\n{signature(name, item)}{to_markdown(inspect.getdoc(item))}"]
-    for key, method in vars(item).items() if inspect.isclass(item) else ():
-        if inspect.isfunction(method) and not key.startswith("_"):
-            parts.append(
-                f"### {name}.{key}\n\n{signature(key, method)}{to_markdown(inspect.getdoc(method))}"
-            )
+    if inspect.isclass(item):
+        for key, method in vars(item).items():
+            if inspect.isfunction(method) and not key.startswith("_"):
+                text = to_markdown(inspect.getdoc(method))
+                parts.append(f"### {name}.{key}\n\n{signature(key, method)}{text}")
     return "\n\n".join(parts)
 
 

@@ -65,7 +65,7 @@ def tiny():
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch, tiny):
-    """A working directory with weights, calibration images, a validation set and `options()` for them."""
+    """A working directory with weights, images to calibrate and validate, and their options."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["adabm-basicsr"])
     torch.save({"params": tiny.state_dict()}, tmp_path / "tiny.pth")
@@ -82,7 +82,8 @@ def reported(tmp_path_factory):
 
     from adabm_basicsr.commands.report import main
 
-    root, before = tmp_path_factory.mktemp("reported"), os.getcwd()
+    root = tmp_path_factory.mktemp("reported")
+    before = Path.cwd()
     os.chdir(root)
     try:
         torch.manual_seed(0)
@@ -176,7 +177,10 @@ class Workspace:
 
     def write(self, opt, name="options.yml"):
         path = self.root / name
-        path.write_text(opt if isinstance(opt, str) else yaml.safe_dump(opt, sort_keys=False))
+        text = opt
+        if not isinstance(opt, str):
+            text = yaml.safe_dump(opt, sort_keys=False)
+        path.write_text(text)
         return path
 
     def train(self, *flags, **changes):

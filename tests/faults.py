@@ -1,4 +1,4 @@
-"""Faults that tests bring about: a process killed at a moment of its own, a run in several processes."""
+"""Faults that tests bring about: processes that are killed, and runs in several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _train(folder: Path, flags: tuple[str, ...]) -> None:
     os.chdir(folder)
     sys.argv = ["adabm-basicsr"]
     with (
-        open("output.txt", "a") as output,
+        Path("output.txt").open("a") as output,
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
     ):
@@ -34,7 +34,10 @@ def _train(folder: Path, flags: tuple[str, ...]) -> None:
 
 
 def train_to_death(folder: Path, prepare: Callable[[], None], *flags: str) -> int:
-    """`adabm-basicsr train -opt options.yml` in a child that calls ``prepare`` first; its exit code."""
+    """Run `adabm-basicsr train -opt options.yml` in a child; returns its exit code.
+
+    The child calls ``prepare`` first.
+    """
     child = FORKS.Process(target=_prepare_and_train, args=(folder, prepare, flags))
     child.start()
     child.join(120)
@@ -47,7 +50,7 @@ def _prepare_and_train(folder: Path, prepare: Callable[[], None], flags: tuple[s
 
 
 def in_processes(count: int, folder: Path, function: Callable, *args) -> list:
-    """What ``function(*args)`` gives in each of ``count`` processes, which torch.distributed connects."""
+    """What ``function(*args)`` gives in each of ``count`` processes of torch.distributed."""
     children = [
         FORKS.Process(target=_connect_and_call, args=(rank, count, folder, function, args))
         for rank in range(count)
@@ -79,7 +82,9 @@ def run_processes(count: int, *command: str, **environment: str) -> subprocess.C
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     command = [*launcher, f"--nproc_per_node={count}", *command]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=600, check=False
+    )
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:

@@ -12,11 +12,10 @@ PIXELS = photograph(20, 28)  # RGB here
 PICTURE = Image.fromarray(PIXELS)
 PALETTE = PICTURE.quantize(16)
 TRANSPARENT = Image.fromarray(np.dstack([PIXELS, np.arange(560, dtype=np.uint8).reshape(20, 28)]))
-UPRIGHT, ROTATE_RIGHT = (
-    1,
-    6,
-)  # EXIF's orientation of an image as it is, and of one that is to be turned by a quarter
+# EXIF's orientation: of an image as it is, and of one that is to be turned by a quarter.
 ORIENTATION = 0x112
+UPRIGHT = 1
+ROTATE_RIGHT = 6
 
 
 def encoded(picture, kind, **options):
@@ -26,7 +25,9 @@ def encoded(picture, kind, **options):
 
 
 def by_opencv(suffix, pixels):
-    return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1]
+    return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
 def with_exif(kind, orientation=ROTATE_RIGHT, picture=PICTURE, **options):

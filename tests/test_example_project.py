@@ -30,13 +30,15 @@ TRAINED = "experiments/AdaBM_PooledAttention_x2_W8A8"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of the project as working directory, its architectures registered as by ``custom_imports``."""
+    """A copy of the project as working directory, with its architectures registered.
+
+    They are imported as ``custom_imports`` does it.
+    """
     folder = tmp_path / "project"
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(
-        sys, "path", list(sys.path)
-    )  # custom_imports puts the working directory there
+    # custom_imports puts the working directory there.
+    monkeypatch.setattr(sys, "path", list(sys.path))
     import_modules(["inhouse.archs"])
     return folder
 
@@ -56,7 +58,10 @@ def layers(network):
 
 @pytest.fixture
 def attention_files(project):
-    """What the option files of ``PooledAttentionSR`` name: random weights and tiny images, one of them odd-sized."""
+    """What the option files of ``PooledAttentionSR`` name: random weights and tiny images.
+
+    The size of one of them is odd.
+    """
     Path("weights").mkdir()
     torch.save({"params": small_network(ATTENTION).state_dict()}, "weights/PooledAttention_x2.pth")
     write_images(project / "datasets/calibration/LRbicx2", [(24, 28)] * 6)
@@ -216,7 +221,8 @@ def test_attention_network_computes_in_0_to_255(project):
         lambda module, args, output: seen.append(args[0].max().item())
     )
     output = network(torch.ones(1, 3, 12, 12))
-    assert seen == [255] and output.shape == (1, 3, 24, 24)
+    assert seen == [255]
+    assert output.shape == (1, 3, 24, 24)
 
 
 @pytest.mark.shared

@@ -1,4 +1,4 @@
-"""Files around the package agree with it: how to contribute, changes, citation, continuous integration."""
+"""Files around the package agree with it: contributing, changes, citation, CI."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 class Rows(nn.Module):
-    """A network of images with a layer type that the package doesn't know: a convolution along each row."""
+    """A network with a layer type that the package doesn't know: a convolution along each row."""
 
     def __init__(self):
         super().__init__()
@@ -42,14 +42,16 @@ def test_a_new_layer_type_as_shown(recipe, monkeypatch):
     net = calibrate(quantize(Rows(), images[:1], recipe=recipe, fully_quantized=True), [images])
     assert type(net.layers()["along"]) is names["QuantizedConv1d"]
     row = next(layer for layer in summarize(net, images).layers if layer.name == "along")
-    assert row.macs_share > 0.1 and row.sqnr_db > 10
+    assert row.macs_share > 0.1
+    assert row.sqnr_db > 10
 
 
 def test_contributing_names_files_that_exist():
     paths = re.findall(r"`((?:adabm_basicsr|tests|options|docs|\.ci)/[\w./]+)`", CONTRIBUTING)
     paths += re.findall(r"`python (\S+)`", CONTRIBUTING)
     missing = [path for path in paths if not (ROOT / path).exists()]
-    assert len(paths) > 15 and missing == []
+    assert len(paths) > 15
+    assert missing == []
 
 
 def test_contributing_names_tables_that_exist():

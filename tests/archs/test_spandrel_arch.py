@@ -56,9 +56,8 @@ def test_same_output_as_basicsrs_own(spandrel, tmp_path, options, key):
     torch.save({key: expected.state_dict()}, tmp_path / "net.pth")
     net = load(tmp_path / "net.pth")
     assert (net.in_channels, net.scale) == (3, options.get("upscale") or options["scale"])
-    assert (
-        example_input(net, {}).shape[1] == 3
-    )  # not the 12 channels that the first convolution takes at x2
+    # Not the 12 channels that the first convolution takes at x2.
+    assert example_input(net, {}).shape[1] == 3
     with torch.no_grad():
         assert torch.equal(net(image()), expected(image()))
 

@@ -15,7 +15,7 @@ from statistics import mean, median, stdev
 import torch
 from tabulate import tabulate
 
-import adabm_basicsr.models.adabm_model as adabm_model
+from adabm_basicsr.models import adabm_model
 from adabm_basicsr.train import main as train
 
 ROOT = Path(__file__).parents[2]

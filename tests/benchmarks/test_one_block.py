@@ -15,4 +15,5 @@ def test_runtimes_agree_and_openvino_runs_quantized_layers_as_integers(block, mo
     for row in rows:
         done, total = row["openvino_integer"].split(" of ")
         assert done == ("0" if row["form"] == "float32" else total)
-        assert np.isfinite(row["difference"]) and row["difference"] < 0.05
+        assert np.isfinite(row["difference"])
+        assert row["difference"] < 0.05

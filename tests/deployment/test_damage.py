@@ -66,7 +66,7 @@ FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), min_size=1
 @pytest.mark.parametrize("part", ["header", "anywhere"])
 @given(flips=FLIPS)
 @DAMAGES
-def test_flipped_bits_are_told_or_do_no_harm(whole, tmp_path, suffix, part, flips):
+def test_flipped_bits_are_rejected_or_do_no_harm(whole, tmp_path, suffix, part, flips):
     content, image = bytearray(whole[suffix][0]), whole[suffix][1]
     for place, bit in flips:
         content[place % (1000 if part == "header" else len(content))] ^= 1 << bit
@@ -79,7 +79,7 @@ def test_flipped_bits_are_told_or_do_no_harm(whole, tmp_path, suffix, part, flip
 @given(share=st.floats(0, 0.9999))
 @example(share=0.0)
 @DAMAGES
-def test_files_that_are_cut_off_are_told(whole, tmp_path, suffix, share):
+def test_files_that_are_cut_off_are_rejected(whole, tmp_path, suffix, share):
     (tmp_path / f"net{suffix}").write_bytes(whole[suffix][0][: int(share * len(whole[suffix][0]))])
     assert outcome(tmp_path / f"net{suffix}") is None
 
@@ -87,12 +87,12 @@ def test_files_that_are_cut_off_are_told(whole, tmp_path, suffix, share):
 @pytest.mark.parametrize("suffix", WRITERS)
 @given(content=st.binary(max_size=200))
 @DAMAGES
-def test_any_bytes_are_told(tmp_path, suffix, content):
+def test_any_bytes_are_rejected(tmp_path, suffix, content):
     (tmp_path / f"net{suffix}").write_bytes(content)
     assert outcome(tmp_path / f"net{suffix}") is None
 
 
-def test_a_flipped_weight_is_told(whole, tmp_path):
+def test_a_flipped_weight_is_rejected(whole, tmp_path):
     content = bytearray(whole[".pth"][0])
     content[len(content) // 2] ^= 1  # torch itself would load it
     (tmp_path / "net.pth").write_bytes(content)

@@ -196,27 +196,27 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("text", BAD_DESCRIPTIONS)
-def test_wrong_descriptions_are_told(text, packed):
+def test_wrong_descriptions_are_rejected(text, packed):
     rewritten(packed, BAD_DESCRIPTIONS[text])
     with pytest.raises(AdaBMError, match=text):
         load_packed(packed)
 
 
 @pytest.mark.parametrize("text", BAD_TENSORS)
-def test_wrong_tensors_are_told(text, packed):
+def test_wrong_tensors_are_rejected(text, packed):
     rewritten(packed, None, BAD_TENSORS[text])
     with pytest.raises(AdaBMError, match=text):
         load_packed(packed)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_truncated_files_are_told(share, packed, content):
+def test_truncated_files_are_rejected(share, packed, content):
     packed.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(AdaBMError, match="truncated or corrupt"):
         load_packed(packed)
 
 
-def test_files_of_others_are_told(tmp_path):
+def test_files_of_others_are_rejected(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(AdaBMError, match="no packed file of adabm-basicsr"):
         load_network(tmp_path / "other.safetensors")

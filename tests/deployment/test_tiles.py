@@ -80,7 +80,7 @@ def test_each_tile_is_run_for_itself_or_in_batches():
 
 
 @pytest.mark.parametrize(
-    ("tile", "overlap", "told"),
+    ("tile", "overlap", "error"),
     [
         (0, 0, "val: tile: 0 is not a whole number of at least 1"),
         ("8", 0, "val: tile: '8' is not a whole number"),
@@ -89,8 +89,8 @@ def test_each_tile_is_run_for_itself_or_in_batches():
         (8, True, "val: tile_overlap: True is not a whole number"),
     ],
 )
-def test_mistakes_are_told(tile, overlap, told):
-    with pytest.raises(AdaBMError, match=told):
+def test_mistakes_are_rejected(tile, overlap, error):
+    with pytest.raises(AdaBMError, match=error):
         check_tiles("val", tile, overlap)
 
 

@@ -63,16 +63,13 @@ def test_inference_adds_up_whole_numbers(name):
         double = copy.deepcopy(layer).double()(taken[0].double())
     trained = layer(taken[0])
     torch.testing.assert_close(exact, trained, rtol=1e-4, atol=1e-5)
-    bias = (
-        torch.zeros(())
-        if layer.bias is None
-        else layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
-    )
-    # What remains are the roundings of the scale, of its product with the sum, and of the sum with the bias.
-    assert (
-        (exact - double).abs()
-        <= 4 * torch.finfo(exact.dtype).eps * ((double - bias).abs() + double.abs())
-    ).all()
+    bias = torch.zeros(())
+    if layer.bias is not None:
+        bias = layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
+    # What remains are the roundings of the scale, of its product with the sum, and of the sum with
+    # the bias.
+    magnitude = (double - bias).abs() + double.abs()
+    assert ((exact - double).abs() <= 4 * torch.finfo(exact.dtype).eps * magnitude).all()
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "transposed" not in name])
@@ -111,10 +108,8 @@ def test_weights_are_integers_times_one_scale_per_output_channel(name, bits):
     )
     integers = quantizer(layer.weight) * quantizer.channel_scale / scale
     torch.testing.assert_close(integers, integers.round(), rtol=0, atol=1e-3)
-    assert (
-        integers.round().min() >= -(2 ** (bits - 1))
-        and integers.round().max() <= 2 ** (bits - 1) - 1
-    )
+    assert integers.round().min() >= -(2 ** (bits - 1))
+    assert integers.round().max() <= 2 ** (bits - 1) - 1
 
 
 def test_linear_layers_of_tokens():
@@ -142,7 +137,8 @@ def test_subclass_that_only_sets_options_is_quantized_and_one_that_computes_othe
 
     network = nn.Sequential(nn.Conv2d(8, 8, 1), Conv3x3(8), Doubled(8), nn.Conv2d(8, 8, 1))
     net = calibrate(quantize(network, X[:1], w_bits=8, a_bits=8), [X])
-    assert list(net.layers()) == ["1"] and isinstance(net.layers()["1"], Conv3x3)
+    assert list(net.layers()) == ["1"]
+    assert isinstance(net.layers()["1"], Conv3x3)
     assert "Doubled" in net.plan.skipped["2"]
 
 
@@ -190,7 +186,8 @@ def test_attention_products_are_quantized_however_they_are_written(how):
         layer.left.last_bits.min() >= 2 and layer.right.last_bits.max() <= 8
         for layer in products.values()
     )
-    assert bits.shape == (2,) and (bits <= 8).all()
+    assert bits.shape == (2,)
+    assert (bits <= 8).all()
 
 
 def test_some_products_can_be_excluded():
@@ -214,9 +211,8 @@ def gradients_of_range(layer, x):
         yield torch.autograd.grad(out, layer.weight_quantizer.upper, torch.randn_like(out))[0]
 
 
-@pytest.mark.parametrize(
-    "recipe", ["best", "paper"]
-)  # a range per output channel, and one per tensor
+# A range per output channel, and one per tensor.
+@pytest.mark.parametrize("recipe", ["best", "paper"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradient_of_a_weight_range_equals_that_through_every_weight(name, recipe):
     _, net = quantized(name, 4, recipe)

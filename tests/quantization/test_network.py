@@ -77,7 +77,8 @@ def test_more_bits_err_less(tiny, bits):
 
 def test_32_bits_leave_layers_alone(tiny):
     net = quantize(tiny, IMAGES[:1], layers={"body.0.*": {"w_bits": 32, "a_bits": 32}})
-    assert net.plan.skipped["body.0.conv1"] == "32 bits" and list(net.layers()) == [
+    assert net.plan.skipped["body.0.conv1"] == "32 bits"
+    assert list(net.layers()) == [
         "body.1.conv1",
         "body.1.conv2",
     ]
@@ -133,14 +134,12 @@ def test_static_recipe_uses_its_bits_everywhere(tiny):
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "omse"])
 def test_static_observers(tiny, observer):
     net = calibrated(tiny, recipe="static", a_bits=3, observer=observer)
-    ranges = [
-        (q.lower.item(), q.upper.item())
-        for q in (layer.input_quantizer for layer in net.layers().values())
-    ]
+    quantizers = [layer.input_quantizer for layer in net.layers().values()]
+    ranges = [(q.lower.item(), q.upper.item()) for q in quantizers]
     minmax = calibrated(tiny, recipe="static", a_bits=3)
     widest = [layer.input_quantizer.upper.item() for layer in minmax.layers().values()]
     assert all(low < high for low, high in ranges)
-    assert all(high <= wide for (_, high), wide in zip(ranges, widest))
+    assert all(high <= wide for (_, high), wide in zip(ranges, widest, strict=True))
 
 
 def test_exclude_and_layer_bits(tiny):
@@ -151,7 +150,8 @@ def test_exclude_and_layer_bits(tiny):
         layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}},
         fully_quantized=True,
     )
-    assert "body.0.conv1" not in net.layers() and net.plan.skipped["body.0.conv2"] == "excluded"
+    assert "body.0.conv1" not in net.layers()
+    assert net.plan.skipped["body.0.conv2"] == "excluded"
     layer = net.layers()["body.1.conv2"]
     assert (layer.weight_quantizer.bits, layer.input_quantizer.bits) == (8, 6)
     assert net.layers()["body.1.conv1"].weight_quantizer.bits == 4
@@ -165,10 +165,8 @@ def test_bits_of_single_layers_are_not_allocated_anew(tiny):
         layers={"body.1.conv2": {"w_bits": 8, "a_bits": 6}, "body.0.conv1": {"w_bits": 4}},
     )
     layers = net.layers()
-    assert (
-        layers["body.1.conv2"].weight_quantizer.bits == 8
-        and layers["body.0.conv1"].weight_quantizer.bits == 4
-    )
+    assert layers["body.1.conv2"].weight_quantizer.bits == 8
+    assert layers["body.0.conv1"].weight_quantizer.bits == 4
     assert layers["body.1.conv2"].input_quantizer.bits_used().item() == 6
 
 
@@ -294,9 +292,8 @@ def test_size_of_corrected_rounding_is_that_of_the_weights(tiny):
     ]
     quantizers = nets[1].activation_quantizers().values()
     adaptive = [q for q in quantizers if q.adaptive]
-    learned = (
-        sum(p.numel() for q in adaptive for p in (q.layer_factor, q.level_ranges)) + 2
-    )  # and two thresholds
+    thresholds = 2
+    learned = sum(q.layer_factor.numel() + q.level_ranges.numel() for q in adaptive) + thresholds
     assert size_bytes(nets[1]) == size_bytes(nets[0]) + 4 * learned
 
 
@@ -308,15 +305,14 @@ def test_summary_names_every_layer_and_every_reason(tiny):
     assert all(name in text for name in net.layers())
     assert "upsample.0, conv_last: tail (fully_quantized is off), " in text
     assert "conv_first: head (fully_quantized is off)" in text
-    assert 0 < summary.coverage.macs < 1 and 3 <= summary.fab <= 5
+    assert 0 < summary.coverage.macs < 1
+    assert 3 <= summary.fab <= 5
     body = [row for row in summary.layers if not net.plan.layers[row.name].fixed]
     expected = sum(row.a_bits * row.macs_share for row in body) / sum(
         row.macs_share for row in body
     )
-    assert (
-        summary.bits_by_macs == pytest.approx(expected)
-        and f"weighted by MACs {expected:.2f}" in text
-    )
+    assert summary.bits_by_macs == pytest.approx(expected)
+    assert f"weighted by MACs {expected:.2f}" in text
     assert all(row.sqnr_db > 0 for row in summary.layers)
 
 
@@ -332,7 +328,8 @@ def test_constant_images_calibrate_and_infer(tiny):
     flat = torch.full((4, 3, 24, 24), 0.3)
     net = calibrate(quantize(tiny, IMAGES[:1], fully_quantized=True), [flat])
     finetune(net, [flat] * 3, iterations_per_epoch=1)
-    assert torch.isfinite(net(flat)).all() and torch.isfinite(net(IMAGES)).all()
+    assert torch.isfinite(net(flat)).all()
+    assert torch.isfinite(net(IMAGES)).all()
 
 
 def test_own_layer_type():
@@ -403,7 +400,8 @@ def test_works_without_basicsr():
         "import torch; from torch import nn; import adabm_basicsr as a\n"
         "net = nn.Sequential(*[nn.Conv2d(3, 3, 3, 1, 1) for _ in range(4)])\n"
         "x = torch.rand(2, 3, 16, 16)\n"
-        "q = a.finetune(a.calibrate(a.quantize(net, x[:1]), [x]), [x] * 3, iterations_per_epoch=1)\n"
+        "q = a.calibrate(a.quantize(net, x[:1]), [x])\n"
+        "q = a.finetune(q, [x] * 3, iterations_per_epoch=1)\n"
         "print(tuple(q(x).shape))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,7 @@
-"""Numbers at the edge: constant images, dead layers, NaN, single pixels, two bits: a result or a clear error."""
+"""Numbers at the edge give a result or a clear error.
+
+Constant images, dead layers, NaN, single pixels, two bits.
+"""
 
 import pytest
 import torch
@@ -31,10 +34,8 @@ def run(net, images):
     )
     with torch.no_grad():
         output = net(images)
-    assert (
-        output.shape == (len(images), 3, *(2 * size for size in images.shape[2:]))
-        and output.isfinite().all()
-    )
+    assert output.shape == (len(images), 3, *(2 * size for size in images.shape[2:]))
+    assert output.isfinite().all()
     return output
 
 
@@ -122,7 +123,9 @@ def test_observers_of_a_layer_that_sees_one_value(observer):
         assert net(IMAGES).isfinite().all()
 
 
-@pytest.mark.parametrize("recipe, a_bits", [("paper", 3), ("best", 2), ("fast", 2), ("static", 2)])
+@pytest.mark.parametrize(
+    ("recipe", "a_bits"), [("paper", 3), ("best", 2), ("fast", 2), ("static", 2)]
+)
 def test_two_bits_everywhere(recipe, a_bits, tmp_path):
     net = network(recipe=recipe, w_bits=2, a_bits=a_bits)
     output = run(net, IMAGES)
@@ -202,7 +205,7 @@ def test_networks_in_another_precision_are_refused(tiny):
 
 @pytest.mark.slow
 def test_an_image_of_8k():
-    """7680x4320 pixels through a network of two features; a corner is what it is in a small image."""
+    """7680x4320 pixels through a network of two features; a corner is what it is alone."""
     torch.manual_seed(0)
     small = {**TINY_EDSR, "num_feat": 2, "num_block": 1, "upscale": 1}
     net = calibrate(AdaBMNetwork(network=small, recipe="static", fully_quantized=True), [IMAGES])

@@ -62,14 +62,14 @@ def test_shares_are_those_of_macs_and_weights():
     assert body.warning() is None
     full = coverage(fully_quantized=True)
     assert full.macs == pytest.approx(1 - macs["shift"] / sum(macs.values()))
-    assert full.skipped["shift"].reason == "colour shift" and full.warning() is None
+    assert full.skipped["shift"].reason == "colour shift"
+    assert full.warning() is None
 
 
 def test_functional_convolutions_are_named_with_their_share():
     found = coverage(Network(hidden=True))
-    assert found.gap == pytest.approx(
-        found.macs, rel=1e-6
-    )  # as much as the layers that are quantized
+    # As much as the layers that are quantized.
+    assert found.gap == pytest.approx(found.macs, rel=1e-6)
     assert (
         "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: computed outside"
         in found.warning()
@@ -85,11 +85,10 @@ def test_what_the_user_excludes_is_no_gap():
     found = coverage(
         fully_quantized=True, exclude=("blocks.1",), layers={"after": {"w_bits": 32, "a_bits": 32}}
     )
-    assert (
-        found.skipped["blocks.1.conv"].reason == "excluded"
-        and found.skipped["after"].reason == "32 bits"
-    )
-    assert found.warning() is None and found.macs < 0.8
+    assert found.skipped["blocks.1.conv"].reason == "excluded"
+    assert found.skipped["after"].reason == "32 bits"
+    assert found.warning() is None
+    assert found.macs < 0.8
 
 
 def test_unsupported_layer_types_are_named():
@@ -126,20 +125,20 @@ def test_patterns_override_roles():
     assert roles(body=["after"])["after"] == "body"
     net = quantize(Network(), EXAMPLE, blocks=["blocks.[12]"])
     assert net.structure.blocks == ["blocks.1", "blocks.2"]
-    assert net.structure.roles["blocks.0.conv"].value == "head" and list(net.layers()) == [
-        "blocks.1.conv",
-        "blocks.2.conv",
-    ]
+    assert net.structure.roles["blocks.0.conv"].value == "head"
+    assert list(net.layers()) == ["blocks.1.conv", "blocks.2.conv"]
 
 
 def test_non_adaptive_layers_keep_their_base_bits_and_count():
     net = quantize(Network(), EXAMPLE, non_adaptive=["blocks.1"])
     calibrate(net, [torch.rand(2, 3, 16, 16)])
     quantizer = net.layers()["blocks.1.conv"].input_quantizer
-    assert not quantizer.adaptive and not quantizer.fixed
+    assert not quantizer.adaptive
+    assert not quantizer.fixed
     bits = net(torch.rand(1, 3, 16, 16), details=True).bits
     used = [q.last_bits.item() for q in net.activation_quantizers().values()]
-    assert len(used) == 3 and bits.item() == pytest.approx(sum(used) / 3)
+    assert len(used) == 3
+    assert bits.item() == pytest.approx(sum(used) / 3)
 
 
 @pytest.mark.parametrize("key", ["head", "tail", "body", "exclude", "non_adaptive"])
@@ -154,10 +153,10 @@ def test_patterns_that_match_nothing_name_near_misses(key):
 
 
 def test_block_patterns_name_modules():
-    with pytest.raises(
-        AdaBMError,
-        match=r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'",
-    ):
+    expected = (
+        r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"
+    )
+    with pytest.raises(AdaBMError, match=expected):
         quantize(Network(), EXAMPLE, blocks=["block.0"])
 
 
@@ -165,7 +164,5 @@ def test_calls_of_shared_layers_are_counted():
     network = Network()
     network.blocks[1] = network.blocks[0]
     structure = quantize(network, EXAMPLE).structure
-    assert (
-        structure.calls["blocks.0.conv"] == 2
-        and structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8
-    )
+    assert structure.calls["blocks.0.conv"] == 2
+    assert structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8

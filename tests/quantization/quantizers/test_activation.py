@@ -43,16 +43,16 @@ def test_quantizing_twice_changes_nothing(limits, bits):
 
 @given(RANGES, BITS)
 @settings(max_examples=50, deadline=None)
-def test_monotone_on_the_grid_and_within_half_a_step(limits, bits):
+def test_monotone_on_the_grid_and_within_half_a_scale(limits, bits):
     x, (lower, upper) = values(limits), ends(limits)
     quantized = fake_quantize(x, lower, upper, bits)
-    step = (upper - lower) / (2**bits - 1)
+    scale = (upper - lower) / (2**bits - 1)
     slack = 1e-9 * (upper - lower)
     assert (quantized.diff() >= -slack).all()
-    assert ((quantized - x.clamp(lower, upper)).abs() <= step / 2 + slack).all()
-    level = (quantized - lower) / step
-    torch.testing.assert_close(level, level.round(), atol=1e-6, rtol=0)
-    assert len(torch.unique(level.round())) <= 2**bits
+    assert ((quantized - x.clamp(lower, upper)).abs() <= scale / 2 + slack).all()
+    indices = (quantized - lower) / scale
+    torch.testing.assert_close(indices, indices.round(), atol=1e-6, rtol=0)
+    assert len(torch.unique(indices.round())) <= 2**bits
 
 
 @given(RANGES, BITS)
@@ -82,7 +82,7 @@ def test_fused_gradient_equals_that_of_the_plain_chain(limits, bits, seed):
         x = x0.clone().requires_grad_()
         (quantize(x, lower, upper, per_sample) * weight).sum().backward()
         gradients.append([x.grad, lower.grad, upper.grad, per_sample.grad])
-    for plain, fused in zip(*gradients):
+    for plain, fused in zip(*gradients, strict=True):
         torch.testing.assert_close(
             fused, plain, rtol=1e-6, atol=1e-6 * (1 + float(plain.abs().max()))
         )
@@ -94,7 +94,8 @@ def test_dead_range_gives_its_value_and_no_nan():
     quantized = fake_quantize(x, ends, ends, 4)
     quantized.sum().backward()
     assert quantized.tolist() == [0, 0, 0]
-    assert torch.isfinite(x.grad).all() and torch.isfinite(ends.grad).all()
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(ends.grad).all()
 
 
 def test_complexity_of_a_constant_image_is_zero_and_of_a_ramp_its_slope():
@@ -102,9 +103,8 @@ def test_complexity_of_a_constant_image_is_zero_and_of_a_ramp_its_slope():
         [0, 0], abs=1e-3
     )
     ramp = torch.arange(16.0).expand(1, 1, 16, 16) / 100
-    inner = image_complexity(
-        ramp
-    )  # slope 0.01 in one direction, half of it at the two replicated border columns
+    # Slope 0.01 in one direction, half of it at the two replicated border columns.
+    inner = image_complexity(ramp)
     assert inner.item() == pytest.approx(1000 * 0.01 / 2 * (15 / 16), rel=1e-4)
 
 
@@ -125,7 +125,8 @@ def test_image_factor_follows_the_thresholds_with_a_soft_gradient():
     factor = mapping(images)
     assert factor.tolist() == [-1, 1]
     factor.sum().backward()
-    assert mapping.lower.grad != 0 and mapping.upper.grad != 0
+    assert mapping.lower.grad != 0
+    assert mapping.upper.grad != 0
 
 
 def test_bits_used_add_layer_and_image_and_stay_in_range():
@@ -141,7 +142,7 @@ def test_each_sample_is_quantized_at_its_own_bits():
     quantizer.image_factor = torch.tensor([-1.0, 1.0])
     x = torch.rand(4, 3, 5, 5)  # two parts of each of two samples
     out = quantizer(x)
-    for part, bits in zip(range(4), (3, 3, 5, 5)):
+    for part, bits in enumerate((3, 3, 5, 5)):
         torch.testing.assert_close(
             out[part], fake_quantize(x[part], quantizer.lower, quantizer.upper, bits)
         )
@@ -161,7 +162,8 @@ def test_a_weight_is_quantized_once_until_something_changes(monkeypatch):
     )
     quantizer, weight = WeightQuantizer(3).requires_grad_(False), torch.randn(4, 4)
     first = quantizer(weight)
-    assert quantizer(weight) is first and len(calls) == 1
+    assert quantizer(weight) is first
+    assert len(calls) == 1
     quantizer.upper.mul_(0.5)
     assert not torch.equal(quantizer(weight), first)
     weight.mul_(2)
@@ -197,14 +199,14 @@ def test_what_was_quantized_for_inference_does_not_hinder_learning():
     assert x.grad.any()
 
 
-def test_weights_that_come_and_go_are_told_apart():
+def test_weights_that_come_and_go_are_not_confused():
     quantizer = WeightQuantizer(8).requires_grad_(False)
     for value in range(50):
         weight = torch.full((4, 4), value / 50)
         torch.testing.assert_close(quantizer(weight), weight, atol=0.01, rtol=0)
 
 
-def test_each_level_of_the_image_has_its_own_range_and_bits():
+def test_each_image_class_has_its_own_range_and_bits():
     quantizer = ActivationQuantizer(4, adaptive=True, integer=True)
     quantizer.follow_image_classes()
     quantizer.image_bits = (-1, 0)
@@ -216,9 +218,8 @@ def test_each_level_of_the_image_has_its_own_range_and_bits():
     )
     assert quantizer.last_bits.tolist() == [3, 4, 4]
     out.sum().backward()
-    assert (
-        quantizer.level_ranges.grad[2].item() != 0 and quantizer.level_ranges.grad.isfinite().all()
-    )
+    assert quantizer.level_ranges.grad[2].item() != 0
+    assert quantizer.level_ranges.grad.isfinite().all()
 
 
 def test_allocated_bits_come_back_with_the_state():
@@ -229,29 +230,30 @@ def test_allocated_bits_come_back_with_the_state():
     other.allocate()
     assert other.bits == 4
     other.load_state_dict(quantizer.state_dict())
-    assert other.bits == 6 and torch.equal(other(weight), quantizer(weight))
+    assert other.bits == 6
+    assert torch.equal(other(weight), quantizer(weight))
 
 
 def test_corrected_bias_is_only_used_while_quantizing():
     quantizer = WeightQuantizer(4, 2, integer=True)
     quantizer.reconstruct(torch.ones(2, 8), torch.ones(1, 8), output_channels=2)
     quantizer.bias_correction.data.fill_(0.5)
-    assert quantizer.bias(None).tolist() == [0.5, 0.5] and quantizer.bias(
-        torch.ones(2)
-    ).tolist() == [1.5, 1.5]
+    assert quantizer.bias(None).tolist() == [0.5, 0.5]
+    assert quantizer.bias(torch.ones(2)).tolist() == [1.5, 1.5]
     quantizer.enabled = False
     assert quantizer.bias(None) is None
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
-def test_float32_holds_levels_and_the_edges_between_them(bits):
+def test_float32_holds_grid_points_and_the_edges_between_them(bits):
     quantizer = ActivationQuantizer(bits, integer=True)
     quantizer.equalise(torch.tensor([1.0, 0.376953125]).view(1, 2, 1, 1))
     quantizer.lower.data.fill_(-0.7712345)
     quantizer.upper.data.fill_(1.1)
-    step = quantizer.scale(torch.zeros(1)).item() * quantizer.channel_scale[0, 1, 0, 0].item()
-    edges = torch.arange(2**bits, dtype=torch.float64).sub(0.5) * step
+    scale = quantizer.scale(torch.zeros(1)).item() * quantizer.channel_scale[0, 1, 0, 0].item()
+    edges = torch.arange(2**bits, dtype=torch.float64).sub(0.5) * scale
     assert torch.equal(edges.float().double(), edges)
     x = torch.linspace(-1, 2, 5000).view(1, 1, -1, 1).expand(1, 2, -1, 1)
-    levels = quantizer(x)[0, 1].double() / step
-    assert torch.equal(levels, levels.round()) and len(levels.unique()) == 2**bits
+    indices = quantizer(x)[0, 1].double() / scale
+    assert torch.equal(indices, indices.round())
+    assert len(indices.unique()) == 2**bits

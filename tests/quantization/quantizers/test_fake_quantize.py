@@ -35,13 +35,12 @@ def test_pieces_add_up_to_the_whole(monkeypatch, layout, upper, integer, piece):
 
 
 def test_integer_gradients_equal_those_of_the_plain_chain():
-    """The ends of the integer grid count as where the range ends, and its scale is the range's width."""
+    """The integer grid ends where the range does, and its scale is the range's width."""
     x, lower, upper = (
         t.double().requires_grad_() for t in (X.clone(), torch.tensor([-0.75]), torch.tensor([1.5]))
     )
-    scale = (
-        upper - lower
-    ) / 15  # 5 and 10 levels on either side of zero: the grid ends where the range does
+    # 5 and 10 grid points on either side of zero: the grid ends where the range does.
+    scale = (upper - lower) / 15
     clipped = torch.minimum(torch.maximum(x, lower), upper)
     plain = clipped + scale * ((clipped / scale).round() - clipped / scale).detach()
     expected = torch.autograd.grad(plain, (x, lower, upper), GRAD.double())
@@ -91,9 +90,8 @@ def test_other_views_of_it_are_kept_as_they_are():
             square.clone().requires_grad_(), torch.tensor([-1.0]), torch.tensor([1.0]), 4
         )
         with context(x_q):
-            out = F.conv2d(
-                x_q.transpose(2, 3), w
-            )  # as many values at the same address, in another order
+            # As many values at the same address, in another order.
+            out = F.conv2d(x_q.transpose(2, 3), w)
         gradients.append(
             torch.autograd.grad(out, w, torch.arange(9.0).view(1, 1, 3, 3).expand_as(out))
         )

@@ -1,4 +1,7 @@
-"""Properties of quantizers at any range and bits: integer grids, weights, and gradients against finite differences."""
+"""Properties of quantizers at any range and bits.
+
+Integer grids, weights, and gradients against finite differences.
+"""
 
 import pytest
 import torch
@@ -63,7 +66,7 @@ def test_integer_quantizing_twice_changes_nothing(ends, bits):
 
 @given(ANYWHERE, BITS)
 @MANY
-def test_integer_quantizing_is_monotone_and_within_half_a_step(ends, bits):
+def test_integer_quantizing_is_monotone_and_within_half_a_scale(ends, bits):
     x, grid = spread(*ends), integer_grid(*ends, bits)
     quantized = fake_quantize(x, *tensors(*ends), bits, integer=True)
     slack = 1e-9 * (grid[-1] - grid[0])
@@ -72,15 +75,17 @@ def test_integer_quantizing_is_monotone_and_within_half_a_step(ends, bits):
 
 
 def soft_form(x, lower, upper, bits, integer):
-    """Quantization whose rounding errors, in steps, stay what they are at these values; a function of all four."""
-    levels, width = 2**bits - 1, upper - lower
-    first, last = (
-        integer_grid(lower.item(), upper.item(), int(bits))[[0, -1]] if integer else (lower, upper)
-    )
-    shifts = (
-        first - lower,
-        last - upper,
-    )  # of the ends to the integer grid; that counts as rounding, too
+    """Quantization, as a function of ``x``, ``lower``, ``upper`` and ``bits``, without rounding.
+
+    Its rounding errors, in scales, stay what they are at these values.
+    """
+    levels = 2**bits - 1
+    width = upper - lower
+    first, last = lower, upper
+    if integer:
+        first, last = integer_grid(lower.item(), upper.item(), int(bits))[[0, -1]]
+    # Of the ends to the integer grid; that counts as rounding, too.
+    shifts = (first - lower, last - upper)
     clipped = x.clamp(first, last)
     residual = (fake_quantize(x, lower, upper, bits, integer) - clipped) / (width / levels)
     return lambda x, lower, upper, bits: (
@@ -115,20 +120,24 @@ def test_gradients_are_the_finite_differences_of_the_soft_form(integer, ends, bi
 
 @given(BITS, st.integers(1, 5), st.booleans(), SEEDS)
 @MANY
-def test_weights_come_back_from_their_levels(bits, channels, integer, seed):
+def test_weights_come_back_from_their_grid_indices(bits, channels, integer, seed):
     weight = torch.randn(channels, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
     weight[0] *= seed % 2  # a dead output channel
     quantizer = WeightQuantizer(bits, channels, integer=integer).requires_grad_(False)
     quantizer.upper.copy_(weight.abs().amax((1, 2, 3)))
-    levels, quantized = quantizer.grid_indices(weight), quantizer(weight)
-    assert levels.dtype is torch.uint8 and int(levels.max()) < 2**bits
-    torch.testing.assert_close(quantizer.from_grid_indices(levels), quantized, rtol=1e-5, atol=1e-6)
+    indices = quantizer.grid_indices(weight)
+    quantized = quantizer(weight)
+    assert indices.dtype is torch.uint8
+    assert int(indices.max()) < 2**bits
+    restored = quantizer.from_grid_indices(indices)
+    torch.testing.assert_close(restored, quantized, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(quantizer(quantized), quantized, rtol=1e-5, atol=1e-6)
-    step = quantizer.scale.view(-1, 1, 1, 1)
-    largest = (
-        step * (2 ** (bits - 1) - 1) if integer else weight.abs()
-    )  # the lowest integer has no counterpart
-    assert ((quantized - weight.clamp(-largest - step, largest)).abs() <= step / 2 + 1e-5).all()
+    scale = quantizer.scale.view(-1, 1, 1, 1)
+    largest = weight.abs()
+    if integer:
+        # The lowest integer has no counterpart.
+        largest = scale * (2 ** (bits - 1) - 1)
+    assert ((quantized - weight.clamp(-largest - scale, largest)).abs() <= scale / 2 + 1e-5).all()
     assert not quantized[0].any() or seed % 2
 
 
@@ -153,10 +162,11 @@ def test_image_factor_is_hard_forward_and_soft_backward(lower, width, seed):
         1, 3, 6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     mapping = ImageBitMapping().double()
-    mapping.lower.data.fill_(lower), mapping.upper.data.fill_(lower + width)
+    mapping.lower.data.fill_(lower)
+    mapping.upper.data.fill_(lower + width)
     complexity = image_complexity(image)
     factor = mapping(image)
-    hard = 1 if complexity > lower + width else -1 if complexity < lower else 0
+    hard = int(complexity > lower + width) - int(complexity < lower)
     assert factor.item() == pytest.approx(hard)
 
     def soft(low, high):
@@ -164,9 +174,7 @@ def test_image_factor_is_hard_forward_and_soft_backward(lower, width, seed):
 
     found = torch.autograd.grad(factor.sum(), (mapping.lower, mapping.upper))
     low, high = tensors(lower, lower + width)
-    for gradient, ends in zip(
-        found, (((low + 1e-6, high), (low - 1e-6, high)), ((low, high + 1e-6), (low, high - 1e-6)))
-    ):
-        torch.testing.assert_close(
-            gradient, (soft(*ends[0]) - soft(*ends[1])) / 2e-6, rtol=1e-3, atol=1e-6
-        )
+    of_low = (soft(low + 1e-6, high) - soft(low - 1e-6, high)) / 2e-6
+    of_high = (soft(low, high + 1e-6) - soft(low, high - 1e-6)) / 2e-6
+    for gradient, expected in zip(found, (of_low, of_high), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)

@@ -49,7 +49,8 @@ def test_interpolating_network(blocks):
     assert found.pop("first") == "head"
     assert found.pop("after") == "trunk end"
     assert found.pop("up") == found.pop("last") == "tail"
-    assert set(found.values()) == {"body"} and len(found) == 2 * blocks
+    assert set(found.values()) == {"body"}
+    assert len(found) == 2 * blocks
 
 
 def test_edsr(tiny):
@@ -134,7 +135,7 @@ def test_a_network_of_two_outputs_is_refused():
 
 
 class UNet(nn.Module):
-    """Two arms of blocks and a bottom, each at resolutions of its own, and a layer at either end."""
+    """Two arms of blocks and a bottom, at resolutions of their own, and a layer at either end."""
 
     def __init__(self, middle=1):
         super().__init__()
@@ -152,8 +153,10 @@ class UNet(nn.Module):
 @pytest.mark.parametrize("middle", [1, 3])
 def test_neither_an_arm_nor_the_bottom_of_a_u_net_is_the_body(middle):
     found = roles(UNet(middle))
-    assert found.pop("first") == "head" and found.pop("last") == "tail"
-    assert set(found.values()) == {"body"} and len(found) == 2 * (4 + middle)
+    assert found.pop("first") == "head"
+    assert found.pop("last") == "tail"
+    assert set(found.values()) == {"body"}
+    assert len(found) == 2 * (4 + middle)
 
 
 def test_light_blocks_before_a_heavy_layer_are_the_body():
@@ -184,9 +187,8 @@ def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
 
         def forward(self, x):
             x = self.first(x)
-            windows = x.permute(
-                0, 2, 3, 1
-            )  # in this layout, height times width are no trailing axes
+            # In this layout, height times width are no trailing axes.
+            windows = x.permute(0, 2, 3, 1)
             x = x + self.narrow(F.relu(self.widen(windows))).permute(0, 3, 1, 2)
             return F.pixel_shuffle(self.last(self.after(x)), 2)
 

@@ -1,7 +1,7 @@
 """``PooledAttentionSR``: what is awkward to quantize in one small network.
 
-It computes in 0..255, its attention works at low resolution and is interpolated back, and it shares convolutions: one
-is called twice in a forward pass, another stands in two branches.
+It computes in 0..255, its attention works at low resolution and is interpolated back, and it
+shares convolutions: one is called twice in a forward pass, another stands in two branches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""``IMDN``: information multi-distillation network (Hui et al., ACM MM 2019), with the published weights' key names."""
+"""``IMDN``: information multi-distillation network (Hui et al., ACM MM 2019).
+
+Parameters have the names that the published weights have.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class ContrastChannelAttention(nn.Module):
 
 
 class IMDModule(nn.Module):
-    """Three times sets a quarter of the channels aside and refines the rest, then fuses what was set aside.
+    """Sets a quarter of the channels aside and refines the rest, three times; fuses all of them.
 
     Args:
         num_feat: Channels, a multiple of 4.
