@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "quantize EDSR on photographs that are installed already, and compare",
     "train": "calibrate and fine-tune a quantized network (BasicSR's flags: -opt FILE, ...)",
     "test": "validate a network (BasicSR's flags: -opt FILE, ...)",
+    "options": "every option of an option file: kind, default and what it does",
     "prepare": "make low-resolution images from high-resolution ones",
     "export": "write a quantized checkpoint as a file to deploy",
     "upscale": "super-resolve images with a checkpoint or an exported file",
@@ -68,6 +69,8 @@ def _run(command: str, argv: list[str]) -> None:
         from adabm_basicsr.train import main as run
     elif command == "test":
         from adabm_basicsr.test import main as run
+    elif command == "options":
+        from adabm_basicsr.commands.options import main as run
     elif command == "prepare":
         from adabm_basicsr.data.prepare import main as run
     elif command == "export":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,73 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adabm_basicsr.data.headers import check_max_pixels
+from adabm_basicsr.data.headers import MAX_PIXELS, OPENCV_PIXELS, check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
+from adabm_basicsr.quantization.fields import option
 
-OPTIONS = {
-    "name", "type", "phase", "scale", "dataroot_lq", "meta_info_file", "io_backend", "lq_size", "num_images",
-    "max_pixels", "channels", "fixed_crops", "use_hflip", "use_rot", "seed", "resume_at", "batch_size_per_gpu",
-    "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory",
-    "persistent_workers",
-}  # fmt: skip
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Options of `CalibrationDataset`; each field's metadata says in a sentence what it does."""
+
+    dataroot_lq: str | None = option(
+        "Folder of low-resolution images, or an LMDB (io_backend: {type: lmdb}).",
+        required=True,
+    )
+    lq_size: int | None = option(
+        "Side of the patches in LR pixels; smaller images are mirrored up to it.",
+        required=True,
+        minimum=1,
+    )
+    num_images: int = option(
+        "How many images to take at most, evenly spread over the sorted list.",
+        100,
+        minimum=1,
+    )
+    max_pixels: int = option(
+        "Larger images are rejected: they may be made to fill the memory.",
+        MAX_PIXELS,
+        minimum=1,
+        maximum=OPENCV_PIXELS,
+    )
+    channels: int = option(
+        "3 for RGB networks, 1 for grey ones.",
+        3,
+        choices=(1, 3),
+        valid="1 (grey) or 3 (RGB)",
+    )
+    use_hflip: bool = option("Whether patches are flipped at random.", True)
+    use_rot: bool = option("Whether patches are flipped vertically and transposed at random.", True)
+    dataset_enlarge_ratio: int = option(
+        "Patches of each image per epoch and in calibration.",
+        1,
+        minimum=1,
+    )
+    fixed_crops: bool | None = option(
+        "Whether all epochs see the same patches, so that full precision is computed once for "
+        "each; the recipe's own by default.",
+    )
+    seed: int | None = option("Seed of crops and their order; manual_seed by default.")
+
+
+# Keys that every dataset has, and those that BasicSR and a resumed run add.
+COMMON_KEYS = (
+    "name",
+    "type",
+    "meta_info_file",
+    "io_backend",
+    "batch_size_per_gpu",
+    "num_worker_per_gpu",
+    "prefetch_mode",
+    "num_prefetch_queue",
+    "pin_memory",
+    "persistent_workers",
+)
+ADDED_KEYS = ("phase", "scale", "resume_at")
 
 
 @DATASET_REGISTRY.register()
@@ -34,20 +90,9 @@ class CalibrationDataset(Dataset):
     Images are decoded once and kept in memory.
 
     Args:
-        opt: Options of the dataset:
-
-            - dataroot_lq (str): Folder of LR images, or an LMDB (``io_backend: {type: lmdb}``).
-            - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first word of each line.
-            - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
-            - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
-            - num_images (int): How many images to take at most, evenly spread over the sorted list. Default: 100.
-            - max_pixels (int): Larger images are refused: they may be made to fill the memory. Default: 2 ** 27.
-            - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
-            - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition. Default: True.
-            - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration. Default: 1.
-            - fixed_crops (bool): Whether all epochs see the same patches, so that full precision is computed once for
-              each. Default: what the recipe says.
-            - seed (int): Default: BasicSR's ``manual_seed``.
+        opt: `CalibrationOptions` and what every dataset has: ``name``, ``io_backend``
+            (``{type: disk}`` or ``{type: lmdb}``), ``meta_info_file`` (a list of file names below
+            ``dataroot_lq``, the first word of each line), ...
 
     Raises:
         AdaBMError: An option is unknown, or images are missing or broken; the message names them.
@@ -56,25 +101,30 @@ class CalibrationDataset(Dataset):
     def __init__(self, opt: dict) -> None:
         super().__init__()
         where = "datasets: train"
-        check_keys(where, opt, sorted(OPTIONS))
+        own = [field.name for field in fields(CalibrationOptions)]
+        check_keys(where, opt, [*own, *COMMON_KEYS, *ADDED_KEYS])
+        given = {key: opt[key] for key in own if opt.get(key) is not None}
+        options = CalibrationOptions(**given)
         self.opt = opt
-        self.size = check_positive(f"{where}: lq_size", opt.get("lq_size"))
-        self.channels = opt.get("channels", 3)
+        self.size = check_positive(f"{where}: lq_size", options.lq_size)
+        self.channels = options.channels
         if self.channels not in (1, 3):
             raise AdaBMError(f"{where}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
         self.rounds = check_positive(
-            f"{where}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1)
+            f"{where}: dataset_enlarge_ratio", options.dataset_enlarge_ratio
         )
-        self.fixed = False if opt.get("fixed_crops") is None else opt["fixed_crops"]
-        if not isinstance(self.fixed, bool):
-            raise AdaBMError(f"{where}: fixed_crops: {self.fixed!r} is not true or false")
-        self.hflip, self.rotation = opt.get("use_hflip", True), opt.get("use_rot", True)
-        # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
-        seed = opt.get("seed")
-        self.seed = torch.initial_seed() - get_dist_info()[0] if seed is None else seed
-        count = check_positive(f"{where}: num_images", opt.get("num_images", 100))
+        self.fixed = bool(options.fixed_crops)
+        if not isinstance(options.fixed_crops, (bool, type(None))):
+            raise AdaBMError(f"{where}: fixed_crops: {options.fixed_crops!r} is not true or false")
+        self.hflip = options.use_hflip
+        self.rotation = options.use_rot
+        self.seed = options.seed
+        if self.seed is None:
+            # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
+            self.seed = torch.initial_seed() - get_dist_info()[0]
+        count = check_positive(f"{where}: num_images", options.num_images)
         names = _spread(_image_names(opt, where), count)
-        max_pixels = check_max_pixels(f"{where}: max_pixels", opt.get("max_pixels"))
+        max_pixels = check_max_pixels(f"{where}: max_pixels", options.max_pixels)
         if self.size**2 > max_pixels:
             raise AdaBMError(
                 f"{where}: lq_size: {self.size}: patches have more pixels than max_pixels {max_pixels} allows"

@@ -22,15 +22,19 @@ def python(code, *flags):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, adabm_basicsr; print([m for m in ('torch', 'basicsr', 'cv2', 'numpy') if m in sys.modules])"
-    assert python(code) == "[]"
+    code = (
+        "import sys, adabm_basicsr\n"
+        "print({'torch', 'basicsr', 'cv2', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    assert python(code) == "set()"
 
 
 def test_plugin_registers_when_basicsr_is_imported():
     code = (
         "import adabm_basicsr, sys; before = 'adabm_basicsr.bridge.registration' in sys.modules\n"
-        "from basicsr.utils.registry import ARCH_REGISTRY as a, MODEL_REGISTRY as m, DATASET_REGISTRY as d\n"
-        "print(before, 'AdaBMNetwork' in a, 'AdaBMModel' in m, 'CalibrationDataset' in d)"
+        "from basicsr.utils import registry as r\n"
+        "print(before, 'AdaBMNetwork' in r.ARCH_REGISTRY, 'AdaBMModel' in r.MODEL_REGISTRY,\n"
+        "      'CalibrationDataset' in r.DATASET_REGISTRY)"
     )
     assert python(code, "-W", "ignore") == "False True True True"
 
@@ -40,7 +44,8 @@ def test_plugin_registers_when_basicsr_is_there_already():
         "from adabm_basicsr.bridge import patches; patches.before_import()\n"
         "import sys; finders = [f for f in sys.meta_path if type(f).__name__ == '_BasicSRFinder']\n"
         "[sys.meta_path.remove(f) for f in finders]\n"
-        "import basicsr; from adabm_basicsr.bridge.hook import install_hook; install_hook(); install_hook()\n"
+        "import basicsr; from adabm_basicsr.bridge.hook import install_hook\n"
+        "install_hook(); install_hook()\n"
         "from basicsr.utils.registry import MODEL_REGISTRY as m; print('AdaBMModel' in m)"
     )
     assert python(code, "-W", "ignore") == "True"
@@ -49,7 +54,8 @@ def test_plugin_registers_when_basicsr_is_there_already():
 def test_looking_for_basicsr_does_not_use_up_the_hook():
     code = (
         "import adabm_basicsr, importlib.util; importlib.util.find_spec('basicsr')\n"
-        "import basicsr; from basicsr.utils.registry import MODEL_REGISTRY as m; print('AdaBMModel' in m)"
+        "import basicsr; from basicsr.utils.registry import MODEL_REGISTRY as m\n"
+        "print('AdaBMModel' in m)"
     )
     assert python(code, "-W", "ignore") == "True"
 
@@ -76,7 +82,8 @@ def test_help_does_not_wait_for_torch():
         "try: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     out = python(code)
-    assert out.endswith("False") and all(
+    assert out.endswith("False")
+    assert all(
         command in out for command in ("demo", "train", "test", "prepare", "import", "autoload")
     )
 
@@ -90,7 +97,7 @@ def test_unknown_command(capsys):
 def test_public_names_exist():
     import adabm_basicsr
 
-    for name in adabm_basicsr.__all__:
+    for name in set(adabm_basicsr.__all__) - {"__version__"}:
         assert callable(getattr(adabm_basicsr, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = adabm_basicsr.nothing
