@@ -206,6 +206,8 @@ def _replace_parse_options(replaced: dict[str, Callable]) -> None:
     original = basicsr.utils.options.parse_options
 
     def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Any]:
+        from adabm_basicsr.bridge.described import take_network
+
         # `python -m basicsr.train` runs a second copy of basicsr.train as __main__, so the
         # caller's own globals count.
         caller = sys._getframe(1).f_globals
@@ -213,6 +215,8 @@ def _replace_parse_options(replaced: dict[str, Callable]) -> None:
             if name in caller:
                 caller[name] = function
         opt, args = original(root_folder(root_path), is_train)
+        if not is_train:
+            take_network(opt)
         share_seed(opt)
         return _RootedOptions(opt), args
 

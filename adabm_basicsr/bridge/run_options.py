@@ -56,6 +56,7 @@ def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: boo
             run.
     """
     # These import BasicSR and torch, which flags and --help don't need.
+    from adabm_basicsr.bridge.described import take_network
     from adabm_basicsr.bridge.named import check_what_is_named
     from adabm_basicsr.options.reading import check_options
     from adabm_basicsr.options.yaml_files import apply_override, load_yaml
@@ -63,6 +64,8 @@ def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: boo
     opt = load_yaml(args.opt)
     for override in args.force_yml:
         apply_override(opt, override)
+    if not is_train:
+        take_network(opt)
     check_options(opt, is_train)
     join_processes(opt, args.launcher)
     check_what_is_named(opt, is_train)
