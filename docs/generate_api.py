@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import adabm_basicsr
@@ -61,12 +62,24 @@ def render_item(name: str) -> str:
     """Section of one public function or class, with the public methods that the class defines itself."""
     item = getattr(adabm_basicsr, name)
     parts = [f"## {name}\n\n{signature(name, item)}{to_markdown(inspect.getdoc(item))}"]
+    if is_dataclass(item):
+        parts.append(render_fields(item))
     for key, method in vars(item).items() if inspect.isclass(item) else ():
         if inspect.isfunction(method) and not key.startswith("_"):
             parts.append(
                 f"### {name}.{key}\n\n{signature(key, method)}{to_markdown(inspect.getdoc(method))}"
             )
     return "\n\n".join(parts)
+
+
+def render_fields(item: type) -> str:
+    """The fields of a dataclass, with what their metadata says of them."""
+    lines = ["**Fields**", ""]
+    for field in fields(item):
+        description = field.metadata.get("description")
+        if description:
+            lines.append(f"- `{field.name}`: {description}")
+    return "\n".join(lines)
 
 
 def render() -> str:
