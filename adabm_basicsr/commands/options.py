@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from importlib import resources
+
+from adabm_basicsr.commands.flags import make_parser
 
 SCHEMA = "schema.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``adabm-basicsr options``."""
-    parser = argparse.ArgumentParser(
-        prog="adabm-basicsr options", description=__doc__, allow_abbrev=False
-    )
+    parser = make_parser("options")
     parser.add_argument(
         "--schema",
         action="store_true",

@@ -332,8 +332,6 @@ class AdaBMModel(SRModel):
         asked = options.get("metrics")
         dataset: Any = dataloader.dataset
         name = dataset.opt["name"]
-        judged: dict[str, Any]
-        self_psnr: dict[str, Any]
         judged, self_psnr = split_metrics(asked or {}, "dataroot_gt" in dataset.opt)
         options["metrics"] = judged if asked else None
         if hasattr(self, "metric_results"):

@@ -164,9 +164,9 @@ class QuantizationConfig:
                     f"{TARGETS[key]}"
                 )
         if self.target and not self.calibration.allocate:
-            names = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
+            able = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
             raise AdaBMError(
-                f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}"
+                f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
             )
 
     def _check_layers(self) -> None:
@@ -212,7 +212,7 @@ def describe_config(config: QuantizationConfig) -> dict[str, Any]:
     return plain
 
 
-def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
+def check_ingredients(recipe: str, ingredients: Mapping[str, Any]) -> None:
     """Check that each of ``ingredients`` is a choice of a recipe, with a value of its kind.
 
     Raises:
@@ -249,8 +249,8 @@ def _is_of_kind(value: object, usual: object) -> bool:
     return isinstance(value, (int, float))
 
 
-def _check_pair(name: str, value: Sequence[object], usual: tuple[float, float]) -> None:
-    kinds = int if isinstance(usual[0], int) else (int, float)
+def _check_pair(name: str, value: Sequence[Any], usual: tuple[float, float]) -> None:
+    kinds: type | tuple[type, ...] = int if isinstance(usual[0], int) else (int, float)
     is_pair = len(value) == 2 and all(isinstance(end, kinds) for end in value)
     if not is_pair or value[0] > value[1]:
         raise AdaBMError(
