@@ -1,4 +1,4 @@
-"""Layers whose input isn't a batch's samples one after another are found, and have bits that no image changes."""
+"""Layers whose input isn't a batch's samples one after another have bits that no image changes."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Windows(nn.Module):
-    """Works on the rows of the image, those of one sample after another or the first of all samples first."""
+    """Works on rows of the images: sample after sample, or the first of all samples first."""
 
     def __init__(self, samples_first):
         super().__init__()
@@ -166,7 +166,7 @@ def test_network_that_takes_one_image_at_a_time():
 
 
 @pytest.mark.parametrize("recipe", ["best", "fast", "paper"])
-@pytest.mark.parametrize("kind, argument", [(Block, 1), (Block, 64), (Windows, False)])
+@pytest.mark.parametrize(("kind", "argument"), [(Block, 1), (Block, 64), (Windows, False)])
 def test_image_gets_the_same_in_a_batch_as_alone(recipe, kind, argument):
     net = quantize(network(kind(argument), kind(argument)), EXAMPLE, recipe=recipe)
     calibrate(net, [batch(8)])

@@ -54,14 +54,14 @@ def test_multiple_of_strides_is_found_from_the_output():
     assert find_size_multiple(Unet(), EXAMPLE) == 4
 
 
-def test_network_that_takes_no_size_is_told():
+def test_network_that_takes_no_size_is_rejected():
     with pytest.raises(
         AdaBMError, match=r"Conv2d cannot be run on an image of 3 channels at any size tried"
     ):
         find_size_multiple(nn.Conv2d(5, 3, 3), EXAMPLE)
 
 
-def test_a_mistake_of_code_is_told_with_its_place():
+def test_a_mistake_of_code_is_reported_with_its_place():
     class Mistaken(nn.Module):
         def forward(self, x):
             return x.nope
@@ -76,7 +76,8 @@ def test_padding_mirrors_and_crops_back(height, width, multiple):
     image = torch.rand(2, 3, height, width)
     padded = pad_to_multiple(image, multiple)
     assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
-    assert padded.shape[2] - height < multiple and padded.shape[3] - width < multiple
+    assert padded.shape[2] - height < multiple
+    assert padded.shape[3] - width < multiple
     assert torch.equal(run_padded(nn.Identity(), image, multiple), image)
     assert run_padded(nn.Upsample(scale_factor=3), image, multiple).shape[2:] == (
         3 * height,
@@ -95,7 +96,8 @@ def test_quantized_network_takes_any_size():
     calibrate(net, [torch.rand(2, 3, 19, 21)])
     with torch.no_grad():
         output = net(torch.rand(1, 3, 13, 30))
-    assert net.size_multiple == 8 and output.shape == (1, 3, 26, 60)
+    assert net.size_multiple == 8
+    assert output.shape == (1, 3, 26, 60)
 
 
 def test_size_multiple_can_be_given():
@@ -114,7 +116,7 @@ def test_size_multiple_can_be_given():
         torch.rand(1, 3, 8, 8).numpy(),
     ],
 )
-def test_images_of_another_kind_or_shape_are_told(images):
+def test_images_of_another_kind_or_shape_are_rejected(images):
     net = calibrate(quantize(Windowed(4), EXAMPLE), [torch.rand(2, 3, 16, 16)])
     with pytest.raises(
         AdaBMError, match=r"images: .* can't be taken; valid: a float tensor \(B, 3, H, W\) in 0..1"
