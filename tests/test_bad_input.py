@@ -629,13 +629,13 @@ def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("typo", ["inhouse.arch", "inhuose.archs"])
+@pytest.mark.parametrize("typo", ["studio.arch", "stduio.archs"])
 def test_a_module_that_is_missing_has_near_misses(run_fails, workspace, monkeypatch, typo):
     monkeypatch.chdir(workspace.root)
-    (workspace.root / "inhouse").mkdir()
-    (workspace.root / "inhouse" / "archs.py").write_text("")
+    (workspace.root / "studio").mkdir()
+    (workspace.root / "studio" / "archs.py").write_text("")
     error = run_fails(network_g__custom_imports=[typo])
-    nearest = "inhouse" if typo.endswith("archs") else "inhouse.archs"
+    nearest = "studio" if typo.endswith("archs") else "studio.archs"
     assert (
         f"cannot import '{typo}': No module named" in error
         and f"did you mean '{nearest}'?" in error
