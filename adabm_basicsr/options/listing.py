@@ -70,8 +70,8 @@ def format_text(sections: Mapping[str, list[Row]]) -> str:
     """All options as text to read on a terminal."""
     lines = []
     for where, rows in sections.items():
-        if where:
-            lines += ["", f"{where}:"]
+        title = where or "the file itself"
+        lines += ["", f"{title}:"]
         for row in rows:
             facts = row.values
             if row.default == "needed":
@@ -81,7 +81,7 @@ def format_text(sections: Mapping[str, list[Row]]) -> str:
             text = f"{row.description} ({facts})"
             lines.append(f"  {row.key}")
             lines += textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
-    return "\n".join(lines)
+    return "\n".join(lines[1:])
 
 
 def format_markdown(sections: Mapping[str, list[Row]]) -> str:
