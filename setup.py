@@ -29,6 +29,7 @@ setup(
     package_data={
         "adabm_basicsr": ["py.typed"],
         "adabm_basicsr.demo": ["*.pth"],
+        "adabm_basicsr.options": ["schema.json"],
         "adabm_basicsr.report": ["templates/*"],
         "adabm_basicsr.options_files": ["*/*.yml", "*/*/*.yml"],
     },
@@ -40,6 +41,7 @@ setup(
         "matplotlib>=3.7",
         "numpy",
         "opencv-python",
+        "pydantic>=2.9,<3",  # the table of options
         "pyyaml",
         "safetensors>=0.4",  # packed files
         "scikit-image>=0.20",  # the demo's photographs
@@ -58,6 +60,7 @@ setup(
         "test": [
             "hypothesis",
             "import-linter>=2.3",
+            "jsonschema>=4.18",  # option files against the schema
             "mypy>=1.15",
             "pytest",
             "pytest-cov",

@@ -15,8 +15,8 @@ from adabm_basicsr.version import __version__
 if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` imports them
     from adabm_basicsr.deployment.load import load_network
     from adabm_basicsr.deployment.onnx.export import save_onnx
-    from adabm_basicsr.deployment.packed import save_packed
     from adabm_basicsr.deployment.onnx_network import OnnxNetwork
+    from adabm_basicsr.deployment.packed import save_packed
     from adabm_basicsr.errors import AdaBMError
     from adabm_basicsr.quantization.api import quantize
     from adabm_basicsr.quantization.calibration.calibrate import calibrate

@@ -5,6 +5,7 @@ Run it with ``python docs/generate_api.py``.
 
 import inspect
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import adabm_basicsr
@@ -74,12 +75,24 @@ def render_item(name: str) -> str:
     """Section of a public function or class, with the public methods that the class defines."""
     item = getattr(adabm_basicsr, name)
     parts = [f"## {name}\n\n{signature(name, item)}{to_markdown(inspect.getdoc(item))}"]
+    if is_dataclass(item):
+        parts.append(render_fields(item))
     if inspect.isclass(item):
         for key, method in vars(item).items():
             if inspect.isfunction(method) and not key.startswith("_"):
                 text = to_markdown(inspect.getdoc(method))
                 parts.append(f"### {name}.{key}\n\n{signature(key, method)}{text}")
     return "\n\n".join(parts)
+
+
+def render_fields(item: type) -> str:
+    """The fields of a dataclass, with what their metadata says of them."""
+    lines = ["**Fields**", ""]
+    for field in fields(item):
+        description = field.metadata.get("description")
+        if description:
+            lines.append(f"- `{field.name}`: {description}")
+    return "\n".join(lines)
 
 
 def render() -> str:

@@ -433,13 +433,13 @@ def test_quantized_checkpoint_of_other_layers(run_fails, workspace):
     )
 
 
-def test_a_recipe_that_makes_the_same_layers_is_told_and_noted(workspace, capsys):
+def test_a_recipe_that_makes_the_same_layers_is_reported_and_noted(workspace, capsys):
     workspace.train(network_g__recipe="fast", train__total_iter=0)
     workspace.test(network_g__recipe="best")
-    told = (
+    message = (
         "network_g: recipe: best, but experiments/tiny/models/net_g_latest.pth was made with fast"
     )
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert read_record(Path("results/tiny_test"))["recipe"] == "fast"
 
 
@@ -568,7 +568,7 @@ def test_a_checkpoint_that_holds_code_gives_no_unsafe_advice(run_fails, workspac
 
 
 @pytest.mark.parametrize(
-    ("step", "flags", "told"),
+    ("step", "flags", "message"),
     [
         (
             "_calibrate",
@@ -588,23 +588,23 @@ def test_a_checkpoint_that_holds_code_gives_no_unsafe_advice(run_fails, workspac
         ),
     ],
 )
-def test_ctrl_c_tells_what_can_be_continued(step, flags, told, workspace, monkeypatch, capsys):
+def test_ctrl_c_says_what_can_be_continued(step, flags, message, workspace, monkeypatch, capsys):
     workspace.train(logger__save_checkpoint_freq=6, train__total_iter=6)
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"adabm_basicsr.models.adabm_model.AdaBMModel.{step}", interrupted)
-    if told is None:
+    if message is None:
         workspace.train(*flags)
         return
     with pytest.raises(SystemExit) as stopped:
         workspace.train(*flags)
     assert stopped.value.code == 130
-    assert f"adabm-basicsr: interrupted{told}" in capsys.readouterr().err.splitlines()[-1]
+    assert f"adabm-basicsr: interrupted{message}" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_auto_resume_without_a_state_is_told(workspace, capsys):
+def test_auto_resume_without_a_state_is_reported(workspace, capsys):
     workspace.train("--auto_resume", train__total_iter=2)
     assert "--auto_resume: " in capsys.readouterr().err
     workspace.train("--auto_resume", train__total_iter=4)
@@ -629,13 +629,13 @@ def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("typo", ["inhouse.arch", "inhuose.archs"])
+@pytest.mark.parametrize("typo", ["studio.arch", "stduio.archs"])
 def test_a_module_that_is_missing_has_near_misses(run_fails, workspace, monkeypatch, typo):
     monkeypatch.chdir(workspace.root)
-    (workspace.root / "inhouse").mkdir()
-    (workspace.root / "inhouse" / "archs.py").write_text("")
+    (workspace.root / "studio").mkdir()
+    (workspace.root / "studio" / "archs.py").write_text("")
     error = run_fails(network_g__custom_imports=[typo])
-    nearest = "inhouse" if typo.endswith("archs") else "inhouse.archs"
+    nearest = "studio" if typo.endswith("archs") else "studio.archs"
     assert (
         f"cannot import '{typo}': No module named" in error
         and f"did you mean '{nearest}'?" in error

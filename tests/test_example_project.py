@@ -13,7 +13,7 @@ from conftest import write_images
 
 from adabm_basicsr import QuantizationConfig, QuantizedNetwork, load_checkpoint
 from adabm_basicsr.archs.adabm_arch import import_modules
-from adabm_basicsr.options.reading import load_yaml
+from adabm_basicsr.options.yaml_files import load_yaml
 from adabm_basicsr.quantization.checkpoint import read_checkpoint
 from adabm_basicsr.test import main as run_test
 from adabm_basicsr.train import main as run_train

@@ -92,7 +92,7 @@ def test_archives_hold_weights_options_and_licence(built):
 
 def test_installed_files_are_the_repositorys(installed):
     package = installed[1] / "adabm_basicsr"
-    for pattern in ("**/*.py", "demo/*.pth", "report/templates/*", "py.typed"):
+    for pattern in ("**/*.py", "demo/*.pth", "options/*.json", "report/templates/*", "py.typed"):
         assert names_of(pattern, ROOT / "adabm_basicsr") <= names_of(pattern, package)
     assert names_of("**/*.yml", ROOT / "options") == names_of("**/*.yml", package / "options_files")
 

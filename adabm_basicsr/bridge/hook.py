@@ -6,13 +6,20 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
+
+REGISTRATION = "adabm_basicsr.bridge.registration"
 
 
 def install_hook() -> None:
-    """Register now if ``basicsr`` is imported already, else upon its import. Calling it again changes nothing."""
+    """Register now if ``basicsr`` is imported already, else upon its import.
+
+    Calling it again changes nothing.
+    """
     if sys.modules.get("basicsr") is not None:
-        if "adabm_basicsr.bridge.registration" not in sys.modules:
+        if REGISTRATION not in sys.modules:
             _register()
     elif not any(isinstance(finder, _BasicSRFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BasicSRFinder())
@@ -22,7 +29,7 @@ def _register() -> None:
     from adabm_basicsr.bridge import patches
 
     patches.after_import()
-    importlib.import_module("adabm_basicsr.bridge.registration")
+    importlib.import_module(REGISTRATION)
 
 
 class _BasicSRFinder(importlib.abc.MetaPathFinder):
@@ -32,7 +39,10 @@ class _BasicSRFinder(importlib.abc.MetaPathFinder):
         self.searching = False
 
     def find_spec(
-        self, fullname: str, path=None, target=None
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "basicsr" or self.searching:
             return None
@@ -52,7 +62,7 @@ class _BasicSRLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self.loader = loader
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:

@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from adabm_basicsr.bridge.run_options import make_parser, parse_options
 from adabm_basicsr.environment import keep_freed_memory, weights_only
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.options.reading import make_parser, parse_options
 from adabm_basicsr.runs.training_state import find_state
 from adabm_basicsr.terminal import ConsoleHandler, add_output_flags, bars, json_alone, with_console
+
+LOGGER = "basicsr"
 
 
 def run_pipeline(
@@ -25,25 +28,30 @@ def run_pipeline(
     """Run BasicSR's ``train_pipeline`` or ``test_pipeline`` below the working directory.
 
     Args:
-        argv: Flags as BasicSR's ``train.py`` and ``test.py`` take them; those of the process by default.
+        argv: Flags as BasicSR's ``train.py`` and ``test.py`` take them; those of the process by
+            default.
         is_train: Which of the two.
         prog: Name of the command in messages.
-        own_log: Whether the run logs to the console and to a file of its own and ends with a report, or logs to the
-            log that is open.
+        own_log: Whether the run logs to the console and to a file of its own and ends with a
+            report, or logs to the log that is open.
 
     Raises:
         AdaBMError: A mistake in the options or in what they name.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
     parser = make_parser(prog)
     add_output_flags(parser)
     args = parser.parse_args(argv)
+    command = f"{prog} {shlex.join(argv)}"
     with weights_only():
-        _run_checked(args, f"{prog} {shlex.join(argv)}", is_train, own_log)
+        _run_checked(args, command, is_train, own_log)
 
 
 def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log: bool) -> None:
-    root, start = Path.cwd(), time.time()
+    """Check the options, then run and report."""
+    root = Path.cwd()
+    start = time.time()
     opt = parse_options(args, root, is_train)
     opt["command"] = command
     if not opt["num_gpu"]:
@@ -57,58 +65,79 @@ def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log
             if own_log and opt["rank"] == 0:
                 _report(opt, args.json)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(opt, start) if is_train else "") from None
+        advice = ""
+        if is_train:
+            advice = _how_to_go_on(opt, start)
+        raise KeyboardInterrupt(advice) from None
     finally:
         if own_log:
             close_logger()
 
 
-def _how_to_go_on(opt: dict, start: float) -> str:
-    """Which state an interrupted run can be continued from; those of an earlier run that it replaces don't count."""
+def _how_to_go_on(opt: dict[str, Any], start: float) -> str:
+    """Which state an interrupted run can be continued from.
+
+    Those of an earlier run that it replaces don't count.
+    """
     state = find_state(opt)
     if state and (opt["auto_resume"] or state.stat().st_mtime >= start):
         return f"; --auto_resume goes on from {os.path.relpath(state)}"
     return " before a training state was saved: run it again"
 
 
-def _run(opt: dict, args: argparse.Namespace, root: Path) -> None:
+def _run(opt: dict[str, Any], args: argparse.Namespace, root: Path) -> None:
+    """Run BasicSR's pipeline on our options, with our console."""
     import basicsr.test
     import basicsr.train
 
     from adabm_basicsr.models.tensorboard import keeping_writer
     from adabm_basicsr.quantization.distributed import end_processes
 
-    module = basicsr.train if opt["is_train"] else basicsr.test
-    pipeline = module.train_pipeline if opt["is_train"] else module.test_pipeline
-    names = ("parse_options", "get_root_logger", "init_tb_loggers")  # the last is of training alone
-    original = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    module.parse_options = lambda root_path, is_train: (opt, args)
-    module.get_root_logger = with_console(module.get_root_logger, args.quiet)
+    module: Any = basicsr.test
+    replaced = {
+        "parse_options": lambda root_path, is_train: (opt, args),
+        "get_root_logger": with_console(basicsr.test.get_root_logger, args.quiet),
+    }
     if opt["is_train"]:
-        module.init_tb_loggers = keeping_writer(module.init_tb_loggers)
+        module = basicsr.train
+        replaced["get_root_logger"] = with_console(basicsr.train.get_root_logger, args.quiet)
+        replaced["init_tb_loggers"] = keeping_writer(basicsr.train.init_tb_loggers)
+    original = {name: getattr(module, name) for name in replaced}
+    vars(module).update(replaced)
     try:
-        pipeline(str(root))
+        if opt["is_train"]:
+            module.train_pipeline(str(root))
+        else:
+            module.test_pipeline(str(root))
         end_processes()
     finally:
         vars(module).update(original)
 
 
-def _shows_bars(opt: dict, quiet: bool) -> bool:
-    """Whether bars move; BasicSR's own, which would be shown without a terminal too, never do."""
-    asked = [(opt.get(section) or {}).pop("pbar", True) for section in ("train", "val")]
-    return all(asked) and not quiet and opt["rank"] == 0
+def _shows_bars(opt: dict[str, Any], quiet: bool) -> bool:
+    """Whether bars move.
+
+    BasicSR's own, which would be shown without a terminal too, never do.
+    """
+    shows = not quiet and opt["rank"] == 0
+    for section in ("train", "val"):
+        options = opt.get(section) or {}
+        if options.pop("pbar", True) is False:
+            shows = False
+    return shows
 
 
-def _report(opt: dict, as_json: bool) -> None:
+def _report(opt: dict[str, Any], as_json: bool) -> None:
     """Write the report of a run that noted figures; BasicSR's own models don't."""
     from adabm_basicsr.report.build import print_figures, report_run
     from adabm_basicsr.runs.record import FILE
 
     folder = Path(opt["path"]["log"])
-    if (folder / FILE).is_file():
-        figures = report_run(folder)
-        if as_json:
-            print_figures(figures)
+    if not (folder / FILE).is_file():
+        return
+    figures = report_run(folder)
+    if as_json:
+        print_figures(figures)
 
 
 @contextmanager
@@ -124,25 +153,30 @@ def _clear_write_errors() -> Iterator[None]:
 
 
 def log_to_file(path: str | Path, quiet: bool = False) -> None:
-    """Send BasicSR's log to a file, and phases and warnings to the console, until `close_logger`."""
+    """Send BasicSR's log to a file, and phases and warnings to the console, until `close_logger`.
+
+    Args:
+        path: The file.
+        quiet: Whether the console shows warnings alone.
+    """
     from basicsr.utils.logger import initialized_logger
 
-    logger = logging.getLogger("basicsr")
+    logger = logging.getLogger(LOGGER)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
     logger.addHandler(handler)
     logger.addHandler(ConsoleHandler(quiet))
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    initialized_logger["basicsr"] = True
+    initialized_logger[LOGGER] = True
 
 
 def close_logger() -> None:
     """Close the log, so that the next pipeline of this process writes to its own file."""
     from basicsr.utils.logger import initialized_logger
 
-    logger = logging.getLogger("basicsr")
+    logger = logging.getLogger(LOGGER)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    initialized_logger.pop("basicsr", None)
+    initialized_logger.pop(LOGGER, None)

@@ -1,4 +1,7 @@
-"""Importing this module adds our architectures, model, dataset and metrics to BasicSR's registries."""
+"""Importing this module adds what is ours to BasicSR's registries.
+
+Architectures, model, dataset and metrics.
+"""
 
 from adabm_basicsr.archs import adabm_arch, rdn_arch, spandrel_arch, srresnet_arch  # noqa: F401
 from adabm_basicsr.data import calibration_dataset  # noqa: F401

@@ -42,6 +42,10 @@ COMMANDS = {
         "adabm_basicsr.commands.test",
         "validate a network (BasicSR's flags: -opt FILE, ...)",
     ),
+    "options": Command(
+        "adabm_basicsr.commands.options",
+        "every option of an option file: kind, default and what it does",
+    ),
     "prepare": Command(
         "adabm_basicsr.commands.prepare",
         "make low-resolution images from high-resolution ones",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +14,75 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adabm_basicsr.data.headers import check_max_pixels
+from adabm_basicsr.data.headers import MAX_PIXELS, OPENCV_PIXELS, check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image, to_unit_range
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import OptionError, check_keys, check_positive
+from adabm_basicsr.quantization.fields import option
 
 WHERE = "datasets: train"
-OPTIONS = {
-    "batch_size_per_gpu",
-    "channels",
-    "dataroot_lq",
-    "dataset_enlarge_ratio",
-    "fixed_crops",
-    "io_backend",
-    "lq_size",
-    "max_pixels",
-    "meta_info_file",
-    "name",
-    "num_images",
-    "num_prefetch_queue",
-    "num_worker_per_gpu",
-    "persistent_workers",
-    "phase",
-    "pin_memory",
-    "prefetch_mode",
-    "resume_at",
-    "scale",
-    "seed",
-    "type",
-    "use_hflip",
-    "use_rot",
-}
 CALIBRATION_EPOCH = -1  # calibration takes crops of its own, before those of the first epoch
 CHANCE = 0.5  # of each flip and of transposition
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Options of `CalibrationDataset`; each field's metadata says in a sentence what it does."""
+
+    dataroot_lq: str | None = option(
+        "Folder of low-resolution images, or an LMDB (io_backend: {type: lmdb}).",
+        required=True,
+    )
+    lq_size: int | None = option(
+        "Side of the patches in LR pixels; smaller images are mirrored up to it.",
+        required=True,
+        minimum=1,
+    )
+    num_images: int = option(
+        "How many images to take at most, evenly spread over the sorted list.",
+        100,
+        minimum=1,
+    )
+    max_pixels: int = option(
+        "Larger images are rejected: they may be made to fill the memory.",
+        MAX_PIXELS,
+        minimum=1,
+        maximum=OPENCV_PIXELS,
+    )
+    channels: int = option(
+        "3 for RGB networks, 1 for grey ones.",
+        3,
+        choices=(1, 3),
+        valid="1 (grey) or 3 (RGB)",
+    )
+    use_hflip: bool = option("Whether patches are flipped at random.", True)
+    use_rot: bool = option("Whether patches are flipped vertically and transposed at random.", True)
+    dataset_enlarge_ratio: int = option(
+        "Patches of each image per epoch and in calibration.",
+        1,
+        minimum=1,
+    )
+    fixed_crops: bool | None = option(
+        "Whether all epochs see the same patches, so that full precision is computed once for "
+        "each; the recipe's own by default.",
+    )
+    seed: int | None = option("Seed of crops and their order; manual_seed by default.")
+
+
+# Keys that every dataset has, and those that BasicSR and a resumed run add.
+COMMON_KEYS = (
+    "name",
+    "type",
+    "meta_info_file",
+    "io_backend",
+    "batch_size_per_gpu",
+    "num_worker_per_gpu",
+    "prefetch_mode",
+    "num_prefetch_queue",
+    "pin_memory",
+    "persistent_workers",
+)
+ADDED_KEYS = ("phase", "scale", "resume_at")
 
 
 @DATASET_REGISTRY.register()
@@ -57,25 +94,9 @@ class CalibrationDataset(Dataset):
     epoch has ``dataset_enlarge_ratio`` rounds. Images are decoded once and kept in memory.
 
     Args:
-        opt: Options of the dataset:
-
-            - dataroot_lq (str): Folder of LR images, or an LMDB (``io_backend: {type: lmdb}``).
-            - meta_info_file (str): Optional list of file names below ``dataroot_lq``, the first
-              word of each line.
-            - io_backend (dict): ``{type: disk}`` or ``{type: lmdb}``.
-            - lq_size (int): Side of the patches in LR pixels; smaller images are mirrored up to it.
-            - num_images (int): How many images to take at most, evenly spread over the sorted list.
-              Default: 100.
-            - max_pixels (int): Larger images are rejected: they may be made to fill the memory.
-              Default: 2 ** 27.
-            - channels (int): 3 for RGB networks, 1 for grey ones. Default: 3.
-            - use_hflip, use_rot (bool): Random flips; random vertical flips and transposition.
-              Default: True.
-            - dataset_enlarge_ratio (int): Patches of each image per epoch and in calibration.
-              Default: 1.
-            - fixed_crops (bool): Whether all epochs see the same patches, so that full precision is
-              computed once for each. Default: what the recipe says.
-            - seed (int): Default: BasicSR's ``manual_seed``.
+        opt: `CalibrationOptions` and what every dataset has: ``name``, ``io_backend``
+            (``{type: disk}`` or ``{type: lmdb}``), ``meta_info_file`` (a list of file names below
+            ``dataroot_lq``, the first word of each line), ...
 
     Raises:
         AdaBMError: An option is unknown, or images are missing or broken; the message names them.
@@ -83,22 +104,22 @@ class CalibrationDataset(Dataset):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         super().__init__()
-        check_keys(WHERE, opt, sorted(OPTIONS))
+        options = _read_options(opt)
         self.opt = opt
-        self.size = check_positive(f"{WHERE}: lq_size", opt.get("lq_size"))
-        self.channels = opt.get("channels", 3)
+        self.size = check_positive(f"{WHERE}: lq_size", options.lq_size)
+        self.channels = options.channels
         if self.channels not in (1, 3):
             raise OptionError(f"{WHERE}: channels: {self.channels!r} is not 1 (grey) or 3 (RGB)")
         self.rounds = check_positive(
-            f"{WHERE}: dataset_enlarge_ratio", opt.get("dataset_enlarge_ratio", 1)
+            f"{WHERE}: dataset_enlarge_ratio", options.dataset_enlarge_ratio
         )
-        self.fixed = _are_crops_fixed(opt)
-        self.hflip = opt.get("use_hflip", True)
-        self.rotation = opt.get("use_rot", True)
-        self.seed = _seed(opt)
-        count = check_positive(f"{WHERE}: num_images", opt.get("num_images", 100))
+        self.fixed = _are_crops_fixed(options)
+        self.hflip = options.use_hflip
+        self.rotation = options.use_rot
+        self.seed = _seed(options)
+        count = check_positive(f"{WHERE}: num_images", options.num_images)
         names = _spread(_image_names(opt), count)
-        max_pixels = check_max_pixels(f"{WHERE}: max_pixels", opt.get("max_pixels"))
+        max_pixels = check_max_pixels(f"{WHERE}: max_pixels", options.max_pixels)
         if self.size**2 > max_pixels:
             raise OptionError(
                 f"{WHERE}: lq_size: {self.size}: "
@@ -186,8 +207,15 @@ class CalibrationDataset(Dataset):
         return patch
 
 
-def _are_crops_fixed(opt: Mapping[str, Any]) -> bool:
-    fixed = opt.get("fixed_crops")
+def _read_options(opt: Mapping[str, Any]) -> CalibrationOptions:
+    own = [field.name for field in fields(CalibrationOptions)]
+    check_keys(WHERE, opt, [*own, *COMMON_KEYS, *ADDED_KEYS])
+    given = {key: opt[key] for key in own if opt.get(key) is not None}
+    return CalibrationOptions(**given)
+
+
+def _are_crops_fixed(options: CalibrationOptions) -> bool:
+    fixed = options.fixed_crops
     if fixed is None:
         return False
     if not isinstance(fixed, bool):
@@ -195,10 +223,9 @@ def _are_crops_fixed(opt: Mapping[str, Any]) -> bool:
     return fixed
 
 
-def _seed(opt: Mapping[str, Any]) -> int:
-    seed = opt.get("seed")
-    if seed is not None:
-        return seed
+def _seed(options: CalibrationOptions) -> int:
+    if options.seed is not None:
+        return options.seed
     # BasicSR seeds torch with manual_seed + rank; patches must not depend on the rank.
     rank, _ = get_dist_info()
     return torch.initial_seed() - rank

@@ -183,6 +183,8 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
         channel_scale = getattr(layer.input_quantizer, "channel_scale", None)
         if channel_scale is not None:
             _, of_weight = layer.channel_views(channel_scale.flatten())
+            # Surgery gives a layer's input and weight scales of channels together.
+            assert quantizer.channel_scale is not None
             quantizer.channel_scale.copy_(of_weight)
         set_grid_indices(layer, quantizer, indices.to(layer.weight.device))
 

@@ -1,4 +1,4 @@
-"""Follows fine-tuning phase by phase: a bar and a line for each, with the loss before and after it."""
+"""Follows fine-tuning phase by phase: a bar and a line for each, with the loss before and after."""
 
 from __future__ import annotations
 
@@ -20,71 +20,102 @@ PHASE_NAMES = {
 
 
 class Phases:
-    """Watches the steps of a run.
+    """Watches the iterations of a run.
 
     Args:
-        tuner: What makes the steps.
+        tuner: What is run in each iteration.
         total: Iteration that the run ends at.
-        patches: LR patches, ``(B, C, H, W)`` in 0..1, that losses are measured on: the same before and after.
+        patches: LR patches, ``(B, C, H, W)`` in 0..1, that losses are measured on: the same before
+            and after.
         record: Where phases are noted.
     """
 
     def __init__(self, tuner: Finetuner, total: int, patches: Tensor, record: RunRecord) -> None:
-        self.tuner, self.total, self.patches, self.record = tuner, total, patches, record
+        self.tuner = tuner
+        self.total = total
+        self.patches = patches
+        self.record = record
         self.loss: float | None = None
-        self.began_at: float | None = None  # loss before the first step of this process
-        self.first: int | None = None  # iteration of the phase at work
-        self.started = 0.0  # of the step at work
-        self.seconds = (
-            0.0  # that the steps of the phase took, without validation and saving between them
-        )
+        # Loss before the first iteration of this process.
+        self.first_loss: float | None = None
+        # Of the phase at work: its first iteration, its bar, and the seconds that its iterations
+        # took, without validation and saving between them.
+        self.first: int | None = None
         self.bar: Bar | None = None
+        self.seconds = 0.0
+        # When the iteration at work began.
+        self.started = 0.0
 
     def name(self, iteration: int) -> str:
         """What an iteration trains, in words."""
         return PHASE_NAMES[self.tuner.phases[self.tuner.phase_index(iteration)]]
 
     def note_calibration(self, seconds: float, forward: nn.Module) -> None:
-        """Note the calibration that came first; before it there is no quantized network to measure a loss of."""
+        """Note the calibration that came first.
+
+        Before it there is no quantized network to measure a loss of.
+        """
         self.loss = self.tuner.loss(self.patches, forward)
         self.record.note_phase("Calibration", 0, seconds, after=self.loss)
 
-    def before_step(self, iteration: int, images: Tensor, forward: nn.Module) -> None:
-        """Clip, if that is due on the first batch of ``images``, and begin a phase, if one begins."""
+    def before_iteration(self, iteration: int, images: Tensor, forward: nn.Module) -> None:
+        """Clip on the first batch, if that is due, and begin a phase, if one begins.
+
+        Args:
+            iteration: Counted from 1.
+            images: LR patches of its batch, ``(B, C, H, W)`` in 0..1.
+            forward: What runs the network.
+        """
         if self.loss is None:
             self.loss = self.tuner.loss(self.patches, forward)
-        if self.began_at is None:
-            self.began_at = self.loss
+        if self.first_loss is None:
+            self.first_loss = self.loss
         if self.tuner.needs_clipping:
             start = time.perf_counter()
             self.tuner.clip(images)
             self._note("Clipping search", iteration, time.perf_counter() - start, forward)
         if self.first is None:
-            last = next(later for later in range(iteration, self.total + 1) if self._ends(later))
-            self.bar = progress(f"Fine-tuning {self.name(iteration)}", last - iteration + 1)
-            self.first, self.seconds = iteration, 0.0
+            count = self._last_of_phase(iteration) - iteration + 1
+            self.bar = progress(f"Fine-tuning {self.name(iteration)}", count)
+            self.first = iteration
+            self.seconds = 0.0
         self.started = time.perf_counter()
 
-    def after_step(self, iteration: int, forward: nn.Module) -> None:
-        """End a phase, if its last step is done."""
+    def after_iteration(self, iteration: int, forward: nn.Module) -> None:
+        """End a phase, if its last iteration is done."""
         self.seconds += time.perf_counter() - self.started
-        self.bar.update(1)
+        if self.bar is not None:
+            self.bar.update(1)
         if self._ends(iteration):
-            self.bar.close()
+            if self.bar is not None:
+                self.bar.close()
             name = f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}"
             self._note(name, iteration, self.seconds, forward)
             self.first = None
-        if iteration == self.total and self.loss > self.began_at:
+        if iteration == self.total:
+            self._warn_of_harm()
+
+    def _warn_of_harm(self) -> None:
+        if self.loss is None or self.first_loss is None:
+            return
+        if self.loss > self.first_loss:
             get_root_logger().warning(
-                f"Fine-tuning took the loss from {self.began_at:.4g} to {self.loss:.4g}: train longer (train: "
-                "total_iter), or keep what calibration gave (total_iter: 0)"
+                f"Fine-tuning took the loss from {self.first_loss:.4g} to {self.loss:.4g}: train "
+                "longer (train: total_iter), or keep what calibration gave (total_iter: 0)"
             )
 
+    def _last_of_phase(self, iteration: int) -> int:
+        while not self._ends(iteration):
+            iteration += 1
+        return iteration
+
     def _ends(self, iteration: int) -> bool:
-        return iteration == self.total or self.tuner.phase_index(
-            iteration + 1
-        ) != self.tuner.phase_index(iteration)
+        """Whether a phase, or the run, ends with an iteration."""
+        if iteration == self.total:
+            return True
+        return self.tuner.phase_index(iteration + 1) != self.tuner.phase_index(iteration)
 
     def _note(self, name: str, iteration: int, seconds: float, forward: nn.Module) -> None:
-        before, self.loss = self.loss, self.tuner.loss(self.patches, forward)
+        before = self.loss
+        self.loss = self.tuner.loss(self.patches, forward)
         self.record.note_phase(name, iteration, seconds, before, self.loss)

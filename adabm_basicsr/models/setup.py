@@ -1,18 +1,20 @@
-"""What training needs besides the network: checked before a run begins, and taken up by the model."""
+"""What training needs besides the network: checked before a run begins, used by the model."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
+from adabm_basicsr.options.table import Train
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
-TRAIN_OPTIONS = ("total_iter", "calibration_batch_size", "finetune", "pbar")
+TRAIN_OPTIONS = tuple(Train.model_fields)
 
 
 class TrainingSetup(NamedTuple):
@@ -24,60 +26,67 @@ class TrainingSetup(NamedTuple):
     finetune: FinetuneSettings
 
 
-def set_up_training(opt: dict, net: nn.Module) -> TrainingSetup:
+def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
     """Read the calibration images and settings.
 
     Args:
-        opt: BasicSR's options, of a process that has joined the others.
+        opt: BasicSR's options, of a process that has joined the others. BasicSR's own entry points
+            don't check them first.
         net: What the options' ``network_g`` builds.
 
     Raises:
-        AdaBMError: An option is unknown or out of range, an image is broken, or there is nothing to train.
+        AdaBMError: An option is unknown or out of range, an image is broken, or there is nothing to
+            train.
     """
-    train_opt = opt["train"]
-    check_keys("train", train_opt, TRAIN_OPTIONS)
+    train = opt["train"]
+    check_keys("train", train, TRAIN_OPTIONS)
     if not isinstance(net, QuantizedNetwork):
         raise AdaBMError(
             "network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network"
         )
     if not opt["path"].get("pretrain_network_g") and not getattr(net.network, "has_weights", False):
         raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
-    size = check_positive(
-        "train: calibration_batch_size", train_opt.get("calibration_batch_size", 16)
-    )
-    settings = FinetuneSettings.from_options(train_opt.get("finetune") or {})
-    if train_opt["total_iter"] and not _is_trainable(net):
+    batch_size = train.get("calibration_batch_size")
+    if batch_size is None:
+        batch_size = Train.model_fields["calibration_batch_size"].default
+    check_positive("train: calibration_batch_size", batch_size)
+    settings = FinetuneSettings.from_options(train.get("finetune") or {})
+    if train["total_iter"] and not _is_trainable(net):
         raise AdaBMError(
             f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0"
         )
-    dataset = _read_dataset(opt["datasets"]["train"], net.in_channels)
-    batch = opt["datasets"]["train"]["batch_size_per_gpu"] * gpus_per_process(opt)
+    options = opt["datasets"]["train"]
+    dataset = _read_dataset(options, net.in_channels)
+    batch = options["batch_size_per_gpu"] * gpus_per_process(opt)
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
         raise AdaBMError(
             f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu"
         )
-    return TrainingSetup(dataset, size, iterations, settings)
+    return TrainingSetup(dataset, batch_size, iterations, settings)
 
 
 def _is_trainable(net: QuantizedNetwork) -> bool:
-    return bool(
-        net.config.finetuning.phases and (net.weight_quantizers() or net.activation_quantizers())
-    )
+    if not net.config.finetuning.phases:
+        return False
+    return bool(net.weight_quantizers() or net.activation_quantizers())
 
 
-def _read_dataset(options: dict, channels: int) -> CalibrationDataset:
+def _read_dataset(options: dict[str, Any], channels: int) -> CalibrationDataset:
     kind = DATASET_REGISTRY.get(options["type"])
     if not issubclass(kind, CalibrationDataset):
         raise AdaBMError("datasets: train: type must be CalibrationDataset")
     dataset = kind(options)
     if dataset.channels != channels:
         raise AdaBMError(
-            f"datasets: train: channels: {dataset.channels}, but the network takes {channels} channels"
+            f"datasets: train: channels: {dataset.channels}, but the network takes {channels} "
+            "channels"
         )
     return dataset
 
 
-def gpus_per_process(opt: dict) -> int:
+def gpus_per_process(opt: Mapping[str, Any]) -> int:
     """GPUs that one process drives (at least 1, for a CPU); BasicSR multiplies the batch by it."""
-    return 1 if opt["dist"] else max(opt["num_gpu"], 1)
+    if opt["dist"]:
+        return 1
+    return max(opt["num_gpu"], 1)

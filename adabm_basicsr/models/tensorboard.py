@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,14 +18,16 @@ from adabm_basicsr.runs.observations import bit_map
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    MakeWriter = Callable[[dict[str, Any]], SummaryWriter | None]
 
+# The writer of the run at work. BasicSR gives it to validation alone.
 _writer: ContextVar[SummaryWriter | None] = ContextVar("writer", default=None)
 
 
-def keeping_writer(init_tb_loggers: Callable[[Mapping], SummaryWriter | None]) -> Callable:
-    """BasicSR's ``init_tb_loggers``; the writer, which validation alone is given, is kept for `current_writer`."""
+def keeping_writer(init_tb_loggers: MakeWriter) -> MakeWriter:
+    """BasicSR's ``init_tb_loggers``, whose writer is kept for `current_writer`."""
 
-    def wrapped(opt: Mapping) -> SummaryWriter | None:
+    def wrapped(opt: dict[str, Any]) -> SummaryWriter | None:
         writer = init_tb_loggers(opt)
         _writer.set(writer)
         return writer
@@ -39,7 +41,9 @@ def current_writer() -> SummaryWriter | None:
 
 
 class TrainingBits:
-    """Writes the bits of layers and of calibration images as training changes them, validation sets or none.
+    """Writes the bits of layers and of calibration images as training changes them.
+
+    It does so with validation sets or without.
 
     Args:
         writer: BasicSR's.
@@ -57,51 +61,60 @@ class TrainingBits:
         patches: Sequence[torch.Tensor],
         dataset: CalibrationDataset,
     ) -> None:
-        self.writer, self.net, self.name, self.patches = writer, net, name, patches
+        self.writer = writer
+        self.net = net
+        self.name = name
+        self.patches = patches
         largest = max(dataset.images, key=lambda image: image.size)
-        self.image = (
-            torch.from_numpy(to_unit_range(largest)).permute(2, 0, 1)[None].to(patches[0].device)
-        )
+        image = torch.from_numpy(to_unit_range(largest)).permute(2, 0, 1)
+        self.image = image[None].to(patches[0].device)
 
-    def write(self, step: int) -> None:
-        """Write what the bits are after ``step`` iterations."""
-        log_layer_bits(self.writer, layer_bits(self.net), step)
+    def write(self, iteration: int) -> None:
+        """Write what the bits are after an iteration."""
+        log_layer_bits(self.writer, layer_bits(self.net), iteration)
         bits = [float(self.net.bits_for(patch)) for patch in self.patches]
-        log_image_bits(self.writer, self.name, bits, bit_map(self.net, self.name, self.image), step)
+        tiles = bit_map(self.net, self.name, self.image)
+        log_image_bits(self.writer, self.name, bits, tiles, iteration)
 
 
 def layer_bits(net: QuantizedNetwork) -> dict[str, float]:
-    """Bits of each layer whose input is quantized, base and layer factor together, in execution order."""
-    return {
-        name: quantizer.bits_of_layer().item()
-        for name, quantizer in net.activation_quantizers().items()
-    }
+    """Bits of each layer whose input is quantized, base and layer factor together.
+
+    Layers come in the order that they run in.
+    """
+    found = {}
+    for name, quantizer in net.activation_quantizers().items():
+        found[name] = quantizer.bits_of_layer().item()
+    return found
 
 
-def log_layer_bits(writer: SummaryWriter, found: Mapping[str, float], step: int) -> None:
+def log_layer_bits(writer: SummaryWriter, found: Mapping[str, float], iteration: int) -> None:
     """Write the bits that `layer_bits` found; nothing where no input is quantized."""
     if not found:
         return
     for layer, bits in found.items():
-        writer.add_scalar(f"bits/{layer}", bits, step)
-    writer.add_histogram("bits of layers", np.array([*found.values()]), step)
-    writer.add_figure("bits of layers", layer_plot(found), step)
+        writer.add_scalar(f"bits/{layer}", bits, iteration)
+    writer.add_histogram("bits of layers", np.array([*found.values()]), iteration)
+    writer.add_figure("bits of layers", layer_plot(found), iteration)
 
 
 def log_image_bits(
-    writer: SummaryWriter, name: str, bits: Sequence[float], tiles: Mapping | None, step: int
+    writer: SummaryWriter,
+    name: str,
+    bits: Sequence[float],
+    tiles: Mapping[str, Any] | None,
+    iteration: int,
 ) -> None:
-    """Write the bits that the images of a set ``name`` were quantized at, and those of a large one's tiles.
+    """Write the bits that the images of a set were quantized at, and those of a large one's tiles.
 
     Args:
         writer: BasicSR's, from ``use_tb_logger``; wandb follows it.
         name: Name of the set.
         bits: Mean bits of each image.
         tiles: As `bit_map` gives them.
-        step: Iteration.
+        iteration: Where training is.
     """
-    writer.add_histogram(f"bits of images/{name}", np.array(bits), step)
+    writer.add_histogram(f"bits of images/{name}", np.array(bits), iteration)
     if tiles:
-        writer.add_image(
-            f"bit map/{name}", map_colours(tiles["bits"], scale=16), step, dataformats="HWC"
-        )
+        picture = map_colours(tiles["bits"], scale=16)
+        writer.add_image(f"bit map/{name}", picture, iteration, dataformats="HWC")

@@ -1,130 +1,84 @@
-"""Which kind of value each option takes, so that a wrong one is told by its name before anything runs."""
+"""Kinds of values that options take: pydantic's types, and the words for them."""
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Annotated, Any, Literal
 
-from adabm_basicsr.errors import AdaBMError
+from pydantic import AfterValidator, Field
+
+LARGEST = 2**63  # beyond which torch and numpy take no whole number
 
 
-class Kind(NamedTuple):
-    """A kind of value: what to call it, and whether a value is of it."""
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of value is called: ``WHERE: KEY: VALUE is not NAME``."""
 
     name: str
-    fits: Callable[[object], bool]
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+@dataclass(frozen=True)
+class Range:
+    """Values of a kind that has bounds: ``WHERE: KEY: VALUE is out of range; valid: VALID``."""
+
+    valid: str
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _check_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("no file or key can hold the character 0")
+    return value
 
 
-def _is_whole(value: object, low: float = float("-inf")) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
+def _check_suffix(value: str) -> str:
+    if "/" in value:
+        raise ValueError("it leads to another folder")
+    return value
 
 
-def _is_folder_name(value: object) -> bool:
-    """Whether it names one folder below the one that it is joined to: earlier results of that name are moved aside."""
-    return _is_text(value) and bool(value) and PurePath(value).name == value != ".."
+def _check_folder_name(value: str) -> str:
+    """Earlier results of that name are moved aside, so it must name one folder below its parent."""
+    if not value or value == ".." or PurePath(value).name != value:
+        raise ValueError("it names no folder, or one elsewhere")
+    return value
 
 
-def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
-
-
-SECTION = Kind("a section of keys", lambda value: isinstance(value, dict))
-TEXT = Kind("a text", _is_text)
-TEXTS = Kind("a list of texts", lambda value: _is_text(value) or _is_list(value, _is_text))
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-SEED = Kind("a whole number", _is_whole)
-COUNT = Kind("a positive whole number", lambda value: _is_whole(value, 1))
-FREQUENCY = Kind(
-    "a positive whole number", lambda value: _is_number(value) and value >= 1 and value % 1 == 0
-)  # 5e3
-NUMBERS = Kind("a list of numbers", lambda value: _is_list(value, _is_number))
-SUFFIX = Kind("part of a file's name", lambda value: _is_text(value) and "/" not in value)
-PREFETCH = Kind("'cpu' or 'cuda'", lambda value: value in ("cpu", "cuda"))
-NAME = Kind("a name for files and folders, without '/'", _is_folder_name)
-
-# By the keys that lead to an option. Those that are checked where they are used are left out.
-KINDS = {
-    "name": NAME,
-    "model_type": TEXT,
-    "scale": COUNT,
-    "manual_seed": SEED,
-    "dist_params": SECTION,
-    "find_unused_parameters": FLAG,
-    "datasets": SECTION,
-    "datasets: *": SECTION,
-    "datasets: *: name": NAME,
-    "datasets: *: type": TEXT,
-    "datasets: *: dataroot_*": TEXT,
-    "datasets: *: meta_info_file": TEXT,
-    "datasets: *: filename_tmpl": TEXT,
-    "datasets: *: color": TEXT,
-    "datasets: *: mean": NUMBERS,
-    "datasets: *: std": NUMBERS,
-    "datasets: *: io_backend": SECTION,
-    "datasets: *: use_*": FLAG,
-    "datasets: *: seed": SEED,
-    "datasets: *: prefetch_mode": PREFETCH,
-    "datasets: *: num_prefetch_queue": COUNT,
-    "datasets: *: pin_memory": FLAG,
-    "datasets: *: persistent_workers": FLAG,
-    "network_g": SECTION,
-    "network_g: type": TEXT,
-    "network_g: network": SECTION,
-    "network_g: network: type": TEXT,
-    "network_g: custom_imports": TEXTS,
-    "path": SECTION,
-    "path: pretrain_*": TEXT,
-    "path: resume_state": TEXT,
-    "path: param_key_*": TEXT,
-    "path: strict_load_*": FLAG,
-    "path: ignore_resume_networks": TEXTS,
-    "train": SECTION,
-    "train: pbar": FLAG,
-    "train: finetune": SECTION,
-    "train: finetune: learning_rates": SECTION,
-    "val": SECTION,
-    "val: val_freq": FREQUENCY,
-    "val: save_img": FLAG,
-    "val: suffix": SUFFIX,
-    "val: pbar": FLAG,
-    "val: metrics": SECTION,
-    "val: metrics: *": SECTION,
-    "val: metrics: *: type": TEXT,
-    "val: metrics: *: better": TEXT,
-    "logger": SECTION,
-    "logger: use_tb_logger": FLAG,
-    "logger: wandb": SECTION,
-    "logger: wandb: *": TEXT,
-}
-
-
-def check_kinds(opt: dict) -> None:
-    """Raise `AdaBMError` for the first option whose value is not of its kind; None stands for a default."""
-    for keys, value in _options(opt, ()):
-        kind = next(
-            (kind for pattern, kind in KINDS.items() if _matches(keys, pattern.split(": "))), None
-        )
-        if kind is not None and value is not None and not kind.fits(value):
-            raise AdaBMError(f"{': '.join(keys)}: {reprlib.repr(value)} is not {kind.name}")
-
-
-def _options(section: dict, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
-    for key, value in section.items():
-        yield (*above, key), value
-        if isinstance(value, dict):
-            yield from _options(value, (*above, key))
-
-
-def _matches(keys: tuple[str, ...], patterns: list[str]) -> bool:
-    return len(keys) == len(patterns) and all(map(fnmatchcase, keys, patterns))
+Flag = Annotated[bool, Kind("true or false")]
+Text = Annotated[str, AfterValidator(_check_text), Kind("a text")]
+Texts = Annotated[Text | list[Text], Kind("a list of texts")]
+Name = Annotated[
+    Text,
+    AfterValidator(_check_folder_name),
+    Kind("a name for files and folders, without '/'"),
+]
+Suffix = Annotated[Text, AfterValidator(_check_suffix), Kind("part of a file's name")]
+Whole = Annotated[int, Field(lt=LARGEST), Kind("a whole number")]
+Count = Annotated[int, Field(ge=1, lt=LARGEST), Kind("a positive whole number")]
+Size = Annotated[int, Field(ge=1, lt=LARGEST), Kind("a whole number of at least 1")]
+Overlap = Annotated[int, Field(ge=0, lt=LARGEST), Kind("a whole number of at least 0")]
+Number = Annotated[float, Kind("a number")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Kind("a number above 0")]
+Numbers = Annotated[list[float], Kind("a list of numbers")]
+# Whole numbers of iterations may be written as 5e3, which YAML reads as a float.
+Iterations = Annotated[
+    float,
+    Field(ge=0, multiple_of=1, allow_inf_nan=False),
+    Kind("a whole number of iterations"),
+]
+Interval = Annotated[
+    float,
+    Field(ge=1, multiple_of=1, allow_inf_nan=False),
+    Kind("a whole number of iterations"),
+]
+Frequency = Annotated[
+    float,
+    Field(ge=1, multiple_of=1, allow_inf_nan=False),
+    Kind("a positive whole number"),
+]
+Gpus = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=0)],
+    Kind("a number of GPUs; valid: auto, 0, 1, ..."),
+]
+Prefetch = Annotated[Literal["cpu", "cuda"], Kind("'cpu' or 'cuda'")]
+OpenSection = Annotated[dict[str, Any], Kind("a section of keys")]

@@ -10,11 +10,11 @@ Both factors are in {-1, 0, +1}:
   image (`image_complexity`). Complex images get a bit more, simple ones a bit less.
 
 Factors are whole numbers in the forward pass. In the backward pass they are soft functions of what
-is learned (`straight_through`), so that gradient descent trains them along with the clipping ranges.
+is learned (`straight_through`), so that gradient descent trains them along with the ranges.
 
 Recipes that share bits out by measured sensitivity (`calibration/allocation.py`) set the layer's
-scalar instead of learning it and let it go beyond one bit; `best` and `fast` also give each class of
-images clipping ranges of its own (`quantizers/activation.py`).
+scalar instead of learning it and let it go beyond one bit; `best` and `fast` also give each class
+of images clipping ranges of its own (`quantizers/activation.py`).
 """
 
 from __future__ import annotations

@@ -11,16 +11,13 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
 from adabm_basicsr.files import atomic_path
-
-if TYPE_CHECKING:
-    from adabm_basicsr.quantization.network import QuantizedNetwork
 
 PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are other trainers'
 BASE_PREFIX = "network."
@@ -206,7 +203,7 @@ def load_checkpoint(
     try:
         if not is_quantized_network:
             expected = net.state_dict()
-            state = _named_as(expected, state)
+            state = named_as(expected, state)
             check_same(expected, state, type(net).__name__)
         net.load_state_dict(state)
     except AdaBMError as error:
@@ -219,38 +216,7 @@ def is_quantized(state: Mapping[str, Tensor]) -> bool:
     return QUANTIZED_KEY in state
 
 
-def fit_state(
-    net: QuantizedNetwork, state: Mapping[str, Tensor], strict: bool = True
-) -> dict[str, Tensor]:
-    """The full state of the quantized network ``net`` that a plain or quantized state stands for.
-
-    A plain one fills in the base network's weights and leaves the quantizers uncalibrated.
-
-    Raises:
-        AdaBMError: Keys, shapes or bits differ and ``strict`` is on; the message lists how.
-    """
-    state = unwrap(state)
-    own = net.state_dict()
-    base_name = type(net.network).__name__
-    if is_quantized(state):
-        if strict:
-            _check_layers(net, state[QUANTIZED_KEY])
-            check_same(own, state, f"quantized {base_name}")
-            _check_bits(net, state[QUANTIZED_KEY])
-        return state
-
-    expected = net.base_state()
-    state = _named_as(expected, state)
-    if strict:
-        check_same(expected, state, base_name)
-    fitted = dict(own)
-    fitted["stage"] = torch.zeros_like(own["stage"])
-    for key, value in net.prepared_state(state, strict).items():
-        fitted[BASE_PREFIX + key] = value
-    return fitted
-
-
-def _named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` with the prefix that `unwrap` took off, where that is a network's own.
 
     Such a network has a child ``module``.
@@ -291,30 +257,6 @@ def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name
             differences.append(f"{len(keys)} {kind} ({listed})")
     if differences:
         raise AdaBMError(f"the checkpoint doesn't fit {name}: {'; '.join(differences)}")
-
-
-def _check_layers(net: QuantizedNetwork, saved: Tensor) -> None:
-    if len(saved) != len(net.layer_bits):
-        raise AdaBMError(
-            f"the checkpoint was quantized with other options: it has {len(saved)} quantized "
-            f"layers, the options give {len(net.layer_bits)}; the same fully_quantized, exclude, "
-            "head, tail, body and blocks are needed"
-        )
-
-
-def _check_bits(net: QuantizedNetwork, saved: Tensor) -> None:
-    for name, have, want in zip(
-        net.plan.layers, saved.tolist(), net.layer_bits.tolist(), strict=True
-    ):
-        if have == want:
-            continue
-        have_adaptive = ", adaptive" if have[2] else ""
-        want_adaptive = ", adaptive" if want[2] else ""
-        raise AdaBMError(
-            f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, "
-            f"a_bits {have[1]}{have_adaptive}; the options say w_bits {want[0]}, a_bits {want[1]}"
-            f"{want_adaptive}"
-        )
 
 
 # Writing

@@ -1,14 +1,15 @@
-"""What to quantize and how: ``network_g`` in an option file, the arguments of `quantize` in Python."""
+"""What to quantize and how: ``network_g`` in an option file, arguments of `quantize` in Python."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
+from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.recipes import (
     ARITHMETIC_INGREDIENTS,
     INGREDIENT_CHOICES,
@@ -25,17 +26,10 @@ FLOAT_BITS = 32
 FIXED_BITS = 8  # head and tail, where they are quantized at all
 MIN_BITS = 2
 MAX_BITS = 8
+BITS = (*range(MIN_BITS, MAX_BITS + 1), FLOAT_BITS)
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 # Targets, and what their values lie below: dB, and shares of full precision.
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}
-
-
-def _option(description: str, default: Any = None, **facts: Any) -> Any:
-    """A field with the sentence, and further facts, that the table of options shows."""
-    metadata = {"description": description, **facts}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -48,71 +42,75 @@ class QuantizationConfig:
         AdaBMError: A value is out of range or unknown.
     """
 
-    w_bits: int = _option(
+    w_bits: int = option(
         "Bits of the weights; 32 leaves them in full precision.",
         4,
+        choices=BITS,
         valid="2 to 8, or 32",
     )
-    a_bits: int = _option(
+    a_bits: int = option(
         "Bits of the activations on average; 32 leaves them in full precision.",
         4,
+        choices=BITS,
         valid="2 to 8 (recipe paper: 3 to 8), or 32",
     )
-    recipe: str = _option(
+    recipe: str = option(
         "best: most accurate, for any network; fast: the same with fewer iterations; paper: as "
         "published; static: fixed bits, calibrated ranges, no fine-tuning.",
         "best",
         choices=tuple(RECIPES),
     )
-    fully_quantized: bool = _option(
+    fully_quantized: bool = option(
         "Whether what follows the body is quantized too, and head and tail at 8 bits.",
         False,
     )
-    attention_products: bool = _option(
+    attention_products: bool = option(
         "Whether the products of attention (q·k and attention·v) are quantized, where there are "
         "any.",
         False,
     )
-    observer: str | None = _option(
+    observer: str | None = option(
         "How activation ranges are calibrated; the recipe's own by default.",
         None,
         choices=OBSERVERS,
     )
-    head: Sequence[str] = _option(
+    head: Sequence[str] = option(
         "Patterns of the layers before the body, instead of those that are found.", ()
     )
-    tail: Sequence[str] = _option(
+    tail: Sequence[str] = option(
         "Patterns of the layers that upsample and make the image, instead of those that are found.",
         (),
     )
-    blocks: Sequence[str] = _option(
+    blocks: Sequence[str] = option(
         "Patterns of the modules that make up the body, instead of those that are found; the "
         "feature loss compares their outputs.",
         (),
     )
-    body: Sequence[str] = _option("Patterns of further layers that count as body.", ())
-    exclude: Sequence[str] = _option("Patterns of layers that stay in full precision.", ())
-    non_adaptive: Sequence[str] = _option(
+    body: Sequence[str] = option("Patterns of further layers that count as body.", ())
+    exclude: Sequence[str] = option("Patterns of layers that stay in full precision.", ())
+    non_adaptive: Sequence[str] = option(
         "Patterns of layers that keep to their base bits; they still count in FAB.", ()
     )
-    layers: Mapping[str, Mapping[str, int]] = _option(
+    layers: Mapping[str, Mapping[str, int]] = option(
         "Own bits for layers by pattern, {'body.0.*': {w_bits: 8, a_bits: 8}}; the last match "
         "counts.",
         {},
     )
-    size_multiple: int | None = _option(
+    size_multiple: int | None = option(
         "Image sizes that the network takes are multiples of this; found by trying by default.",
         None,
-        valid="a positive whole number",
+        minimum=1,
     )
-    target: Mapping[str, float] = _option(
+    target: Mapping[str, float] = option(
         "What to reach instead of bits, of recipes that share bits out: {self_psnr: 40} in dB on "
         "calibration images, or {bitops: 0.03} or {size: 0.15} as shares of full precision.",
         {},
+        keys=tuple(TARGETS),
     )
-    ingredients: Mapping[str, object] = _option(
+    ingredients: Mapping[str, object] = option(
         "Single choices of the recipe replaced: {allocate: false}; see quantization/recipes.py.",
         {},
+        keys=tuple(INGREDIENTS),
     )
 
     def __post_init__(self) -> None:
@@ -166,9 +164,9 @@ class QuantizationConfig:
                     f"{TARGETS[key]}"
                 )
         if self.target and not self.calibration.allocate:
-            names = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
+            able = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
             raise AdaBMError(
-                f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(names)}"
+                f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
             )
 
     def _check_layers(self) -> None:
@@ -204,8 +202,8 @@ def describe_config(config: QuantizationConfig) -> dict[str, Any]:
     don't change networks that exist.
     """
     described = {}
-    for option in fields(config):
-        described[option.name] = getattr(config, option.name)
+    for field in fields(config):
+        described[field.name] = getattr(config, field.name)
     ingredients = dict(config.ingredients)
     for name in ARITHMETIC_INGREDIENTS:
         ingredients[name] = config.preset.ingredient(name)
@@ -214,7 +212,7 @@ def describe_config(config: QuantizationConfig) -> dict[str, Any]:
     return plain
 
 
-def check_ingredients(recipe: str, ingredients: Mapping[str, object]) -> None:
+def check_ingredients(recipe: str, ingredients: Mapping[str, Any]) -> None:
     """Check that each of ``ingredients`` is a choice of a recipe, with a value of its kind.
 
     Raises:
@@ -251,8 +249,8 @@ def _is_of_kind(value: object, usual: object) -> bool:
     return isinstance(value, (int, float))
 
 
-def _check_pair(name: str, value: Sequence[object], usual: tuple[float, float]) -> None:
-    kinds = int if isinstance(usual[0], int) else (int, float)
+def _check_pair(name: str, value: Sequence[Any], usual: tuple[float, float]) -> None:
+    kinds: type | tuple[type, ...] = int if isinstance(usual[0], int) else (int, float)
     is_pair = len(value) == 2 and all(isinstance(end, kinds) for end in value)
     if not is_pair or value[0] > value[1]:
         raise AdaBMError(

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
-from adabm_basicsr.quantization.checkpoint import fit_state
+from adabm_basicsr.quantization.checkpoint import (
+    BASE_PREFIX,
+    QUANTIZED_KEY,
+    check_same,
+    is_quantized,
+    named_as,
+    unwrap,
+)
 from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
@@ -170,7 +177,47 @@ class QuantizedNetwork(nn.Module):
         Raises:
             AdaBMError: Keys, shapes or bits differ and ``strict`` is on.
         """
-        return super().load_state_dict(fit_state(self, state_dict, strict), strict, assign)
+        state = unwrap(state_dict)
+        if is_quantized(state):
+            if strict:
+                self._check_state(state)
+        else:
+            state = self._with_base(state, strict)
+        return super().load_state_dict(state, strict, assign)
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Reject a quantized state of other layers, keys, shapes or bits."""
+        saved = state[QUANTIZED_KEY]
+        if len(saved) != len(self.layer_bits):
+            raise AdaBMError(
+                f"the checkpoint was quantized with other options: it has {len(saved)} quantized "
+                f"layers, the options give {len(self.layer_bits)}; the same fully_quantized, "
+                "exclude, head, tail, body and blocks are needed"
+            )
+        check_same(self.state_dict(), state, f"quantized {type(self.network).__name__}")
+        rows = zip(self.plan.layers, saved.tolist(), self.layer_bits.tolist(), strict=True)
+        for name, have, want in rows:
+            if have == want:
+                continue
+            have_adaptive = ", adaptive" if have[2] else ""
+            want_adaptive = ", adaptive" if want[2] else ""
+            raise AdaBMError(
+                f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, "
+                f"a_bits {have[1]}{have_adaptive}; the options say w_bits {want[0]}, "
+                f"a_bits {want[1]}{want_adaptive}"
+            )
+
+    def _with_base(self, base: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
+        """The full state with the weights of a plain one; quantizers are left uncalibrated."""
+        expected = self.base_state()
+        base = named_as(expected, base)
+        if strict:
+            check_same(expected, base, type(self.network).__name__)
+        state = self.state_dict()
+        state["stage"] = torch.zeros_like(state["stage"])
+        for key, value in self.prepared_state(base, strict).items():
+            state[BASE_PREFIX + key] = value
+        return state
 
     def prepared_state(self, state: Mapping[str, Tensor], strict: bool = True) -> dict[str, Tensor]:
         """What a state dict of the base network becomes once the network is prepared."""

@@ -1,4 +1,4 @@
-"""Shell-style patterns of layers and modules, as option files name them: ``body.0``, ``*.conv2``."""
+"""Shell-style patterns of layers and modules in option files: ``body.0``, ``*.conv2``."""
 
 from __future__ import annotations
 

@@ -128,10 +128,9 @@ class Recipe:
         """The recipe with single choices replaced; lists become tuples."""
         tables = {table.name: getattr(self, table.name) for table in fields(self)}
         for name, value in ingredients.items():
-            if isinstance(value, list):
-                value = tuple(value)
+            choice = tuple(value) if isinstance(value, list) else value
             for table, field in INGREDIENTS[name]:
-                tables[table] = replace(tables[table], **{field: value})
+                tables[table] = replace(tables[table], **{field: choice})
         return Recipe(**tables)
 
 

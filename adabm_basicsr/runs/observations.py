@@ -50,7 +50,7 @@ class Observations:
         count: int,
         forward: Callable[[Tensor], Tensor],
         tiles: Mapping | None = None,
-        self_psnr: dict[str, dict] | None = None,
+        self_psnr: Mapping[str, Mapping] | None = None,
     ) -> None:
         self.net = net
         self.quantized: QuantizedNetwork | None = None
@@ -58,7 +58,7 @@ class Observations:
             self.quantized = net
         self.forward = forward
         self.tiles = tiles or {}
-        self.self_psnr: dict[str, dict] = {}
+        self.self_psnr: Mapping[str, Mapping] = {}
         if self.quantized is not None and self_psnr:
             self.self_psnr = self_psnr
         self.images: list[dict[str, Any]] = []

@@ -122,7 +122,7 @@ def prepare_nncf(folder: Path) -> None:
 
 
 def prepare_torchao(kind: str, folder: Path) -> None:
-    """torchao's post-training quantization for x86 CPUs, at its defaults."""
+    """Torchao's post-training quantization for x86 CPUs, at its defaults."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 

@@ -20,7 +20,7 @@ from adabm_basicsr.train import main as train
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-OPTIONS = ROOT / "options" / "train" / "EDSR" / "train_AdaBM_EDSR_Mx4_W4A4.yml"
+OPTIONS = ROOT / "options" / "train" / "EDSR" / "train_AdaBM_EDSR_Mx4.yml"
 FIGURES = [(dataset, metric) for metric in ("psnr", "fab") for dataset in ("Set5", "Set14")]
 
 HEADERS = [f"{dataset} {metric.upper()}" for dataset, metric in FIGURES]

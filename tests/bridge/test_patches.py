@@ -13,7 +13,9 @@ from adabm_basicsr.environment import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
-network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+network = nn.Sequential(
+    nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1)
+)
 image = torch.rand(1, 3, 768, 768)  # feature maps of 38 MB
 for step in range(12):
     if step == 4:

@@ -1,4 +1,7 @@
-"""Runs that are killed, or whose disk is full: what is there loads, and what is resumed ends as if undisturbed."""
+"""Runs that are killed, or whose disk is full.
+
+What is there loads, and what is resumed ends as if undisturbed.
+"""
 
 import functools
 import json
@@ -37,9 +40,10 @@ def same(experiment, other):
 
 
 def at_write(count, fault):
-    """Call ``fault(path, content)`` instead of the so manieth write of a checkpoint or training state.
+    """Call ``fault(path, content)`` instead of write number ``count`` of checkpoints and states.
 
-    A run of 12 iterations that saves every 6 writes network and state of iterations 0, 6 and 12, and the last network.
+    A run of 12 iterations that saves every 6 writes network and state of iterations 0, 6 and 12,
+    and the last network.
     """
     original, writes = Path.write_bytes, []
 
@@ -51,13 +55,13 @@ def at_write(count, fault):
 
 
 def die_half_way(path, content):
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(bytes(content)[: len(content) // 2])
     kill_this_process()
 
 
 def write_and_die(path, content):
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(content)
     kill_this_process()
 
@@ -67,7 +71,7 @@ def hit_the_limit(path, content):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with open(path, "wb") as file:
+        with path.open("wb") as file:
             file.write(content)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -75,13 +79,13 @@ def hit_the_limit(path, content):
 
 def fill_the_disk(path, content):
     """Take all the room that is left, then go on writing."""
-    with open("experiments/ballast", "wb", buffering=0) as ballast:
+    with Path("experiments/ballast").open("wb", buffering=0) as ballast:
         try:
             while True:
                 ballast.write(bytes(4096))
         except OSError:
             pass
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(content)
 
 
@@ -145,7 +149,8 @@ def test_a_write_error_stops_the_run_and_leaves_what_was_there(workspace, option
     )
     output = Path("output.txt").read_text()
     refused = {3: "net_g_6.pth", 4: "6.state"}[write]
-    assert f"{refused}: [Errno 27] File too large" in output and "Traceback" not in output
+    assert f"{refused}: [Errno 27] File too large" in output
+    assert "Traceback" not in output
     assert not list(Path("experiments").rglob(f"{TEMPORARY_PREFIX}*"))
     read_state(MODELS / kept)
     workspace.train("--auto_resume")
@@ -159,7 +164,10 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(command, check=False, capture_output=True).returncode
+    ):
         pytest.skip("mounting isn't allowed here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -170,7 +178,8 @@ def test_a_full_disk_stops_the_run_and_leaves_what_was_there(workspace, options,
     Path("experiments").symlink_to(small_disk)
     assert train_to_death(workspace.root, functools.partial(at_write, 3, fill_the_disk)) == FAILED
     output = Path("output.txt").read_text()
-    assert "net_g_6.pth: [Errno 28] No space left on device" in output and "Traceback" not in output
+    assert "net_g_6.pth: [Errno 28] No space left on device" in output
+    assert "Traceback" not in output
     read_state(MODELS / "net_g_0.pth")
     (small_disk / "ballast").unlink()
     workspace.train("--auto_resume")
@@ -210,7 +219,7 @@ def test_resumed_with_the_seed_that_was_drawn(workspace):
         "1 to 4",
         "7 to 8",
         "9 to 12",
-    ]  # what was done after the sixth is told as it was done again
+    ]  # what was done after the sixth is noted as it was done again
 
 
 @pytest.mark.parametrize(
@@ -246,7 +255,7 @@ def test_resumed_from_another_folder(workspace, monkeypatch):
 
 
 def test_own_script_resumes_from_any_folder(workspace, monkeypatch):
-    """Where `train.py` sets the root folder itself, BasicSR looked for states below the working directory."""
+    """Where `train.py` sets the root folder itself, BasicSR looked below the working directory."""
     from basicsr.train import train_pipeline
 
     monkeypatch.setattr(
@@ -273,7 +282,10 @@ def test_resuming_with_other_options(workspace, capsys):
     workspace.train(name="tiny", train__total_iter=6)
     with pytest.raises(SystemExit):
         workspace.train("--auto_resume", datasets__train__batch_size_per_gpu=4)
-    message = "cannot resume: iterations per epoch were 4 when the run was saved, and are 2 now; use the same recipe"
+    message = (
+        "cannot resume: iterations per epoch were 4 when the run was saved, and are 2 now; use the "
+        "same recipe"
+    )
     assert message in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from faults import FORKS, read_state, run_processes
 
-from adabm_basicsr.bridge.patches import init_dist
+from adabm_basicsr.bridge.processes import init_dist
 from adabm_basicsr.quantization.distributed import end_processes, gather_objects
 
 

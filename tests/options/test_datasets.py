@@ -63,7 +63,7 @@ def test_basicsr_reads_what_passed(pairs, tmp_path, source):
     assert [tuple(dataset[index]["gt"].shape[1:]) for index in range(2)] == [(48, 64), (56, 48)]
 
 
-def test_pairs_are_told_by_name(pairs, tmp_path):
+def test_pairs_go_by_name(pairs, tmp_path):
     (tmp_path / "lq" / "img_001.png").rename(tmp_path / "lq" / "other.png")
     fails(r"image lq/img_001\.png cannot be read: No such file", pairs)
     (tmp_path / "lq" / "other.png").rename(tmp_path / "lq" / "img_001x2.png")
@@ -101,7 +101,7 @@ def test_lists_of_lmdbs_must_agree(pairs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "backend, text",
+    ("backend", "text"),
     [
         (
             {"type": "memcached", "sys_path": "evil"},
@@ -139,7 +139,7 @@ def test_metrics_that_can_be_computed():
 
 
 @pytest.mark.parametrize(
-    "changes, text",
+    ("changes", "text"),
     [
         ({"crop_border": "two"}, "val: metrics: psnr: with crop_border 'two', .* it fails"),
         ({"crop_border": 24}, "gives nan on an image of 64x48 pixels"),

@@ -2,20 +2,26 @@
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 import yaml
 from conftest import write_images
 
-from adabm_basicsr.options.reading import load_yaml
+from adabm_basicsr import calibrate, save_checkpoint
+from adabm_basicsr.bridge.run_options import make_parser, parse_options
+from adabm_basicsr.options.yaml_files import load_yaml
 
-OPTIONS = Path(__file__).parents[2] / "options"
+ROOT = Path(__file__).parents[2]
+OPTIONS = ROOT / "options"
 TRAIN = sorted((OPTIONS / "train").rglob("train_AdaBM_*.yml"))
 TEST = sorted((OPTIONS / "test").rglob("*.yml"))
+FILES = sorted(OPTIONS.rglob("*.yml"))
+SCHEMA = json.loads((ROOT / "adabm_basicsr" / "options" / "schema.json").read_text())
 BLOCKS = {"num_feat": 8, "num_block": 1}
+# What replaces a network's options in a run that takes seconds.
 SMALL = {
     "EDSR": BLOCKS,
     "MSRResNet": BLOCKS,
@@ -26,11 +32,16 @@ SMALL = {
     "SRVGGNetCompact": {"num_feat": 8, "num_conv": 3},
     "ECBSR": {"num_block": 2, "num_channel": 8},
     "SwinIR": {"depths": [1, 1], "embed_dim": 12, "num_heads": [2, 2]},
-}  # what replaces a network's options in a run that takes seconds
+}
+
+
+def name_of(path):
+    return path.stem
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("generate", OPTIONS / "generate.py")
+    path = ROOT / "docs" / "generate_option_files.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -50,80 +61,126 @@ def test_every_supported_network_has_files():
     assert {network_type(path) for path in TRAIN} == set(SMALL)
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_are_of_the_schema_that_they_name(path):
+    first, *_ = path.read_text().splitlines()
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads((path.parent / named).read_text()) == SCHEMA
+    jsonschema.validate(load_yaml(path), SCHEMA)
+
+
 def matching_test(path):
     """The test file that belongs to a training file."""
     return OPTIONS / "test" / path.parent.name / path.name.replace("train_", "test_")
 
 
-@pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAIN, ids=name_of)
 def test_training_and_test_file_belong_together(path):
-    trained, tested = load_yaml(path), load_yaml(matching_test(path))
-    assert path.stem == f"train_{trained['name']}" and tested["name"] == f"test_{trained['name']}"
-    assert tested["network_g"] == trained["network_g"]
-    assert (
-        tested["path"]["pretrain_network_g"]
-        == f"experiments/{trained['name']}/models/net_g_latest.pth"
-    )
-    for text in (path, matching_test(path)):
-        assert f"-opt {text.relative_to(OPTIONS.parent)}\n" in text.read_text()  # its own command
+    trained = load_yaml(path)
+    tested = load_yaml(matching_test(path))
+    name = trained["name"]
+    assert path.stem == f"train_{name}"
+    assert tested["name"] == f"test_{name}"
+    assert tested["scale"] == trained["scale"]
+    assert tested["path"]["pretrain_network_g"] == f"experiments/{name}/models/net_g_latest.pth"
+    for file in (path, matching_test(path)):
+        assert f"-opt {file.relative_to(ROOT)}\n" in file.read_text()  # its own command
 
 
 def make_files(root, opt):
-    """What the option file names, in small: random weights, calibration images, validation sets."""
+    """What an option file names, in small: random weights, calibration images, validation sets."""
     from basicsr.archs import build_network
 
     path = root / opt["path"]["pretrain_network_g"]
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    torch.save({"params": build_network(dict(opt["network_g"]["network"])).state_dict()}, path)
+    network = build_network(dict(opt["network_g"]["network"]))
+    torch.save({"params": network.state_dict()}, path)
+    scale = opt["scale"]
     for dataset in opt["datasets"].values():
         write_images(root / dataset["dataroot_lq"], [(16, 18)] * 2)
         if "dataroot_gt" in dataset:
-            write_images(
-                root / dataset["dataroot_gt"], [(16 * opt["scale"], 18 * opt["scale"])] * 2
-            )
+            write_images(root / dataset["dataroot_gt"], [(16 * scale, 18 * scale)] * 2)
 
 
-def run_pair(path, root, smaller):
-    """Train and test by the files of one name, for three iterations on tiny images."""
-    from adabm_basicsr.test import main as test
-    from adabm_basicsr.train import main as train
+def overrides(path, smaller):
+    """What makes a training file's run short."""
+    changes = {"num_gpu": 0, "train:total_iter": 3, "datasets:train:lq_size": 16}
+    for key, value in smaller.items():
+        changes[f"network_g:network:{key}"] = value
+    return [f"{key}={value}" for key, value in changes.items()]
 
+
+def smaller_options(path, smaller):
     opt = load_yaml(path)
     opt["network_g"]["network"].update(smaller)
-    make_files(root, opt)
-    opt["num_gpu"], opt["train"]["total_iter"], opt["datasets"]["train"]["lq_size"] = 0, 3, 16
-    Path("train.yml").write_text(yaml.safe_dump(opt))
-    train(["-opt", "train.yml"])
-    overrides = [f"network_g:network:{key}={value}" for key, value in smaller.items()]
-    test(["-opt", str(matching_test(path)), "--force_yml", *overrides, "num_gpu=0"])
-    metrics = json.loads(Path("results", f"test_{opt['name']}", "metrics.json").read_text())
-    assert set(metrics) == {"Set5", "Set14"}
-    assert all(values["psnr"] > 0 and 2 <= values["fab"] <= 8 for values in metrics.values())
-    assert Path("results", f"test_{opt['name']}", "visualization", "Set14").is_dir()
+    return opt
 
 
-# By default one bit-width of each network and scale; `-m slow` runs the others.
-SMALL_RUNS = [
-    pytest.param(path, marks=[pytest.mark.slow] * ("W4A4" not in path.stem), id=path.stem)
-    for path in TRAIN
-]
+def parse(path, is_train, *changes):
+    """All that a command does with an option file before the run."""
+    flags = make_parser("test").parse_args(["-opt", str(path), "--force_yml", *changes])
+    return parse_options(flags, Path.cwd(), is_train)
 
 
-@pytest.mark.parametrize("path", SMALL_RUNS)
-def test_train_and_test_files_run_together(path, tmp_path, monkeypatch):
+def check_pair(path, root, smaller):
+    """Read both files of a name as their commands do, which builds and runs the network."""
+    from basicsr.archs import build_network
+
+    make_files(root, smaller_options(path, smaller))
+    opt = parse(
+        path, True, *overrides(path, smaller), "network_g:recipe=static", "train:total_iter=0"
+    )
+    net = build_network(opt["network_g"])
+    checkpoint = Path("experiments", opt["name"], "models", "net_g_latest.pth")
+    checkpoint.parent.mkdir(parents=True)
+    calibrate(net, [torch.rand(1, net.in_channels, 16, 16)])
+    save_checkpoint(net, checkpoint)
+    tested = parse(matching_test(path), False, "num_gpu=0")
+    assert tested["network_g"]["network"] == opt["network_g"]["network"]
+    assert tested["network_g"]["recipe"] == "static"
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name_of)
+def test_files_name_what_can_be_built(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_pair(path, tmp_path, SMALL[network_type(path)])
+    check_pair(path, tmp_path, SMALL[network_type(path)])
 
 
-IN_FULL = [path for path in TRAIN if re.search(r"x4.*_W4A4$", path.stem)]  # each network once
+# Each network once.
+IN_FULL = [path for path in TRAIN if "x4" in path.stem]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", IN_FULL, ids=lambda path: path.stem)
-def test_networks_run_in_their_own_size(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", IN_FULL, ids=name_of)
+def test_networks_can_be_built_in_their_own_size(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_pair(path, tmp_path, {})
+    check_pair(path, tmp_path, {})
+
+
+# A convolutional network, one with attention and one for grey images.
+RUN = [
+    path
+    for path in TRAIN
+    if path.stem.split("AdaBM_")[1] in ("EDSR_Mx4", "SwinIR_Sx2", "ECBSR_x4_m4c16_prelu")
+]
+
+
+@pytest.mark.parametrize("path", RUN, ids=name_of)
+def test_train_and_test_files_run_together(path, tmp_path, monkeypatch):
+    from adabm_basicsr.test import main as test
+    from adabm_basicsr.train import main as train
+
+    monkeypatch.chdir(tmp_path)
+    smaller = SMALL[network_type(path)]
+    make_files(tmp_path, smaller_options(path, smaller))
+    train(["-opt", str(path), "--force_yml", *overrides(path, smaller)])
+    test(["-opt", str(matching_test(path)), "--force_yml", "num_gpu=0"])
+    results = Path("results", matching_test(path).stem)
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert set(metrics) == {"Set5", "Set14"}
+    assert all(values["psnr"] > 0 and 2 <= values["fab"] <= 8 for values in metrics.values())
+    assert (results / "visualization" / "Set14").is_dir()
 
 
 def test_full_precision_training_file_is_basicsrs_own(tmp_path, monkeypatch):
@@ -131,7 +188,8 @@ def test_full_precision_training_file_is_basicsrs_own(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     opt = load_yaml(OPTIONS / "train" / "EDSR" / "train_EDSR_Mx4_BSDS400.yml")
-    assert opt["model_type"] == "SRModel" and opt["network_g"]["type"] == "EDSR"
+    assert opt["model_type"] == "SRModel"
+    assert opt["network_g"]["type"] == "EDSR"
     opt["network_g"].update(num_feat=8, num_block=1)
     opt["num_gpu"], opt["train"]["total_iter"], opt["datasets"]["train"]["gt_size"] = 0, 2, 32
     opt["datasets"]["train"].update(

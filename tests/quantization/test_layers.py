@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize
-from adabm_basicsr.quantization.layers import QuantizedProduct, quantized_type
+from adabm_basicsr.quantization.layers import (
+    QuantizedLayer,
+    QuantizedProduct,
+    quantized_type,
+    register_layer,
+)
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 LAYERS = {
@@ -26,6 +31,7 @@ LAYERS = {
     "transposed, groups": lambda: nn.ConvTranspose2d(8, 12, 3, groups=4),
 }
 X = torch.randn(2, 8, 12, 14, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
 
 def network_of(layer):
@@ -63,13 +69,17 @@ def test_inference_adds_up_whole_numbers(name):
         double = copy.deepcopy(layer).double()(taken[0].double())
     trained = layer(taken[0])
     torch.testing.assert_close(exact, trained, rtol=1e-4, atol=1e-5)
-    bias = torch.zeros(())
-    if layer.bias is not None:
-        bias = layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
+    bias = (
+        torch.zeros(())
+        if layer.bias is None
+        else layer.weight_quantizer.bias(layer.bias).view(-1, 1, 1)
+    )
     # What remains are the roundings of the scale, of its product with the sum, and of the sum with
     # the bias.
-    magnitude = (double - bias).abs() + double.abs()
-    assert ((exact - double).abs() <= 4 * torch.finfo(exact.dtype).eps * magnitude).all()
+    assert (
+        (exact - double).abs()
+        <= 4 * torch.finfo(exact.dtype).eps * ((double - bias).abs() + double.abs())
+    ).all()
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if "transposed" not in name])
@@ -277,3 +287,32 @@ def test_ways_to_call_a_layer(kind, recipe):
     finetune(calibrate(net, [images]), [images] * 3, iterations_per_epoch=1)
     with torch.no_grad():
         torch.testing.assert_close(net(images), network(images), rtol=0, atol=0.02)
+
+
+def test_layers_that_change_the_size():
+    layer = nn.Sequential(nn.Conv2d(8, 8, 2, stride=2), nn.ConvTranspose2d(8, 8, 2, stride=2))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(8, 3, 3, padding=1))
+    options = {"w_bits": 8, "a_bits": 8, "recipe": "static", "fully_quantized": True}
+    net = calibrate(quantize(network, IMAGES[:1], **options), [IMAGES])
+    assert list(net.layers()) == ["0", "1.0", "1.1", "2"]
+    with torch.no_grad():
+        expected = network(IMAGES)
+        error = (net(IMAGES) - expected).square().mean()
+    assert error < 1e-3 * expected.square().mean()
+
+
+def test_own_layer_type():
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    @register_layer(Scaled)
+    class QuantizedScaled(QuantizedLayer, Scaled):
+        def compute(self, x, weight, bias):
+            return 2 * self._conv_forward(x, weight, bias)
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), Scaled(4, 4, 3, 1, 1), nn.Conv2d(4, 3, 1)
+    )
+    net = calibrate(quantize(network, IMAGES[:1]), [IMAGES])
+    assert isinstance(net.network[1], QuantizedScaled)

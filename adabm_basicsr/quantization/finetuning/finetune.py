@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import AdaBMError, check_keys
 from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
+from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES, feature_loss
 from adabm_basicsr.quantization.finetuning.optimizer import (
     BIT_MAPPING,
@@ -37,22 +38,34 @@ EPSILON = 1e-8
 
 @dataclass
 class FinetuneSettings:
-    """Constants of fine-tuning; the defaults are the recipe's own, of ``paper`` the paper's.
+    """Constants of fine-tuning; each field's metadata says in a sentence what it does.
 
-    Attributes:
-        learning_rates: Those that differ from the recipe's own, by ``weight_range``,
-            ``activation_range``, ``layer_factor``, ``image_threshold``, ``weight_correction`` and
-            ``bias``; 0 keeps them as calibrated.
-        lr_decay: Factor on a phase's learning rates after each of its own epochs; the recipe's own
-            by default.
-        feature_weight: Weight of the feature loss; the recipe's own by default.
-        bit_weight: Weight of the bit loss, of recipes that train bit mappings.
+    The defaults are the recipe's own, of ``paper`` the paper's.
     """
 
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    lr_decay: float | None = None
-    feature_weight: float | None = None
-    bit_weight: float = 50.0
+    learning_rates: dict[str, float] = option(
+        "Learning rates that differ from the recipe's own, of weight_range, activation_range, "
+        "layer_factor, image_threshold, weight_correction and bias; 0 keeps what was calibrated.",
+        {},
+        keys=tuple(RELATIVE_RATES),
+        minimum=0,
+    )
+    lr_decay: float | None = option(
+        "Factor on a phase's learning rates after each of its own epochs; the recipe's own by "
+        "default.",
+        None,
+        minimum=0,
+    )
+    feature_weight: float | None = option(
+        "Weight of the feature loss; the recipe's own by default.",
+        None,
+        minimum=0,
+    )
+    bit_weight: float = option(
+        "Weight of the bit loss, of recipes that train bit mappings.",
+        50.0,
+        minimum=0,
+    )
 
     @classmethod
     def from_options(cls, options: dict) -> FinetuneSettings:

@@ -226,7 +226,8 @@ class _RangeGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         change = ctx.change(x)
-        others = [axis for axis in range(grad.dim()) if axis != ctx.axis % grad.dim()]
+        channels = ctx.axis % grad.dim()
+        others = [axis for axis in range(grad.dim()) if axis != channels]
         per_channel = change.mul_(grad).sum(others)
         # One range per tensor, per output channel, or per output channel of a group.
         of_upper = per_channel.view(-1, *ctx.shape).sum(0)

@@ -84,26 +84,27 @@ class Coverage:
 
 def measure_coverage(net: QuantizedNetwork) -> Coverage:
     """Coverage of a quantized network, from its structure and plan alone."""
-    macs = net.structure.macs
-    other_macs = net.structure.other_macs
-    total = max(sum(macs.values()) + sum(other_macs.values()), 1)
-
+    structure = net.structure
+    total = max(structure.total_macs, 1)
     skipped = {}
     for name, reason in net.plan.skipped.items():
-        in_mode = net.config.fully_quantized or net.structure.roles.get(name) is Role.BODY
+        in_mode = net.config.fully_quantized or structure.roles.get(name) is Role.BODY
         wanted = reason == PRODUCTS_OFF and in_mode
-        skipped[name] = Skipped(reason, macs.get(name, 0) / total, wanted)
-    for operation, count in other_macs.items():
+        share = structure.macs.get(name, 0) / total
+        skipped[name] = Skipped(reason, share, wanted)
+    for operation, count in structure.other_macs.items():
         _add_operation(net, skipped, operation, count / total)
 
     weights = 0
     for name, layer in net.layers().items():
-        if isinstance(layer, QuantizedLayer) and net.plan.layers[name].w_bits != FLOAT_BITS:
+        w_bits = net.plan.layers[name].w_bits
+        if isinstance(layer, QuantizedLayer) and w_bits != FLOAT_BITS:
             weights += layer.weight.numel()
     all_weights = sum(parameter.numel() for parameter in net.base_parameters())
+    quantized_macs = sum(structure.macs[name] for name in net.plan.layers)
     return Coverage(
         layers=len(net.plan.layers),
-        macs=sum(macs[name] for name in net.plan.layers) / total,
+        macs=quantized_macs / total,
         weights=weights / max(all_weights, 1),
         skipped=skipped,
     )

@@ -183,7 +183,7 @@ def _rows(
 ) -> list[LayerSummary]:
     """Row of a layer, or of both operands of a product."""
     inputs = layer.inputs(name)
-    total = sum(net.structure.macs.values()) + sum(net.structure.other_macs.values())
+    share = net.structure.macs[name] / net.structure.total_macs
     rows = []
     for row_name, quantizer in inputs.items():
         if isinstance(quantizer, ActivationQuantizer):
@@ -207,7 +207,7 @@ def _rows(
             highest=values.highest,
             counts=values.counts,
             sqnr_db=values.sqnr_db,
-            macs_share=net.structure.macs[name] / total / len(inputs),
+            macs_share=share / len(inputs),
         )
         rows.append(row)
     return rows

@@ -40,9 +40,9 @@ def find_unbatched(network: nn.Module, example: Tensor) -> set[str]:
     network = copy_of(network)
     _fill_zeros(network)
     generator = torch.Generator().manual_seed(0)
-    first, second, third = (
-        torch.rand(example.shape, generator=generator).to(example) for _ in range(3)
-    )
+    first = torch.rand(example.shape, generator=generator).to(example)
+    second = torch.rand(example.shape, generator=generator).to(example)
+    third = torch.rand(example.shape, generator=generator).to(example)
     alone = _inputs(network, first)
     with_second = _inputs(network, torch.cat([first, second]))
     with_third = _inputs(network, torch.cat([first, third]))

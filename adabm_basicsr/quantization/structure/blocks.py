@@ -113,7 +113,8 @@ def _macs(calls: list[Call], trace: Trace) -> int:
     """MACs of the layers in ``calls``, each layer once."""
     names: set[str] = set()
     for call in calls:
-        names.update(layer.name for layer in trace.layers[call.start : call.end])
+        for layer in trace.layers[call.start : call.end]:
+            names.add(layer.name)
     return sum(trace.macs[name] for name in names)
 
 
@@ -129,8 +130,11 @@ def _first_upsampling(trace: Trace, size: int) -> int:
 
     The number of layer calls if there is no such upsampling.
     """
-    found = [upsampling for upsampling in trace.upsamplings if upsampling.pixels > size]
-    return min((upsampling.first_layer for upsampling in found), default=len(trace.layers))
+    starts = []
+    for upsampling in trace.upsamplings:
+        if upsampling.pixels > size:
+            starts.append(upsampling.first_layer)
+    return min(starts, default=len(trace.layers))
 
 
 def _first_calls(trace: Trace) -> dict[str, Call]:

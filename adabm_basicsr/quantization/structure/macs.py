@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,6 +11,9 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
 from adabm_basicsr.quantization.layers import QuantizedProduct, is_quantizable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own from Python 3.11 on
 
 FLOPS_PER_MAC = 2
 
@@ -37,7 +40,7 @@ class MacCounter(TorchDispatchMode):
         self.running: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> MacCounter:
+    def __enter__(self) -> Self:
         for module in self.network.modules():
             entering = module.register_forward_pre_hook(self._enter, with_kwargs=True)
             leaving = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)

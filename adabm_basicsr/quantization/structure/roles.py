@@ -74,6 +74,11 @@ class Structure:
     unbatched: set[str] = field(default_factory=set)
     overwritten: set[str] = field(default_factory=set)
 
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of the whole network for the example."""
+        return sum(self.macs.values()) + sum(self.other_macs.values())
+
 
 def find_structure(
     network: nn.Module,
@@ -200,9 +205,11 @@ def _are_an_arm(blocks: list[Call], roles: dict[str, Role], trace: Trace) -> boo
     lower_calls = [call for call in trace.layers if 1 < call.pixels < size]
     if not any(roles[call.name] is Role.TRUNK_END for call in lower_calls):
         return False
-    body_macs = sum(trace.macs[name] for name in roles if roles[name] is Role.BODY)
-    other_macs = sum(trace.macs[name] for name in roles if roles[name] is Role.TRUNK_END)
-    return body_macs < MIN_TRUNK_SHARE * (body_macs + other_macs)
+    macs: Counter[Role] = Counter()
+    for name, role in roles.items():
+        macs[role] += trace.macs[name]
+    between = macs[Role.BODY] + macs[Role.TRUNK_END]
+    return macs[Role.BODY] < MIN_TRUNK_SHARE * between
 
 
 def _override(roles: dict[str, Role], config: QuantizationConfig) -> None:
@@ -212,18 +219,23 @@ def _override(roles: dict[str, Role], config: QuantizationConfig) -> None:
     stand.
     """
     names = list(roles)
-    for key, role, instead in (("head", Role.HEAD, Role.BODY), ("tail", Role.TAIL, Role.TRUNK_END)):
-        patterns = getattr(config, key)
-        if not patterns:
-            continue
-        matched = match_all(key, patterns, names)
-        for name in names:
-            if roles[name] is role:
-                roles[name] = instead
-        for name in matched:
-            roles[name] = role
+    head = match_all("head", config.head, names)
+    if head:
+        _give_alone(roles, head, Role.HEAD, instead=Role.BODY)
+    tail = match_all("tail", config.tail, names)
+    if tail:
+        _give_alone(roles, tail, Role.TAIL, instead=Role.TRUNK_END)
     for name in match_all("body", config.body, names):
         roles[name] = Role.BODY
+
+
+def _give_alone(roles: dict[str, Role], names: list[str], role: Role, instead: Role) -> None:
+    """Give ``role`` to ``names`` and to no others; those that had it get another ``instead``."""
+    for name, had in roles.items():
+        if had is role:
+            roles[name] = instead
+    for name in names:
+        roles[name] = role
 
 
 def _body_layers(network: nn.Module, roles: dict[str, Role], unbatched: set[str]) -> list[str]:

@@ -6,6 +6,7 @@ Networks with windows or strides want heights and widths that are multiples of s
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -112,7 +113,7 @@ def mirrored(size: int, multiple: int) -> Tensor:
     return (size - 1) - (size - 1 - position).abs()
 
 
-def run_padded(network: nn.Module, image: Tensor, multiple: int) -> Tensor:
+def run_padded(network: Callable[[Tensor], Tensor], image: Tensor, multiple: int) -> Tensor:
     """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``.
 
     Args:

@@ -1,11 +1,11 @@
-"""What is quantized, what is not and why; patterns that override what was found."""
+"""What share of a network is quantized, what is not and why."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adabm_basicsr import AdaBMError, calibrate, quantize
+from adabm_basicsr import quantize
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -42,14 +42,9 @@ class Network(nn.Module):
 
 
 def coverage(network=None, **options):
-    return measure_coverage(quantize(network or Network(), EXAMPLE, **options))
-
-
-def roles(**options):
-    return {
-        name: role.value
-        for name, role in quantize(Network(), EXAMPLE, **options).structure.roles.items()
-    }
+    if network is None:
+        network = Network()
+    return measure_coverage(quantize(network, EXAMPLE, **options))
 
 
 def test_shares_are_those_of_macs_and_weights():
@@ -106,63 +101,3 @@ def test_unsupported_layer_types_are_named():
         "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv3d"
         in str(coverage(network))
     )
-
-
-def test_found_roles():
-    found = roles()
-    assert found == {
-        "first": "head", "blocks.0.conv": "body", "blocks.1.conv": "body", "blocks.2.conv": "body",
-        "after": "trunk end", "last": "tail",
-    }  # fmt: skip
-
-
-def test_patterns_override_roles():
-    assert roles(head=["first", "blocks.0"])["blocks.0.conv"] == "head"
-    moved = roles(head=["blocks.0"], tail=["after"])
-    assert (moved["first"], moved["blocks.0.conv"], moved["after"], moved["last"]) == (
-        "body", "head", "tail", "trunk end",
-    )  # fmt: skip
-    assert roles(body=["after"])["after"] == "body"
-    net = quantize(Network(), EXAMPLE, blocks=["blocks.[12]"])
-    assert net.structure.blocks == ["blocks.1", "blocks.2"]
-    assert net.structure.roles["blocks.0.conv"].value == "head"
-    assert list(net.layers()) == ["blocks.1.conv", "blocks.2.conv"]
-
-
-def test_non_adaptive_layers_keep_their_base_bits_and_count():
-    net = quantize(Network(), EXAMPLE, non_adaptive=["blocks.1"])
-    calibrate(net, [torch.rand(2, 3, 16, 16)])
-    quantizer = net.layers()["blocks.1.conv"].input_quantizer
-    assert not quantizer.adaptive
-    assert not quantizer.fixed
-    bits = net(torch.rand(1, 3, 16, 16), details=True).bits
-    used = [q.last_bits.item() for q in net.activation_quantizers().values()]
-    assert len(used) == 3
-    assert bits.item() == pytest.approx(sum(used) / 3)
-
-
-@pytest.mark.parametrize("key", ["head", "tail", "body", "exclude", "non_adaptive"])
-def test_patterns_that_match_nothing_name_near_misses(key):
-    with pytest.raises(
-        AdaBMError,
-        match=rf"{key}: pattern 'blocks.0.cnv' matches no layer; did you mean 'blocks.0.conv'",
-    ):
-        quantize(Network(), EXAMPLE, **{key: ["blocks.0.cnv"]})
-    with pytest.raises(AdaBMError, match=f"{key}: 'blocks' is not a list of patterns"):
-        quantize(Network(), EXAMPLE, **{key: "blocks"})
-
-
-def test_block_patterns_name_modules():
-    expected = (
-        r"blocks: pattern 'block.0' matches no module with layers in it; did you mean 'blocks.0'"
-    )
-    with pytest.raises(AdaBMError, match=expected):
-        quantize(Network(), EXAMPLE, blocks=["block.0"])
-
-
-def test_calls_of_shared_layers_are_counted():
-    network = Network()
-    network.blocks[1] = network.blocks[0]
-    structure = quantize(network, EXAMPLE).structure
-    assert structure.calls["blocks.0.conv"] == 2
-    assert structure.macs["blocks.0.conv"] == 2 * 16 * 16 * 72 * 8

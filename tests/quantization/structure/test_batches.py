@@ -1,7 +1,4 @@
-"""Layers whose input isn't a batch's samples one after another.
-
-They are found, and have bits that no image changes.
-"""
+"""Layers whose input isn't a batch's samples one after another have bits that no image changes."""
 
 import pytest
 import torch
@@ -34,7 +31,7 @@ class Block(nn.Module):
 
 
 class Windows(nn.Module):
-    """Works on the rows of images: one sample after another, or all samples' first rows first."""
+    """Works on rows of the images: sample after sample, or the first of all samples first."""
 
     def __init__(self, samples_first):
         super().__init__()

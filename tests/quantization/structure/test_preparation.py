@@ -9,7 +9,6 @@ from torch.nn.utils import parametrizations
 
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, quantize
 from adabm_basicsr.deployment.freeze import freeze
-from adabm_basicsr.quantization.checkpoint import read_checkpoint
 from adabm_basicsr.quantization.measures.cost import size_bytes
 from adabm_basicsr.quantization.structure.preparation import Preparation, register_preparation
 
@@ -142,19 +141,6 @@ def test_plain_checkpoints_keep_the_layout_of_the_unprepared_network(recipe, tmp
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(AdaBMError, match="holds no weights"):
         load_checkpoint(net, tmp_path / "empty.pth")
-
-
-@pytest.mark.parametrize("key", ["params", "params_ema", "state_dict", "model"])
-def test_weights_are_found_under_the_keys_of_other_trainers(key, tmp_path):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3))
-    torch.save({key: network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
-    assert read_checkpoint(tmp_path / "net.pth").keys() == network.state_dict().keys()
-    torch.save({"generator": network.state_dict(), "epoch": 3}, tmp_path / "net.pth")
-    with pytest.raises(
-        AdaBMError, match="holds 'generator', 'epoch'; weights are looked for under"
-    ):
-        read_checkpoint(tmp_path / "net.pth")
-    assert read_checkpoint(tmp_path / "net.pth", "generator").keys() == network.state_dict().keys()
 
 
 def test_own_modules_can_be_registered():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.structure.roles import Role, find_structure
 
 EXAMPLE = torch.zeros(1, 3, 24, 24)
@@ -39,8 +40,9 @@ class Interpolating(nn.Module):
         return self.last(self.up(F.interpolate(x, scale_factor=2)))
 
 
-def roles(network):
-    return {name: role.value for name, role in find_structure(network, EXAMPLE).roles.items()}
+def roles(network, **options):
+    structure = find_structure(network, EXAMPLE, QuantizationConfig(**options))
+    return {name: role.value for name, role in structure.roles.items()}
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
@@ -71,12 +73,6 @@ def test_plain_chain_of_layers_has_a_body_too():
     assert roles(network) == {"0.0": "head", "0.2": "body", "0.4": "body", "0.6": "tail"}
 
 
-def test_layer_that_feeds_the_shuffle_is_no_block_though_it_looks_like_one():
-    blocks = [nn.Sequential(conv(12, 12), nn.ReLU()) for _ in range(3)]
-    found = roles(nn.Sequential(nn.Sequential(conv(3, 12), *blocks), nn.PixelShuffle(2)))
-    assert list(found.values()) == ["head", "body", "body", "tail"]
-
-
 def test_pooled_attention_is_part_of_its_block():
     class Attending(Block):
         def __init__(self):
@@ -94,25 +90,7 @@ def test_pooled_attention_is_part_of_its_block():
     assert found["after"] == "trunk end"
 
 
-def test_blocks_inside_one_module_are_found():
-    network = Interpolating(4)
-    network.blocks = nn.Sequential(nn.Sequential(*network.blocks, conv(8, 8)))
-
-    class Shortcut(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x):
-            return x + self.inner(x)
-
-    network.blocks = nn.Sequential(Shortcut(network.blocks[0]))
-    structure = find_structure(network, EXAMPLE)
-    assert structure.blocks == [f"blocks.0.inner.{index}" for index in range(4)]
-    assert structure.roles["blocks.0.inner.4"] is Role.TRUNK_END
-
-
-def test_network_without_layers_is_refused():
+def test_network_without_layers_is_rejected():
     with pytest.raises(AdaBMError, match="has no convolution or linear layer"):
         find_structure(nn.PixelShuffle(1), EXAMPLE)
 
@@ -129,53 +107,9 @@ class Two(Block):
         return x, super().forward(x)
 
 
-def test_a_network_of_two_outputs_is_refused():
+def test_a_network_of_two_outputs_is_rejected():
     with pytest.raises(AdaBMError, match="Two gives a tuple instead of one image"):
         find_structure(Two(), torch.zeros(1, 8, 24, 24))
-
-
-class UNet(nn.Module):
-    """Two arms of blocks and a bottom, at resolutions of their own, and a layer at either end."""
-
-    def __init__(self, middle=1):
-        super().__init__()
-        self.first, self.last = conv(3, 8), conv(8, 3)
-        self.encoders, self.decoders = (nn.ModuleList([Block(), Block()]) for _ in range(2))
-        self.middle = nn.Sequential(*[Block() for _ in range(middle)])
-
-    def forward(self, x):
-        x = kept = self.encoders[0](self.first(x))
-        x = self.middle(self.encoders[1](F.avg_pool2d(x, 2)))
-        x = self.decoders[0](F.interpolate(self.decoders[1](x), scale_factor=2) + kept)
-        return self.last(x)
-
-
-@pytest.mark.parametrize("middle", [1, 3])
-def test_neither_an_arm_nor_the_bottom_of_a_u_net_is_the_body(middle):
-    found = roles(UNet(middle))
-    assert found.pop("first") == "head"
-    assert found.pop("last") == "tail"
-    assert set(found.values()) == {"body"}
-    assert len(found) == 2 * (4 + middle)
-
-
-def test_light_blocks_before_a_heavy_layer_are_the_body():
-    class Separable(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.deep, self.wide = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
-
-        def forward(self, x):
-            return x + self.wide(F.relu(self.deep(x)))
-
-    network = nn.Sequential(
-        conv(3, 16),
-        *[Separable() for _ in range(3)],
-        conv(16, 16),
-        conv(16, 12),
-        nn.PixelShuffle(2),
-    )
-    assert list(roles(network).values()) == ["head", *["body"] * 6, "trunk end", "tail"]
 
 
 def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
@@ -194,3 +128,46 @@ def test_windows_of_linear_layers_do_not_look_like_an_upsampling():
 
     expected = {"first": "head", "widen": "body", "narrow": "body", "after": "body", "last": "tail"}
     assert roles(Windowed()) == expected
+
+
+def test_named_head_and_tail_are_nothing_else():
+    network = Interpolating(2)
+    moved = roles(network, head=["blocks.0"], tail=["after"])
+    assert moved["first"] == "body"
+    assert moved["blocks.0.a"] == moved["blocks.0.b"] == "head"
+    assert moved["after"] == "tail"
+    assert moved["up"] == moved["last"] == "trunk end"
+    assert roles(network, head=["first", "blocks.0"])["blocks.0.a"] == "head"
+
+
+def test_named_body_layers_are_body_wherever_they_stand():
+    found = roles(Interpolating(2), body=["after"])
+    assert found["after"] == "body"
+    assert found["blocks.0.a"] == "body"
+
+
+def test_what_comes_before_named_blocks_is_head():
+    found = roles(Interpolating(3), blocks=["blocks.[12]"])
+    assert found["first"] == found["blocks.0.a"] == "head"
+    assert found["blocks.1.a"] == found["blocks.2.b"] == "body"
+
+
+@pytest.mark.parametrize("key", ["head", "tail", "body"])
+def test_patterns_that_match_nothing_name_near_misses(key):
+    message = rf"{key}: pattern 'aftre' matches no layer; did you mean 'after'"
+    with pytest.raises(AdaBMError, match=message):
+        roles(Interpolating(2), **{key: ["aftre"]})
+
+
+def test_patterns_are_a_list():
+    for key in ("head", "tail", "body", "blocks", "exclude", "non_adaptive"):
+        with pytest.raises(AdaBMError, match=f"{key}: 'blocks' is not a list of patterns"):
+            QuantizationConfig(**{key: "blocks"})
+
+
+def test_calls_of_shared_layers_are_counted():
+    network = Interpolating(2)
+    network.blocks[1] = network.blocks[0]
+    structure = find_structure(network, EXAMPLE)
+    assert structure.calls["blocks.0.a"] == 2
+    assert structure.macs["blocks.0.a"] == 2 * 24 * 24 * 9 * 8 * 8

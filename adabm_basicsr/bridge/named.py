@@ -1,0 +1,109 @@
+"""Checks what options name: registered types, the network, its checkpoint and its scale.
+
+Checks of the options themselves are in ``options/``. These need BasicSR's registries and a built
+network; they too come before BasicSR moves earlier results aside.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.utils import registry
+
+from adabm_basicsr.archs.adabm_arch import build_base, import_modules
+from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.models.adabm_model import AdaBMModel
+from adabm_basicsr.models.setup import set_up_training
+from adabm_basicsr.options.datasets import check_datasets, check_metrics
+from adabm_basicsr.quantization.checkpoint import load_checkpoint
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+TRIED = 24  # pixels of the image that the network's scale is tried on
+QUANTIZED = "AdaBMNetwork"
+
+
+def check_what_is_named(opt: dict[str, Any], is_train: bool) -> None:
+    """Check images, types, network, checkpoint and metrics.
+
+    Args:
+        opt: Options that `check_options` has passed, of a process that has joined the others.
+        is_train: Whether to train.
+
+    Raises:
+        AdaBMError: The first that is missing, broken, unknown or doesn't fit.
+    """
+    sizes = check_datasets(opt)
+    _check_registered(opt)
+    if is_train and opt["network_g"]["type"] == QUANTIZED:
+        _check_model(opt["model_type"])
+    check_metrics(_metrics(opt), sizes)
+    if opt["model_type"] == AdaBMModel.__name__:
+        _check_network(opt, is_train)
+
+
+def _metrics(opt: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return (opt.get("val") or {}).get("metrics") or {}
+
+
+def _check_registered(opt: dict[str, Any]) -> None:
+    network = opt["network_g"]
+    import_modules(network.get("custom_imports") or ())
+    if network["type"] != QUANTIZED:
+        network.pop("custom_imports", None)  # a plain architecture doesn't take the key
+    _check_type("model_type", opt["model_type"], registry.MODEL_REGISTRY)
+    _check_type("network_g: type", network["type"], registry.ARCH_REGISTRY)
+    for name, dataset in opt["datasets"].items():
+        _check_type(f"datasets: {name}: type", dataset["type"], registry.DATASET_REGISTRY)
+    for name, metric in _metrics(opt).items():
+        _check_type(f"val: metrics: {name}: type", metric["type"], registry.METRIC_REGISTRY)
+    for name, metric in _metrics(opt).items():
+        if metric["type"] == "calculate_lpips" and not find_spec("lpips"):
+            raise AdaBMError(
+                f"val: metrics: {name}: {metric['type']} needs the package lpips: pip install lpips"
+            )
+
+
+def _check_type(key: str, value: str, known: registry.Registry) -> None:
+    if value not in known and f"{value}_basicsr" not in known:
+        raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, known.keys())}")
+
+
+def _check_model(model_type: str) -> None:
+    """BasicSR's own models test a quantized network, but don't know how to make one."""
+    if not issubclass(registry.MODEL_REGISTRY.get(model_type), AdaBMModel):
+        raise AdaBMError(
+            f"model_type: {model_type!r} doesn't quantize; AdaBMModel trains AdaBMNetwork"
+        )
+
+
+def _check_network(opt: dict[str, Any], is_train: bool) -> None:
+    """Build the network, load its checkpoint, and read what training needs."""
+    paths = opt["path"]
+    is_quantized = opt["network_g"]["type"] == QUANTIZED
+    if is_quantized:
+        net = build_network(opt["network_g"])
+    else:
+        net = build_base(opt["network_g"], "network_g")
+    if paths.get("pretrain_network_g") and not paths.get("resume_state"):
+        load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
+    if is_train:
+        set_up_training(opt, net)
+    elif is_quantized:
+        net.check_calibrated()
+    if is_quantized and opt.get("scale") is not None:
+        _check_scale(opt["scale"], net)
+
+
+def _check_scale(scale: int, net: QuantizedNetwork) -> None:
+    """BasicSR cuts the ground truth to ``scale`` times the input, and reports name it."""
+    image = torch.zeros(1, net.in_channels, TRIED, TRIED)
+    with net.full_precision():
+        height = net(image).shape[2]
+    made = height / TRIED
+    if made != scale:
+        raise AdaBMError(
+            f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}"
+        )
