@@ -1,11 +1,14 @@
-"""What a whole quantization costs, in forward units and peak memory, beside the published recipe written plainly.
+"""What a whole quantization costs, beside the published recipe written plainly.
 
-    python tests/benchmarks/calibration_cost.py --out DIR [--networks EDSR ...] [--recipes paper ...] [--growth]
+    python tests/benchmarks/calibration_cost.py --out DIR [--networks EDSR ...]
+        [--recipes paper ...] [--growth]
 
-A forward unit is one float32 forward of the full-precision network on one LR patch of the same size, timed in the same
-process before and after each phase. Fine-tuning is timed over ``--steps`` iterations of each phase and scaled up to the
-recipe's. Every measurement has a process of its own, so that its peak memory is its own. Weights and images are random:
-the cost doesn't depend on them. Prints tables, writes ``calibration_cost.json`` and, with ``--growth``, a plot.
+Costs are forward units and peak memory. A forward unit is one float32 forward of the full-precision
+network on one LR patch of the same size, timed in the same process before and after each phase.
+Fine-tuning is timed over ``--steps`` iterations of each phase and scaled up to the recipe's. Every
+measurement has a process of its own, so that its peak memory is its own. Weights and images are
+random: the cost doesn't depend on them. Prints tables, writes ``calibration_cost.json`` and a plot,
+with ``--growth`` also of how costs grow.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +41,24 @@ from adabm_basicsr.quantization.recipes import RECIPES
 
 NAIVE = "paper, plain"
 GROWTH = {"images": [10, 20, 40, 80], "size": [32, 48, 64, 96], "depth": [4, 8, 16, 32]}
+AXIS_LABELS = {"images": "images", "size": "side of the patches", "depth": "blocks"}
 
 
 @dataclass
 class Setting:
-    """One measurement; the defaults are those of the published implementation's figures."""
+    """One measurement; the defaults are those of the published implementation's figures.
+
+    Attributes:
+        network: Architecture, a key of `NETWORKS`.
+        recipe: A recipe, or `NAIVE`.
+        images: Number of calibration images.
+        size: Side of an LR patch in pixels.
+        depth: Number of blocks, where it isn't the network's own.
+        epochs: Of fine-tuning.
+        calibration_batch: Images of a batch of calibration.
+        batch: Images of a batch of fine-tuning.
+        steps: Iterations of each phase that are timed.
+    """
 
     network: str = "EDSR"
     recipe: str = NAIVE
@@ -58,11 +76,12 @@ class Setting:
 
 
 def build(setting: Setting) -> torch.nn.Module:
-    import basicsr.archs  # noqa: F401  registers the networks
+    """The network in full precision, with random weights."""
+    import basicsr.archs  # noqa: F401 - registers the networks
     from basicsr.utils.registry import ARCH_REGISTRY
 
     make_example_project_importable()
-    import inhouse.archs  # noqa: F401
+    import inhouse.archs  # noqa: F401 - registers IMDN
 
     torch.manual_seed(0)
     options = dict(NETWORKS[setting.network])
@@ -72,10 +91,18 @@ def build(setting: Setting) -> torch.nn.Module:
 
 
 class Clock:
-    """Times phases in forward units: the unit is taken before and after each, as machines have their moods."""
+    """Times phases in forward units.
+
+    The unit is taken before and after each phase, as the speed of a machine varies.
+
+    Args:
+        network: The network in full precision.
+        patch: One LR patch, ``(1, 3, H, W)``.
+    """
 
     def __init__(self, network: torch.nn.Module, patch: torch.Tensor) -> None:
-        self.network, self.patch = network, patch
+        self.network = network
+        self.patch = patch
         self.phases: dict[str, float] = {}
         self.latest = self._unit()
         self.units = [self.latest]
@@ -94,11 +121,12 @@ class Clock:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def time(self, phase: str, work: callable, share: float = 1.0) -> None:
+    def time(self, phase: str, work: Callable[[], Any], share: float = 1.0) -> None:
         """Run ``work``, which is ``share`` of the phase."""
         start = self._now()
         work()
-        seconds, before = self._now() - start, self.latest
+        seconds = self._now() - start
+        before = self.latest
         self.latest = self._unit()
         self.units.append(self.latest)
         self.phases[phase] = seconds / share / ((before + self.latest) / 2)
@@ -107,130 +135,158 @@ class Clock:
 def measure(setting: Setting) -> dict:
     """Units of each phase, seconds of a unit and peak resident memory."""
     if setting.recipe != NAIVE:
-        keep_freed_memory()  # as the commands do
+        # As the commands do.
+        keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build(setting).to(device)
-    batches = list(
-        torch.rand(setting.images, 3, setting.size, setting.size, device=device).split(
-            setting.batch
-        )
-    )
+    images = torch.rand(setting.images, 3, setting.size, setting.size, device=device)
+    batches = list(images.split(setting.batch))
     calibration = list(torch.cat(batches).split(setting.calibration_batch))
-    clock = Clock(network, batches[0][:1])
+    example = batches[0][:1]
+    clock = Clock(network, example)
     recipe = "paper" if setting.recipe == NAIVE else setting.recipe
-    net = quantize(network, batches[0][:1], w_bits=4, a_bits=4, recipe=recipe, fully_quantized=True)
-    run = _run_naive if setting.recipe == NAIVE else _run_ours
-    run(setting, clock, net, network, calibration, batches)
-    gpu = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}
-    return {
-        **asdict(setting),
-        "unit_seconds": median(clock.units),
-        "units": clock.phases,
-        "total_units": sum(clock.phases.values()),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        **gpu,
-    }
+    net = quantize(network, example, w_bits=4, a_bits=4, recipe=recipe, fully_quantized=True)
+    if setting.recipe == NAIVE:
+        _run_naive(setting, clock, NaivePaper(network, net), calibration, batches)
+    else:
+        _run_ours(setting, clock, net, calibration, batches)
+
+    result = asdict(setting)
+    result["unit_seconds"] = median(clock.units)
+    result["units"] = clock.phases
+    result["total_units"] = sum(clock.phases.values())
+    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "cuda":
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return result
 
 
-def _run_naive(setting, clock, net, network, calibration, batches) -> None:
-    plain = NaivePaper(network, net)
+def _run_naive(
+    setting: Setting,
+    clock: Clock,
+    plain: NaivePaper,
+    calibration: list[torch.Tensor],
+    batches: list[torch.Tensor],
+) -> None:
     clock.time("calibration", lambda: plain.calibrate(calibration))
     clock.time("clipping", lambda: plain.clip(batches[0]))
-    _time_phases(
-        setting,
-        clock,
-        list(RECIPES["paper"].finetuning.phases),
-        lambda i, epoch: plain.step(batches[i], epoch),
-        batches,
-    )
+
+    def step(index: int, epoch: int) -> None:
+        plain.step(batches[index], epoch)
+
+    _time_phases(setting, clock, list(RECIPES["paper"].finetuning.phases), step)
 
 
-def _run_ours(setting, clock, net: QuantizedNetwork, network, calibration, batches) -> None:
+def _run_ours(
+    setting: Setting,
+    clock: Clock,
+    net: QuantizedNetwork,
+    calibration: list[torch.Tensor],
+    batches: list[torch.Tensor],
+) -> None:
     clock.time("calibration", lambda: calibrate(net, calibration))
     if net.config.calibration.clip:
         clock.time("clipping", lambda: clip(net, batches[0]))
     tuner = Finetuner(net, FinetuneSettings(), setting.iterations_per_epoch)
     if not tuner.phases:
         return
-    keys = None
+    # Keys of the fixed crops of each batch, by which the teacher's outputs are kept.
+    keys: list[range | None] = [None] * len(batches)
     if net.config.finetuning.fixed_crops:
-        keys = _time_teacher(setting, clock, tuner, batches)
+        starts = range(0, setting.images, setting.batch)
+        keys = [range(start, start + setting.batch) for start in starts]
+        _time_teacher(setting, clock, tuner, batches, keys)
 
     def step(index: int, epoch: int) -> None:
         iteration = 1 + epoch * setting.iterations_per_epoch
-        tuner.step(batches[index], iteration, keys=None if keys is None else keys[index])
+        tuner.step(batches[index], iteration, keys=keys[index])
 
-    _time_phases(setting, clock, tuner.phases, step, batches)
+    _time_phases(setting, clock, tuner.phases, step)
 
 
-def _time_teacher(setting: Setting, clock: Clock, tuner: Finetuner, batches: list) -> list[range]:
-    """A pass over all fixed crops in the first epoch, and over those that aren't kept in each later one; their keys."""
-    keys = [
-        range(start, start + setting.batch) for start in range(0, setting.images, setting.batch)
-    ]
-    clock.time("teacher", lambda: [tuner.teacher(b, tuner.net, k) for b, k in zip(batches, keys)])
-    missing = (
-        sum(key not in tuner.teacher for of_batch in keys for key in of_batch) / setting.images
-    )
-    clock.phases["teacher"] *= 1 + (setting.epochs - 1) * missing
-    return keys
+def _time_teacher(
+    setting: Setting,
+    clock: Clock,
+    tuner: Finetuner,
+    batches: list[torch.Tensor],
+    keys: list[range],
+) -> None:
+    """Time the teacher's forwards over all epochs.
+
+    That is a pass over all fixed crops in the first epoch, and one over those whose outputs aren't
+    kept in each later epoch.
+    """
+
+    def run_all() -> None:
+        for batch, of_batch in zip(batches, keys, strict=True):
+            tuner.teacher(batch, tuner.net, of_batch)
+
+    clock.time("teacher", run_all)
+    missing = 0
+    for of_batch in keys:
+        missing += sum(key not in tuner.teacher for key in of_batch)
+    clock.phases["teacher"] *= 1 + (setting.epochs - 1) * (missing / setting.images)
 
 
 def _time_phases(
-    setting: Setting, clock: Clock, phases: list[str], step: callable, batches: list
+    setting: Setting, clock: Clock, phases: list[str], step: Callable[[int, int], None]
 ) -> None:
-    step(0, 0)  # whatever is set up at the first step
-    for index, phase in enumerate(phases):
-        epochs = len(range(index, setting.epochs, len(phases)))
-        count = min(setting.steps, len(batches))
+    """Time some iterations of each phase; ``step`` takes the index of a batch, and the epoch."""
+    # Whatever is set up at the first step doesn't count.
+    step(0, 0)
+    count = min(setting.steps, setting.iterations_per_epoch)
+
+    for epoch, phase in enumerate(phases):
+
+        def run_some(epoch: int = epoch) -> None:
+            for index in range(count):
+                step(index, epoch)
+
+        # Phases take turns, an epoch each.
+        epochs = len(range(epoch, setting.epochs, len(phases)))
         share = count / (epochs * setting.iterations_per_epoch)
-        clock.time(phase, lambda: [step(i, index) for i in range(count)], share)  # noqa: B023  runs at once
+        clock.time(phase, run_some, share)
 
 
 def in_own_process(setting: Setting) -> dict:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", json.dumps(asdict(setting))]
-    return json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
-            -1
-        ]
-    )
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def table_of_costs(results: list[dict]) -> str:
     """A row per measurement, with its share of the plain one."""
-    phases = list(dict.fromkeys(phase for r in results for phase in r["units"]))
-    plain = {r["network"]: r for r in results if r["recipe"] == NAIVE}
+    phases = phases_of(results)
+    plain = {result["network"]: result for result in results if result["recipe"] == NAIVE}
     rows = []
-    for r in results:
-        base = plain.get(r["network"], {})
-        shares = [
-            f"{100 * r[key] / base[key]:.0f} %" if base else ""
-            for key in ("total_units", "peak_bytes")
-        ]
-        units = [f"{r['units'][phase]:.0f}" if phase in r["units"] else "-" for phase in phases]
-        gigabytes = f"{r['peak_bytes'] / 1e9:.2f}"
-        rows.append(
-            [
-                r["network"],
-                r["recipe"],
-                *units,
-                f"{r['total_units']:.0f}",
-                shares[0],
-                gigabytes,
-                shares[1],
-            ]
-        )
-    headers = [
-        "network",
-        "recipe",
-        *(p.replace("_", " ") for p in phases),
-        "units",
-        "of plain",
-        "peak GB",
-        "of plain",
-    ]
+    for result in results:
+        row = [result["network"], result["recipe"]]
+        for phase in phases:
+            row.append(f"{result['units'][phase]:.0f}" if phase in result["units"] else "-")
+        base = plain.get(result["network"])
+        row.append(f"{result['total_units']:.0f}")
+        row.append(_share(result, base, "total_units"))
+        row.append(f"{result['peak_bytes'] / 1e9:.2f}")
+        row.append(_share(result, base, "peak_bytes"))
+        rows.append(row)
+    names = [phase.replace("_", " ") for phase in phases]
+    headers = ["network", "recipe", *names, "units", "of plain", "peak GB", "of plain"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _share(result: dict, base: dict | None, key: str) -> str:
+    if base is None:
+        return ""
+    return f"{100 * result[key] / base[key]:.0f} %"
+
+
+def phases_of(results: list[dict]) -> list[str]:
+    """All phases of the measurements, in order."""
+    phases: dict[str, None] = {}
+    for result in results:
+        phases.update(dict.fromkeys(result["units"]))
+    return list(phases)
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -239,6 +295,7 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def seconds(result: dict) -> float:
+    """Duration of a whole quantization."""
     return result["total_units"] * result["unit_seconds"]
 
 
@@ -252,22 +309,29 @@ def measure_growth(recipe: str) -> dict[str, list[dict]]:
         "epochs": 3,
         "steps": max(GROWTH["images"]),
     }
-    return {
-        axis: [in_own_process(Setting(**{**small, axis: value})) for value in values]
-        for axis, values in GROWTH.items()
-    }
+    growth: dict[str, list[dict]] = {}
+    for axis, values in GROWTH.items():
+        growth[axis] = []
+        for value in values:
+            setting = Setting(**(small | {axis: value}))
+            growth[axis].append(in_own_process(setting))
+    return growth
 
 
 def table_of_growth(growth: dict[str, list[dict]]) -> str:
     """Log-log slopes of time and memory."""
     rows = []
     for axis, results in growth.items():
-        x = [r[axis] ** 2 if axis == "size" else r[axis] for r in results]
-        slopes = slope(x, list(map(seconds, results))), slope(x, [r["peak_bytes"] for r in results])
-        rows.append([axis.replace("size", "pixels"), *(f"{value:.2f}" for value in slopes)])
-    return tabulate(
-        rows, headers=["growth with", "time", "memory"], tablefmt="github", disable_numparse=True
-    )
+        name = axis
+        x = [result[axis] for result in results]
+        if axis == "size":
+            name = "pixels"
+            x = [side**2 for side in x]
+        of_time = slope(x, [seconds(result) for result in results])
+        of_memory = slope(x, [result["peak_bytes"] for result in results])
+        rows.append([name, f"{of_time:.2f}", f"{of_memory:.2f}"])
+    headers = ["growth with", "time", "memory"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None:
@@ -282,30 +346,39 @@ def plot(results: list[dict], growth: dict[str, list[dict]], path: Path) -> None
         1, len(widths), figsize=(3.5 * sum(widths), 4), width_ratios=widths, layout="constrained"
     )
     axes = np.atleast_1d(axes)
-    labels, left = [f"{r['network']}: {r['recipe']}" for r in results], np.zeros(len(results))
-    for phase in dict.fromkeys(phase for r in results for phase in r["units"]):
-        units = np.array([r["units"].get(phase, 0) for r in results])
-        axes[0].barh(labels, units, left=left, label=phase.replace("_", " "))
-        left += units
-    axes[0].set_xlabel("forward units")
-    axes[0].invert_yaxis()
-    axes[0].margins(x=0.05)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small"
-    )
-    for axis, (name, runs) in zip(axes[1:], growth.items()):
-        values = [r[name] for r in runs]
-        axis.loglog(values, list(map(seconds, runs)), "o-", label="seconds")
-        axis.loglog(values, [r["peak_bytes"] / 1e9 for r in runs], "s-", label="peak GB")
-        axis.set_xticks(values, list(map(str, values)))
-        axis.set_xticks([], minor=True)
-        axis.set_xlabel({"size": "side of the patches", "depth": "blocks"}.get(name, name))
-        axis.legend()
+    _plot_costs(axes[0], results)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize="small")
+    for axis, (name, runs) in zip(axes[1:], growth.items(), strict=True):
+        _plot_growth(axis, name, runs)
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    """Measure, print, and write the results."""
+def _plot_costs(axis: Any, results: list[dict]) -> None:
+    """A bar per measurement, made of its phases."""
+    labels = [f"{result['network']}: {result['recipe']}" for result in results]
+    left = np.zeros(len(results))
+    for phase in phases_of(results):
+        units = np.array([result["units"].get(phase, 0) for result in results])
+        axis.barh(labels, units, left=left, label=phase.replace("_", " "))
+        left += units
+    axis.set_xlabel("forward units")
+    axis.invert_yaxis()
+    axis.margins(x=0.05)
+
+
+def _plot_growth(axis: Any, name: str, runs: list[dict]) -> None:
+    values = [run[name] for run in runs]
+    axis.loglog(values, [seconds(run) for run in runs], "o-", label="seconds")
+    axis.loglog(values, [run["peak_bytes"] / 1e9 for run in runs], "s-", label="peak GB")
+    axis.set_xticks(values, [str(value) for value in values])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel(AXIS_LABELS[name])
+    axis.legend()
+
+
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for; with ``--measure``, a single measurement in this process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -324,23 +397,26 @@ def main() -> None:
     )
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.out and not args.measure:
+        parser.error("--out is missing")
+    return args
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    args = read_arguments()
     if args.measure:
         print(json.dumps(measure(Setting(**args.measure))))
         return
-    if not args.out:
-        parser.error("--out is missing")
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = [
-        Setting(network, recipe, steps=args.steps)
-        for network in args.networks
-        for recipe in args.recipes
-    ]
-    results = [in_own_process(setting) for setting in settings]
+    results = []
+    for network in args.networks:
+        for recipe in args.recipes:
+            results.append(in_own_process(Setting(network, recipe, steps=args.steps)))
     print(table_of_costs(results))
     growth = measure_growth("paper") if args.growth else {}
-    (args.out / "calibration_cost.json").write_text(
-        json.dumps({"cost": results, "growth": growth}, indent=2)
-    )
+    figures = {"cost": results, "growth": growth}
+    (args.out / "calibration_cost.json").write_text(json.dumps(figures, indent=2))
     if growth:
         print(f"\n{table_of_growth(growth)}")
     plot(results, growth, args.out / "calibration_cost.png")

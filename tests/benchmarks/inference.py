@@ -1,16 +1,19 @@
 """Speed, memory, size and accuracy of inference: ours against what a user would pick today.
 
-    python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4] [--recipe fast] [--accuracy]
+    python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4]
+        [--recipe fast] [--accuracy]
 
-Float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's post-training quantization, torchao's
-with torch.compile (which needs a C++ compiler), and our graphs. Each runs in a process of its own, in several rounds in
-turns; the fastest counts. Quantized files are kept in ``--out``. Prints tables and writes ``inference.json``. Needs
-../shared and ``pip install ".[benchmark]"``.
+Compares float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's
+post-training quantization, torchao's with torch.compile (which needs a C++ compiler), and our
+graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized
+files are kept in ``--out``. Prints tables and writes ``inference.json``. Needs ../shared and
+``pip install ".[benchmark]"``.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -18,28 +21,63 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from accuracy import PERCEPTUAL, SCALE, SETS, images_of, pixels
+from accuracy import PERCEPTUAL, SCALE, SETS, images_of, means, read_ground_truth, to_bgr
 from integer_share import integer_share
 from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
 from tabulate import tabulate
 
 from adabm_basicsr import OnnxNetwork, load_checkpoint, load_network, save_onnx
-from adabm_basicsr.data.images import read_image
 from adabm_basicsr.deployment.runtimes import openvino_core
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
+# The image class whose graph is run where the choice of a class is left out.
 MIDDLE = 1
 CALIBRATION_IMAGES = 80
-SUBSET = 60  # of whole images that the others calibrate on
-ROUNDS, REPEATS = 3, 3
-ONCE = ("torchao int8, compiled",)  # takes minutes to start
+# Of whole images that the others calibrate on.
+SUBSET = 60
+ROUNDS = 3
+REPEATS = 3
+# What takes minutes to start runs in one round alone.
+ONCE = ("torchao int8, compiled",)
+# From an image, ``(1, 3, H, W)`` float32 in 0..1, to what a network makes of it.
 Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the ways of running a network that are compared.
+
+    Attributes:
+        start: Makes it ready to run, from the name of the network and the folder of its files.
+        file: The file that it needs, if any.
+    """
+
+    start: Callable[[str, Path], Run]
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class OurVariant(Variant):
+    """One of ours.
+
+    Attributes:
+        bits: Of weights and activations.
+        runtime: "openvino" or "onnxruntime".
+        adaptive: Whether each image chooses its class; otherwise all are of the middle one.
+    """
+
+    bits: int = 8
+    runtime: str = "openvino"
+    adaptive: bool = True
 
 
 def base_network(kind: str) -> torch.nn.Module:
@@ -54,11 +92,16 @@ def base_network(kind: str) -> torch.nn.Module:
 
 def calibration_arrays() -> list[np.ndarray]:
     """Whole LR images, ``(1, 3, H, W)`` in 0..1."""
-    return [image.numpy() for _, image in list(images_of("calibration"))[:SUBSET]]
+    images = itertools.islice(images_of("calibration"), SUBSET)
+    return [image.numpy() for _, image in images]
 
 
 def prepare_float(kind: str, folder: Path) -> None:
     """The network in float as ONNX."""
+    any_size = {
+        "image": {2: "height", 3: "width"},
+        "output": {2: "out_height", 3: "out_width"},
+    }
     torch.onnx.export(
         base_network(kind),
         (torch.rand(1, 3, 64, 64),),
@@ -66,10 +109,7 @@ def prepare_float(kind: str, folder: Path) -> None:
         dynamo=False,
         input_names=["image"],
         output_names=["output"],
-        dynamic_axes={
-            "image": {2: "height", 3: "width"},
-            "output": {2: "out_height", 3: "out_width"},
-        },
+        dynamic_axes=any_size,
     )
 
 
@@ -77,20 +117,28 @@ def prepare_ours(kind: str, bits: int, recipe: str, folder: Path) -> None:
     """Quantize through the command that users call, and export."""
     from adabm_basicsr.train import main as train
 
-    network = {
-        "w_bits": bits,
-        "a_bits": bits,
-        "fully_quantized": kind not in PERCEPTUAL,
-        "recipe": recipe,
-    }
     opt = option_file(
-        f"{kind}_{bits}", kind, 1, images=CALIBRATION_IMAGES, lq_size=64, iterations={}, **network
+        f"{kind}_{bits}",
+        kind,
+        seed=1,
+        images=CALIBRATION_IMAGES,
+        lq_size=64,
+        iterations={},
+        w_bits=bits,
+        a_bits=bits,
+        fully_quantized=kind not in PERCEPTUAL,
+        recipe=recipe,
     )
     (folder / "options.yml").write_text(yaml.safe_dump(opt))
     os.chdir(folder)
     train(["-opt", "options.yml"])
+    save_onnx(load_ours(kind, bits, folder), folder / f"ours_{bits}.onnx")
+
+
+def load_ours(kind: str, bits: int, folder: Path) -> torch.nn.Module:
+    """Our quantized network in torch."""
     checkpoint = next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth"))
-    save_onnx(load_network(checkpoint, ["inhouse.archs"]), folder / f"ours_{bits}.onnx")
+    return load_network(checkpoint, ["inhouse.archs"])
 
 
 def prepare_onnxruntime_static(folder: Path) -> None:
@@ -103,11 +151,12 @@ def prepare_onnxruntime_static(folder: Path) -> None:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.images, None)
-            return None if image is None else {"image": image}
+            if image is None:
+                return None
+            return {"image": image}
 
-    quantize_static(
-        folder / "float.onnx", folder / "onnxruntime_static.onnx", Reader(), per_channel=True
-    )
+    source = folder / "float.onnx"
+    quantize_static(source, folder / "onnxruntime_static.onnx", Reader(), per_channel=True)
 
 
 def prepare_nncf(folder: Path) -> None:
@@ -126,11 +175,11 @@ def prepare_torchao(kind: str, folder: Path) -> None:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    side, example = torch.export.Dim.AUTO, (torch.rand(1, 3, 64, 64),)
+    side = torch.export.Dim.AUTO
+    example = (torch.rand(1, 3, 64, 64),)
     shapes = ({2: side, 3: side},)
-    quantizer = x86.X86InductorQuantizer().set_global(
-        x86.get_default_x86_inductor_quantization_config()
-    )
+    quantizer = x86.X86InductorQuantizer()
+    quantizer = quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     exported = torch.export.export(base_network(kind), example, dynamic_shapes=shapes)
     with torch.no_grad():
         observed = prepare_pt2e(exported.module(), quantizer)
@@ -140,8 +189,8 @@ def prepare_torchao(kind: str, folder: Path) -> None:
     torch.export.save(quantized, folder / "torchao.pt2")
 
 
-def timed(work: Callable[[], None], path: Path, times: dict) -> None:
-    """Do what makes the file at ``path`` unless it is there, and note how long it took."""
+def timed(work: Callable[[], None], path: Path, times: dict[str, float]) -> None:
+    """Do what makes the file at ``path`` unless it is there, and note the seconds that it took."""
     if not path.exists():
         start = time.perf_counter()
         work()
@@ -149,11 +198,13 @@ def timed(work: Callable[[], None], path: Path, times: dict) -> None:
 
 
 def torch_float(kind: str, folder: Path) -> Run:
+    """The network as it is."""
     net = base_network(kind)
     return lambda x: net(torch.from_numpy(x)).numpy()
 
 
 def torch_bfloat16(kind: str, folder: Path) -> Run:
+    """The network in bfloat16."""
     net = base_network(kind)
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -164,156 +215,155 @@ def torch_bfloat16(kind: str, folder: Path) -> Run:
 
 
 def compiled_torchao(kind: str, folder: Path) -> Run:
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - registers the file's operators
+    """The network that torchao quantized."""
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - registers the operators
 
     net = torch.compile(torch.export.load(folder / "torchao.pt2").module(), dynamic=True)
     return lambda x: net(torch.from_numpy(x)).numpy()
 
 
-def in_onnxruntime(path: Path) -> Run:
-    import onnxruntime
+def in_onnxruntime(file: str) -> Variant:
+    """An ONNX file in ONNX Runtime."""
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(["output"], {"image": x})[0]
+    def start(kind: str, folder: Path) -> Run:
+        import onnxruntime
 
+        session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+        return lambda x: session.run(["output"], {"image": x})[0]
 
-def in_openvino(path: Path, precision: str | None = None) -> Run:
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        **({"INFERENCE_PRECISION_HINT": precision} if precision else {}),
-    }
-    compiled = openvino_core().compile_model(path, "CPU", options)
-    return lambda x: compiled(x)[0]
+    return Variant(start, file)
 
 
-def ours(path: Path, runtime: str, adaptive: bool) -> Run:
-    network = OnnxNetwork(path, runtime)
-    if adaptive:
-        return lambda x: network(torch.from_numpy(x)).numpy()
-    return network.compiled(MIDDLE)
+def in_openvino(file: str, precision: str | None = None) -> Variant:
+    """A model's file in OpenVINO; ``precision`` is what floats are computed in."""
+
+    def start(kind: str, folder: Path) -> Run:
+        options = {"PERFORMANCE_HINT": "LATENCY"}
+        if precision:
+            options["INFERENCE_PRECISION_HINT"] = precision
+        compiled = openvino_core().compile_model(folder / file, "CPU", options)
+        return lambda x: compiled(x)[0]
+
+    return Variant(start, file)
 
 
-def variants(bits: list[int]) -> dict[str, tuple[str | None, Callable[[str, Path], Run]]]:
-    """What is compared: the file it needs, and what makes it run."""
+def ours(bits: int, runtime: str, adaptive: bool) -> OurVariant:
+    """Our graphs in a runtime."""
+    file = f"ours_{bits}.onnx"
+
+    def start(kind: str, folder: Path) -> Run:
+        network = OnnxNetwork(folder / file, runtime)
+        if adaptive:
+            return lambda x: network(torch.from_numpy(x)).numpy()
+        return network.compiled(MIDDLE)
+
+    return OurVariant(start, file, bits, runtime, adaptive)
+
+
+def variants(bits: list[int]) -> dict[str, Variant]:
+    """What is compared, by name."""
     found = {
-        "PyTorch float32": (None, torch_float),
-        "PyTorch bfloat16": (None, torch_bfloat16),
-        "ONNX Runtime float32": ("float.onnx", lambda _, f: in_onnxruntime(f / "float.onnx")),
-        "OpenVINO float32": ("float.onnx", lambda _, f: in_openvino(f / "float.onnx", "f32")),
-        "OpenVINO bfloat16": ("float.onnx", lambda _, f: in_openvino(f / "float.onnx", "bf16")),
-        "ONNX Runtime static int8": (
-            "onnxruntime_static.onnx", lambda _, f: in_onnxruntime(f / "onnxruntime_static.onnx")
-        ),
-        "torchao int8, compiled": ("torchao.pt2", compiled_torchao),
-        "NNCF int8, OpenVINO": ("nncf.xml", lambda _, f: in_openvino(f / "nncf.xml")),
-    }  # fmt: skip
+        "PyTorch float32": Variant(torch_float),
+        "PyTorch bfloat16": Variant(torch_bfloat16),
+        "ONNX Runtime float32": in_onnxruntime("float.onnx"),
+        "OpenVINO float32": in_openvino("float.onnx", "f32"),
+        "OpenVINO bfloat16": in_openvino("float.onnx", "bf16"),
+        "ONNX Runtime static int8": in_onnxruntime("onnxruntime_static.onnx"),
+        "torchao int8, compiled": Variant(compiled_torchao, "torchao.pt2"),
+        "NNCF int8, OpenVINO": in_openvino("nncf.xml"),
+    }
     for bit in bits:
         for runtime in ("openvino", "onnxruntime"):
-            for adaptive in (True, False):
-                name = f"ours W{bit}A{bit}, {runtime}{'' if adaptive else ', one level'}"
-                found[name] = (
-                    f"ours_{bit}.onnx",
-                    lambda _, f, bit=bit, runtime=runtime, adaptive=adaptive: ours(
-                        f / f"ours_{bit}.onnx", runtime, adaptive
-                    ),
-                )
-    if not torch.cpu.get_capabilities().get("avx512_bf16"):  # emulated, in minutes
+            name = f"ours W{bit}A{bit}, {runtime}"
+            found[name] = ours(bit, runtime, adaptive=True)
+            found[f"{name}, one level"] = ours(bit, runtime, adaptive=False)
+    if not torch.cpu.get_capabilities().get("avx512_bf16"):
+        # Bfloat16 would be emulated, in minutes.
         found = {name: variant for name, variant in found.items() if "bfloat16" not in name}
     return found
 
 
-def measure_one(kind: str, name: str, bits: list[int], folder: Path, size: str) -> dict:
+def measure_one(kind: str, variant: Variant, folder: Path, size: str) -> dict[str, float]:
     """Latency and memory of one variant in this process."""
     torch.set_grad_enabled(False)
-    height, width = map(int, size.split("x"))
-    _path, image = next(iter(images_of("Set14")))
-    x = np.ascontiguousarray(
-        np.resize(image[0].numpy().transpose(1, 2, 0), (height, width, 3)).transpose(2, 0, 1)[None]
-    )
-    run = variants(bits)[name][1](kind, folder)
+    x = image_of_size(size)
+    run = variant.start(kind, folder)
     run(x)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         run(x)
         times.append(time.perf_counter() - start)
-    return {
-        "seconds": min(times),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": min(times), "memory": memory}
 
 
-def accuracy(kind: str, name: str, bits: list[int], folder: Path) -> dict:
+def image_of_size(size: str) -> np.ndarray:
+    """An image of the test set, repeated or cut to "HxW": ``(1, 3, H, W)`` in 0..1."""
+    height, width = map(int, size.split("x"))
+    _, image = next(images_of("Set14"))
+    pixels = image[0].numpy().transpose(1, 2, 0)
+    resized = np.resize(pixels, (height, width, 3)).transpose(2, 0, 1)
+    return np.ascontiguousarray(resized[None])
+
+
+def accuracy(kind: str, variant: Variant, folder: Path) -> dict[str, dict[str, float]]:
     """Loss of PSNR and self-PSNR, means over the images of each set, in this process."""
     from basicsr.metrics import calculate_psnr
 
     torch.set_grad_enabled(False)
-    run, teacher = variants(bits)[name][1](kind, folder), base_network(kind)
+    run = variant.start(kind, folder)
+    teacher = base_network(kind)
     figures = {}
-    for of_set in SETS:
+    for name in SETS:
         rows = []
-        for path, image in images_of(of_set):
-            output, expected = torch.from_numpy(run(image.numpy())), teacher(image)
-            gt = read_image(SHARED / "data" / of_set / "GTmod12" / path.name)[..., ::-1]
-            made = (pixels(o)[0].permute(1, 2, 0).flip(2).numpy() for o in (output, expected))
-            psnr, full = (
-                calculate_psnr(m, gt, crop_border=SCALE, test_y_channel=True) for m in made
-            )
+        for path, image in images_of(name):
+            output = torch.from_numpy(run(image.numpy()))
+            expected = teacher(image)
+            gt = read_ground_truth(name, path)
+            options = {"crop_border": SCALE, "test_y_channel": True}
+            psnr = calculate_psnr(to_bgr(output), gt, **options)
+            full = calculate_psnr(to_bgr(expected), gt, **options)
             rows.append({"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)})
-        figures[of_set] = {key: mean(row[key] for row in rows) for key in rows[0]}
+        figures[name] = means(rows)
     return figures
 
 
 class _Always(torch.nn.Module):
-    """An image mapping that finds every image to be of one level."""
+    """An image mapping that finds every image to be of one class, 0 to 2."""
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, image_class: int) -> None:
         super().__init__()
-        self.level = level - MIDDLE
+        self.image_factor = image_class - MIDDLE
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image.new_full((len(image),), self.level)
+        return image.new_full((len(image),), self.image_factor)
 
 
-def agreement(kind: str, name: str, bits: list[int], folder: Path) -> dict[str, float]:
-    """PSNR between our graph at each level and the simulation at it, means over Set14."""
+def agreement(kind: str, variant: OurVariant, folder: Path) -> dict[str, float]:
+    """PSNR between our graph and the simulation at each image class, means over Set14."""
     torch.set_grad_enabled(False)
-    network, simulation = (
-        OnnxNetwork(folder / variants(bits)[name][0], name.split(", ")[1]),
-        _simulation(name, folder),
-    )
+    network = OnnxNetwork(folder / variant.file, variant.runtime)
+    simulation = load_ours(kind, variant.bits, folder)
+    images = [image for _, image in images_of("Set14")]
     figures = {}
-    for level in range(3):
-        simulation.image_mapping = _Always(level)
-        images = [image for _, image in images_of("Set14")]
-        found = mean(
-            pixel_psnr(network.at_level(image, level), simulation(image)) for image in images
-        )
-        figures[f"agreement at level {level}"] = found
+    for image_class in range(3):
+        simulation.image_mapping = _Always(image_class)
+        found = []
+        for image in images:
+            found.append(pixel_psnr(network.at_level(image, image_class), simulation(image)))
+        figures[f"agreement at level {image_class}"] = mean(found)
     return figures
 
 
-def _simulation(name: str, folder: Path) -> torch.nn.Module:
-    """Our network in torch, of the variant's bits."""
-    bits = name.split("W")[1][0]
-    return load_network(next(folder.rglob(f"*_{bits}/models/net_g_latest.pth")), ["inhouse.archs"])
-
-
 def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -> dict:
-    """Figures of a variant from a fresh process: each has threads and memory of its own."""
-    argv = [
-        sys.executable,
-        __file__,
-        "--networks",
-        kind,
-        "--bits",
-        *map(str, args.bits),
-        "--out",
-        str(args.out),
-    ]
-    run = subprocess.run(
-        [*argv, "--only", name, *what], capture_output=True, text=True, check=False
-    )
+    """Figures of a variant from a fresh process: each has threads and memory of its own.
+
+    ``what`` are the flags of what to measure.
+    """
+    command = [sys.executable, __file__, "--networks", kind, "--out", str(args.out)]
+    command += ["--bits", *map(str, args.bits), "--only", name, *what]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
         return {"error": run.stderr.strip().splitlines()[-1]}
     return json.loads(run.stdout.splitlines()[-1])
@@ -322,25 +372,27 @@ def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -
 def prepare(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Make the files that are missing; seconds that each took, of this run and earlier ones."""
     kept = folder / "seconds.json"
-    times = json.loads(kept.read_text()) if kept.is_file() else {}
-    timed(lambda: prepare_float(kind, folder), folder / "float.onnx", times)
+    times = {}
+    if kept.is_file():
+        times = json.loads(kept.read_text())
+    work = {"float.onnx": partial(prepare_float, kind, folder)}
     for bits in args.bits:
-        timed(
-            lambda: prepare_ours(kind, bits, args.recipe, folder),
-            folder / f"ours_{bits}.onnx",
-            times,
-        )
-    timed(lambda: prepare_onnxruntime_static(folder), folder / "onnxruntime_static.onnx", times)
-    timed(lambda: prepare_torchao(kind, folder), folder / "torchao.pt2", times)
-    timed(lambda: prepare_nncf(folder), folder / "nncf.xml", times)
+        work[f"ours_{bits}.onnx"] = partial(prepare_ours, kind, bits, args.recipe, folder)
+    work["onnxruntime_static.onnx"] = partial(prepare_onnxruntime_static, folder)
+    work["torchao.pt2"] = partial(prepare_torchao, kind, folder)
+    work["nncf.xml"] = partial(prepare_nncf, folder)
+    for name, make in work.items():
+        timed(make, folder / name, times)
     kept.write_text(json.dumps(times))
     return times
 
 
 def size_of(path: Path) -> float:
     """Megabytes of a model's file, or of the two that OpenVINO writes."""
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    return sum(file.stat().st_size for file in files) / 1e6
+    size = path.stat().st_size
+    if path.suffix == ".xml":
+        size += path.with_suffix(".bin").stat().st_size
+    return size / 1e6
 
 
 def compare(kind: str, args: argparse.Namespace) -> Iterator[list[dict]]:
@@ -349,47 +401,68 @@ def compare(kind: str, args: argparse.Namespace) -> Iterator[list[dict]]:
     folder.mkdir(parents=True, exist_ok=True)
     times = prepare(kind, args, folder)
     for size in args.sizes:
-        figures: dict[str, list[dict]] = {name: [] for name in variants(args.bits)}
-        for turn in range(ROUNDS):
-            for name, results in figures.items():
-                if turn == 0 or name not in ONCE:
-                    results.append(in_own_process(kind, name, args, "--size", size))
-        first = min(result.get("seconds", np.inf) for result in figures["PyTorch float32"])
-        yield [
-            row_of(kind, name, size, results, first, times, args)
-            for name, results in figures.items()
-        ]
+        found = measure_in_turns(kind, args, size)
+        reference = min(result.get("seconds", np.inf) for result in found["PyTorch float32"])
+        rows = []
+        for name, results in found.items():
+            row = {"network": kind, "size": size, "variant": name}
+            errors = [result["error"] for result in results if "error" in result]
+            if errors:
+                row["error"] = errors[0]
+            else:
+                best = min(results, key=lambda result: result["seconds"])
+                row |= speed_of(best, size, reference)
+                row |= facts_of(kind, name, size, times, args)
+            rows.append(row)
+        yield rows
 
 
-def row_of(
-    kind: str, name: str, size: str, results: list[dict], first: float, times: dict, args
-) -> dict:
-    """What is told of one variant at one size; of its accuracy at the first size alone."""
-    row = {"network": kind, "size": size, "variant": name}
-    if errors := [result["error"] for result in results if "error" in result]:
-        return {**row, "error": errors[0]}
-    best = min(results, key=lambda result: result["seconds"])
+def measure_in_turns(kind: str, args: argparse.Namespace, size: str) -> dict[str, list[dict]]:
+    """Latency and memory of each variant, one result for each round."""
+    found: dict[str, list[dict]] = {name: [] for name in variants(args.bits)}
+    for turn in range(ROUNDS):
+        for name, results in found.items():
+            if turn == 0 or name not in ONCE:
+                results.append(in_own_process(kind, name, args, "--size", size))
+    return found
+
+
+def speed_of(best: dict[str, float], size: str, reference: float) -> dict[str, float]:
+    """Cells of a variant's fastest round; ``reference`` are the seconds of PyTorch in float32."""
     height, width = map(int, size.split("x"))
-    row |= {"ms": 1000 * best["seconds"], "times float32": first / best["seconds"]}
-    row |= {
-        "MP/s": height * width * SCALE**2 / best["seconds"] / 1e6,
+    pixels = height * width * SCALE**2
+    return {
+        "ms": 1000 * best["seconds"],
+        "times float32": reference / best["seconds"],
+        "MP/s": pixels / best["seconds"] / 1e6,
         "peak MB": best["memory"] / 1e6,
     }
-    path = variants(args.bits)[name][0]
-    if path:
-        row |= {"file MB": size_of(args.out / kind / path), "made in s": times.get(path)}
-    one_level = name.startswith("ours") and "one level" in name
-    if one_level:
-        row["integer MACs"] = integer_share(args.out / kind / path, name.split(", ")[1])
+
+
+def facts_of(
+    kind: str, name: str, size: str, times: dict[str, float], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Cells of a variant that aren't its speed; its accuracy at the first size alone."""
+    row: dict[str, Any] = {}
+    variant = variants(args.bits)[name]
+    of_one_class = isinstance(variant, OurVariant) and not variant.adaptive
+    if variant.file:
+        path = args.out / kind / variant.file
+        row["file MB"] = size_of(path)
+        row["made in s"] = times.get(variant.file)
+        if of_one_class:
+            row["integer MACs"] = integer_share(path, variant.runtime)
     if args.accuracy and size == args.sizes[0]:
-        for of_set, told in in_own_process(kind, name, args, "--accuracy").items():
-            row |= {f"{of_set} {key}": value for key, value in told.items()}
-        row |= in_own_process(kind, name, args, "--agreement") if one_level else {}
+        for of_set, figures in in_own_process(kind, name, args, "--accuracy").items():
+            for key, value in figures.items():
+                row[f"{of_set} {key}"] = value
+        if of_one_class:
+            row |= in_own_process(kind, name, args, "--agreement")
     return row
 
 
-def main() -> None:
-    """Compare, print and write; with ``--only``, measure a single variant in this process."""
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for; with ``--only``, a single variant in this process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -404,17 +477,27 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--agreement", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure_only(args: argparse.Namespace) -> dict:
+    """What `in_own_process` asks this process for."""
+    kind = args.networks[0]
+    folder = args.out / kind
+    variant = variants(args.bits)[args.only]
+    if args.size:
+        return measure_one(kind, variant, folder, args.size)
+    if args.agreement:
+        return agreement(kind, variant, folder)
+    return accuracy(kind, variant, folder)
+
+
+def main() -> None:
+    """Compare, print and write."""
+    args = read_arguments()
     make_example_project_importable()
     if args.only:
-        kind, folder = args.networks[0], args.out / args.networks[0]
-        if args.size:
-            figures = measure_one(kind, args.only, args.bits, folder, args.size)
-        else:
-            figures = (agreement if args.agreement else accuracy)(
-                kind, args.only, args.bits, folder
-            )
-        print(json.dumps(figures))
+        print(json.dumps(measure_only(args)))
         return
     args.out = args.out.resolve()
     rows: list[dict] = []

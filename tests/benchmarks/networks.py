@@ -1,7 +1,11 @@
-"""The real networks that benchmarks measure, by the name of their architecture: options, and weights in ../shared."""
+"""The real networks that benchmarks measure, by the name of their architecture.
+
+Their options, and their weights in ../shared.
+"""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -27,9 +31,25 @@ def make_example_project_importable() -> None:
 
 
 def option_file(
-    name: str, kind: str, seed: int, images: int, lq_size: int, iterations: dict, **network
+    name: str,
+    kind: str,
+    seed: int,
+    images: int,
+    lq_size: int,
+    iterations: dict[str, int],
+    **network: Any,
 ) -> dict:
-    """Options of a training run, as a user would write them; ``network`` are keys of ``network_g``."""
+    """Options of a training run, as a user would write them.
+
+    Args:
+        name: Name of the run.
+        kind: Architecture, a key of `NETWORKS`.
+        seed: ``manual_seed``.
+        images: Number of calibration images.
+        lq_size: Side of the LR patches in pixels.
+        iterations: The section ``train``: ``total_iter``, or nothing for the recipe's own.
+        network: Keys of ``network_g``.
+    """
     return {
         "name": name,
         "model_type": "AdaBMModel",

@@ -1,75 +1,90 @@
-"""The recipe ``paper`` on EDSR x4, through ``adabm-basicsr train``: accuracy over seeds beside the published algorithm.
+"""The recipe ``paper`` on EDSR x4: accuracy over seeds beside the published algorithm.
 
     python tests/benchmarks/paper_on_edsr.py --out DIR [--seeds 1 2 3] [--iterations 400]
 
-Needs the images and weights of ``../shared``. Prints a table and writes ``paper_on_edsr.json``.
+Each run goes through `adabm-basicsr train`. Needs the images and weights of ``../shared``. Prints a
+table and writes ``paper_on_edsr.json``.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import torch
 from tabulate import tabulate
 
+from adabm_basicsr import QuantizedNetwork
 from adabm_basicsr.models import adabm_model
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.train import main as train
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 OPTIONS = ROOT / "options" / "train" / "EDSR" / "train_AdaBM_EDSR_Mx4.yml"
-FIGURES = [(dataset, metric) for metric in ("psnr", "fab") for dataset in ("Set5", "Set14")]
-
-HEADERS = [f"{dataset} {metric.upper()}" for dataset, metric in FIGURES]
+FIGURES = [("Set5", "psnr"), ("Set14", "psnr"), ("Set5", "fab"), ("Set14", "fab")]
 
 
 class Stopwatch:
-    """Seconds spent in calibration and fine-tuning, and those of a forward unit, taken every 40 calls among them."""
+    """Seconds that calls of calibration and fine-tuning take, and those of a forward unit.
+
+    The unit, a forward of the full-precision network on one patch, is taken before every 40th call.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.units: list[float] = []
 
-    def around(self, work: callable, net_and_images: callable) -> callable:
-        """``work``, timed; ``net_and_images`` finds both in its arguments."""
-
-        def timed(*args, **kwargs):
-            if len(self.seconds) % 40 == 0:
-                self._time_unit(*net_and_images(*args))
-            start = time.perf_counter()
-            result = work(*args, **kwargs)
-            self.seconds.append(time.perf_counter() - start)
-            return result
-
-        return timed
+    def time(self, work: Callable[[], Any], net: QuantizedNetwork, images: torch.Tensor) -> Any:
+        """Do ``work``, whose time counts, and return its result."""
+        if len(self.seconds) % 40 == 0:
+            self._time_unit(net, images[:1])
+        start = time.perf_counter()
+        result = work()
+        self.seconds.append(time.perf_counter() - start)
+        return result
 
     @torch.no_grad()
-    def _time_unit(self, net: torch.nn.Module, images: torch.Tensor) -> None:
+    def _time_unit(self, net: QuantizedNetwork, patch: torch.Tensor) -> None:
         with net.full_precision():
             for _ in range(5):
                 start = time.perf_counter()
-                net(images[:1])
+                net(patch)
                 self.units.append(time.perf_counter() - start)
 
 
 def timed_run(argv: list[str]) -> dict[str, float]:
-    """Train, and tell its cost in forward units, loading and validation apart."""
+    """Train with these arguments, and return the seconds and forward units that it took.
+
+    Loading and validation don't count.
+    """
     watch = Stopwatch()
-    calibrate, step = adabm_model.calibrate, adabm_model.Finetuner.step
-    adabm_model.calibrate = watch.around(
-        lambda net, batches: calibrate(net, batches), lambda net, b: (net, next(iter(b)))
-    )
-    adabm_model.Finetuner.step = watch.around(
-        step, lambda tuner, images, *rest: (tuner.net, images)
-    )
+    calibrate = adabm_model.calibrate
+    step = Finetuner.step
+
+    def timed_calibrate(net: QuantizedNetwork, batches: Iterable[torch.Tensor]) -> Any:
+        # A list, as the first batch is wanted twice, and an iterator gives it once.
+        batches = list(batches)
+        return watch.time(lambda: calibrate(net, batches), net, batches[0])
+
+    def timed_step(tuner: Finetuner, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        return watch.time(lambda: step(tuner, images, *rest, **options), tuner.net, images)
+
+    adabm_model.calibrate = timed_calibrate
+    Finetuner.step = timed_step
     try:
         train(argv)
     finally:
-        adabm_model.calibrate, adabm_model.Finetuner.step = calibrate, step
-    return {"seconds": sum(watch.seconds), "units": sum(watch.seconds) / median(watch.units)}
+        adabm_model.calibrate = calibrate
+        Finetuner.step = step
+    seconds = sum(watch.seconds)
+    return {"seconds": seconds, "units": seconds / median(watch.units)}
 
 
 def run(seed: int, iterations: int, out: Path) -> dict:
@@ -78,8 +93,9 @@ def run(seed: int, iterations: int, out: Path) -> dict:
     os.chdir(out)
     if not Path("datasets").exists():
         Path("datasets").symlink_to(SHARED / "data")
+    name = f"paper_seed{seed}"
     changes = {
-        "name": f"paper_seed{seed}",
+        "name": name,
         "manual_seed": seed,
         "network_g:recipe": "paper",
         "path:pretrain_network_g": SHARED / "weights" / "EDSR_Mx4_f64b16_BSDS400.pth",
@@ -88,38 +104,45 @@ def run(seed: int, iterations: int, out: Path) -> dict:
         "val:val_freq": iterations + 1,
         "logger:use_tb_logger": "false",
     }
-    cost = timed_run(
-        ["-opt", str(OPTIONS), "--force_yml", *[f"{key}={value}" for key, value in changes.items()]]
-    )
-    metrics = json.loads(Path(f"experiments/paper_seed{seed}/metrics.json").read_text())
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    cost = timed_run(["-opt", str(OPTIONS), "--force_yml", *overrides])
+    metrics = json.loads(Path(f"experiments/{name}/metrics.json").read_text())
     return {**metrics, **cost}
 
 
 def reference() -> dict[tuple[str, str], list[float]]:
-    """The published algorithm's figures over its three seeds, and those of full precision."""
+    """The published algorithm's figures over its three seeds, by set and metric."""
     runs = json.loads((SHARED / "reference" / "paper_on_edsr.json").read_text())["runs"]
-    return {
-        (dataset, metric): [r["finetuned"][dataset][metric] for r in runs]
-        for dataset, metric in FIGURES
-    }
+    return figures_of([run["finetuned"] for run in runs])
+
+
+def figures_of(runs: list[dict]) -> dict[tuple[str, str], list[float]]:
+    """A list over the seeds for each set and metric."""
+    figures = {}
+    for dataset, metric in FIGURES:
+        figures[dataset, metric] = [run[dataset][metric] for run in runs]
+    return figures
 
 
 def make_table(runs: dict[int, dict]) -> str:
     """Ours and the published figures, mean and standard deviation over seeds."""
-    published = reference()
+    ours = figures_of(list(runs.values()))
     rows = []
-    for seed, r in runs.items():
-        figures = [f"{r[dataset][metric]:.3f}" for dataset, metric in FIGURES]
-        rows.append([f"seed {seed}", *figures, f"{r['units']:.0f}"])
-    ours = {key: [r[key[0]][key[1]] for r in runs.values()] for key in FIGURES}
-    for name, figures in (("ours", ours), ("published", published)):
-        rows.append([f"{name}, mean", *(f"{mean(figures[key]):.3f}" for key in FIGURES)])
+    for index, (seed, result) in enumerate(runs.items()):
+        cells = [f"{ours[key][index]:.3f}" for key in FIGURES]
+        rows.append([f"seed {seed}", *cells, f"{result['units']:.0f}"])
+    for name, figures in (("ours", ours), ("published", reference())):
+        means = [f"{mean(figures[key]):.3f}" for key in FIGURES]
+        rows.append([f"{name}, mean", *means])
         if len(figures[FIGURES[0]]) > 1:
-            rows.append([f"{name}, std", *(f"{stdev(figures[key]):.3f}" for key in FIGURES)])
-    return tabulate(rows, headers=["", *HEADERS, "forward units"], tablefmt="github")
+            deviations = [f"{stdev(figures[key]):.3f}" for key in FIGURES]
+            rows.append([f"{name}, std", *deviations])
+    names = [f"{dataset} {metric.upper()}" for dataset, metric in FIGURES]
+    return tabulate(rows, headers=["", *names, "forward units"], tablefmt="github")
 
 
 def main() -> None:
+    """Train, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,10 @@
-"""Two and four processes against one with the same global batch: what calibration finds, and what comes out.
+"""Two and four processes against one with the same global batch.
 
-    python tests/benchmarks/processes.py --out DIR [--networks EDSR IMDN] [--recipes best paper] [--processes 2 4]
+    python tests/benchmarks/processes.py --out DIR [--networks EDSR IMDN] [--recipes best paper]
+        [--processes 2 4]
 
-Each run is `adabm-basicsr train` on CPUs with its launcher, from an option file and nothing else; needs ../shared.
+Compares what calibration finds, and the final PSNR. Each run is `adabm-basicsr train` on CPUs with
+its launcher, from an option file and nothing else; needs ../shared.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +23,7 @@ from networks import EXAMPLE_PROJECT, ROOT, SHARED, option_file
 from tabulate import tabulate
 
 GLOBAL_BATCH = 8
+# Last parts of the keys of what calibration finds.
 FOUND = (
     "lower",
     "upper",
@@ -33,32 +37,34 @@ FOUND = (
 
 def options(kind: str, recipe: str, processes: int, iterations: int) -> dict:
     """An option file, as a user would write it, with Set5 as validation set."""
-    name = f"{kind}_{recipe}_{processes}"
     opt = option_file(
-        name, kind, 0, 32, 48, {"total_iter": iterations}, recipe=recipe, fully_quantized=True
+        f"{kind}_{recipe}_{processes}",
+        kind,
+        seed=0,
+        images=32,
+        lq_size=48,
+        iterations={"total_iter": iterations},
+        recipe=recipe,
+        fully_quantized=True,
     )
+    opt["num_gpu"] = 0
     opt["datasets"]["train"]["batch_size_per_gpu"] = GLOBAL_BATCH // processes
-    folders = {
+    opt["datasets"]["val"] = {
+        "name": "Set5",
+        "type": "PairedImageDataset",
         "dataroot_gt": str(SHARED / "data/Set5/GTmod12"),
         "dataroot_lq": str(SHARED / "data/Set5/LRbicx4"),
     }
-    opt["datasets"]["val"] = {"name": "Set5", "type": "PairedImageDataset", **folders}
-    opt["val"] = {
-        "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": True}}
-    }
-    return {**opt, "num_gpu": 0}
+    psnr = {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": True}
+    opt["val"] = {"metrics": {"psnr": psnr}}
+    return opt
 
 
 def train(opt: dict, processes: int) -> None:
     """Run `adabm-basicsr train` in so many processes, below the working directory."""
     Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}"]
     command += ["-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"]
     path = os.pathsep.join([str(ROOT), str(EXAMPLE_PROJECT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -67,20 +73,25 @@ def train(opt: dict, processes: int) -> None:
 
 def difference(one: dict[str, torch.Tensor], several: dict[str, torch.Tensor]) -> float:
     """Largest relative difference of thresholds, ranges, channel scales and bits of two states."""
-    keys = [key for key in one if key.rsplit(".", 1)[-1] in FOUND]
-    pairs = [(one[key].float(), several[key].float()) for key in keys]
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    differences = []
+    for key, value in one.items():
+        if key.rsplit(".", 1)[-1] in FOUND:
+            expected = value.float()
+            largest = (expected - several[key].float()).abs().max()
+            differences.append(float(largest / expected.abs().max().clamp(min=1e-12)))
+    return max(differences)
 
 
 def read_run(opt: dict) -> tuple[dict[str, torch.Tensor], float]:
     """State after calibration, and final PSNR."""
     folder = Path("experiments") / opt["name"]
     state = torch.load(folder / "models" / "net_g_0.pth", weights_only=True)["params"]
-    return state, json.loads((folder / "metrics.json").read_text())["Set5"]["psnr"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return state, metrics["Set5"]["psnr"]
 
 
-def main() -> None:
-    """Train, compare, print and write ``processes.json``."""
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,20 +102,37 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["best", "paper"])
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--iterations", type=int, default=40, help="of fine-tuning")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def compare(kind: str, recipe: str, processes: list[int], iterations: int) -> Iterator[dict]:
+    """Rows of a network and recipe: one process, then so many as asked for."""
+    alone = None
+    for count in (1, *processes):
+        opt = options(kind, recipe, count, iterations)
+        train(opt, count)
+        state, psnr = read_run(opt)
+        if alone is None:
+            alone = state
+        yield {
+            "network": kind,
+            "recipe": recipe,
+            "processes": count,
+            "after calibration": difference(alone, state),
+            "psnr": psnr,
+        }
+
+
+def main() -> None:
+    """Train, compare, print and write ``processes.json``."""
+    args = read_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     os.chdir(args.out)
     rows = []
     for kind in args.networks:
         for recipe in args.recipes:
-            runs = {}
-            for processes in (1, *args.processes):
-                opt = options(kind, recipe, processes, args.iterations)
-                train(opt, processes)
-                runs[processes] = read_run(opt)
-                apart = difference(runs[1][0], runs[processes][0])
-                rows.append({"network": kind, "recipe": recipe, "processes": processes})
-                rows[-1] |= {"after calibration": apart, "psnr": runs[processes][1]}
+            for row in compare(kind, recipe, args.processes, args.iterations):
+                rows.append(row)
                 Path("processes.json").write_text(json.dumps(rows, indent=2))
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4g"))
 

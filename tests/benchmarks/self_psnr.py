@@ -1,8 +1,10 @@
-"""Self-PSNR of quantized real networks on Set14, body alone: how close they stay to their full precision.
+"""Self-PSNR of quantized real networks on Set14: how close they stay to their full precision.
 
-    python tests/benchmarks/self_psnr.py --out DIR [--networks IMDN SRVGGNetCompact RRDBNet] [--bits 8 6]
+    python tests/benchmarks/self_psnr.py --out DIR [--networks IMDN SRVGGNetCompact RRDBNet]
+        [--bits 8 6]
 
-Each network is quantized by `adabm-basicsr train` from an option file and nothing else; needs ../shared.
+The body alone is quantized, by `adabm-basicsr train` from an option file and nothing else; needs
+../shared.
 """
 
 from __future__ import annotations
@@ -23,13 +25,22 @@ from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.train import main as train
 
 KINDS = ("SRVGGNetCompact", "RRDBNet", "IMDN")
+IMAGES = SHARED / "data" / "Set14" / "LRbicx4"
 
 
 def options(kind: str, bits: int, recipe: str, iterations: int) -> dict:
     """An option file, as a user would write it."""
-    name, iterations = f"{kind}_W{bits}A{bits}_{recipe}", {"total_iter": iterations}
-    network = {"w_bits": bits, "a_bits": bits, "recipe": recipe}
-    return option_file(name, kind, 0, images=64, lq_size=48, iterations=iterations, **network)
+    return option_file(
+        f"{kind}_W{bits}A{bits}_{recipe}",
+        kind,
+        seed=0,
+        images=64,
+        lq_size=48,
+        iterations={"total_iter": iterations},
+        w_bits=bits,
+        a_bits=bits,
+        recipe=recipe,
+    )
 
 
 @torch.no_grad()
@@ -39,19 +50,30 @@ def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
 
     net = build_network(opt["network_g"])
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
-    psnr, bits = [], []
+    psnr = []
+    bits = []
     for path in list_images(folder, "--images"):
-        image = torch.from_numpy(to_unit_range(read_image(path))).permute(2, 0, 1).unsqueeze(0)
-        output = net(image, details=True)
+        pixels = torch.from_numpy(to_unit_range(read_image(path)))
+        image = pixels.permute(2, 0, 1).unsqueeze(0)
+        quantized = net(image, details=True)
         with net.full_precision():
             teacher = net(image)
-        psnr.append(pixel_psnr(output.output, teacher))
-        bits.append(float(output.bits.mean()))
+        psnr.append(pixel_psnr(quantized.output, teacher))
+        bits.append(float(quantized.bits.mean()))
     return {"self_psnr": sum(psnr) / len(psnr), "fab": sum(bits) / len(bits)}
 
 
-def main() -> None:
-    """Quantize, measure, print and write ``self_psnr.json``."""
+def make_table(results: dict[str, dict[str, float]]) -> str:
+    """A row for each network and bits."""
+    rows = []
+    for name, found in results.items():
+        rows.append([name, f"{found['self_psnr']:.2f}", f"{found['fab']:.2f}"])
+    headers = ["network", "self-PSNR (dB)", "FAB"]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,7 +84,12 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 6])
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--iterations", type=int, default=64, help="of fine-tuning")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Quantize, measure, print and write ``self_psnr.json``."""
+    args = read_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     make_example_project_importable()
     os.chdir(args.out)
@@ -72,19 +99,9 @@ def main() -> None:
             opt = options(kind, bits, args.recipe, args.iterations)
             Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
             train(["-opt", "options.yml"])
-            results[f"{kind} W{bits}A{bits}"] = self_psnr(
-                opt, SHARED / "data" / "Set14" / "LRbicx4"
-            )
+            results[f"{kind} W{bits}A{bits}"] = self_psnr(opt, IMAGES)
     Path("self_psnr.json").write_text(json.dumps(results, indent=2))
-    rows = [[name, f"{r['self_psnr']:.2f}", f"{r['fab']:.2f}"] for name, r in results.items()]
-    print(
-        tabulate(
-            rows,
-            headers=["network", "self-PSNR (dB)", "FAB"],
-            tablefmt="github",
-            disable_numparse=True,
-        )
-    )
+    print(make_table(results))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The accuracy benchmark's runs are valid options, and its table says what was measured."""
 
+import itertools
+
 import accuracy
 import pytest
 from networks import NETWORKS
@@ -17,13 +19,9 @@ def test_every_variant_builds(variant):
 
 
 def test_names_of_runs_differ():
-    cases = [
-        (kind, bits, variant)
-        for kind in NETWORKS
-        for bits in (4, 8)
-        for variant in accuracy.VARIANTS
-    ]
-    assert len({accuracy.options(*case, seed=1)["name"] for case in cases}) == len(cases)
+    cases = list(itertools.product(NETWORKS, (4, 8), accuracy.VARIANTS))
+    names = {accuracy.options(*case, seed=1)["name"] for case in cases}
+    assert len(names) == len(cases)
 
 
 def test_table_averages_over_seeds(tmp_path):
@@ -36,9 +34,15 @@ def test_table_averages_over_seeds(tmp_path):
             "fab": 4.0,
             "bitops": 1e12,
         }
-        sets = {name: figures for name in (*accuracy.SETS, "calibration")}
-        base = {"network": "EDSR", "bits": 4, "variant": "best", "seed": seed}
-        return {**base, "bytes": 1e6, "units": 4000, "sets": sets}
+        return {
+            "network": "EDSR",
+            "bits": 4,
+            "variant": "best",
+            "seed": seed,
+            "bytes": 1e6,
+            "units": 4000,
+            "sets": dict.fromkeys((*accuracy.SETS, "calibration"), figures),
+        }
 
     runs = {"a": run(1, 30.8), "b": run(2, 30.6)}
     line = accuracy.make_table(runs).splitlines()[-1]

@@ -15,25 +15,24 @@ SMALL = {"images": 4, "size": 16, "depth": 2, "steps": 1, "calibration_batch": 2
 
 def learned(net, plain):
     """Pairs of what both learn."""
-    quantizers = zip(
-        net.activation_quantizers().values(),
-        net.weight_quantizers().values(),
-        plain.layers,
-        strict=True,
-    )
-    for activation, weight, layer in quantizers:
-        yield from (
-            (activation.lower, layer.lower),
-            (activation.upper, layer.upper),
-            (weight.upper, layer.weight_upper),
-        )
+    activations = net.activation_quantizers().values()
+    weights = net.weight_quantizers().values()
+    for activation, weight, layer in zip(activations, weights, plain.layers, strict=True):
+        yield activation.lower, layer.lower
+        yield activation.upper, layer.upper
+        yield weight.upper, layer.weight_upper
         if activation.adaptive:
             yield activation.layer_factor, layer.factor
-    yield from zip((net.image_mapping.lower, net.image_mapping.upper), plain.thresholds)
+    lower, upper = plain.thresholds
+    yield net.image_mapping.lower, lower
+    yield net.image_mapping.upper, upper
 
 
 def assert_alike(net, plain, rtol=0.001):
-    """Compare, and begin the next step from the same: a value that rounds the other way must not add up."""
+    """Compare, and begin the next step from the same.
+
+    A value that rounds the other way must not add up.
+    """
     for ours, theirs in learned(net, plain):
         torch.testing.assert_close(ours, theirs, atol=0.002, rtol=rtol)
         ours.data.copy_(theirs)
@@ -51,7 +50,8 @@ def test_what_is_optimised_stays_what_it_was():
     assert_alike(net, plain)
     plain.clip(images[:2])
     clip(net, images[:2])
-    assert_alike(net, plain, rtol=0.006)  # neighbours in the search may err alike
+    # Neighbours in the search may err alike.
+    assert_alike(net, plain, rtol=0.006)
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=2)
     for iteration in range(1, 9):
         batch = images[iteration % 5 : iteration % 5 + 2]
@@ -65,12 +65,12 @@ def test_what_is_optimised_stays_what_it_was():
 def test_every_phase_is_measured(recipe):
     found = benchmark.measure(benchmark.Setting(recipe=recipe, **SMALL))
     preset = benchmark.RECIPES["paper" if recipe == benchmark.NAIVE else recipe]
-    phases = (
-        ["calibration"]
-        + ["clipping"] * preset.calibration.clip
-        + ["teacher"] * preset.finetuning.fixed_crops
-        + [*preset.finetuning.phases]
-    )
+    phases = ["calibration"]
+    if preset.calibration.clip:
+        phases.append("clipping")
+    if preset.finetuning.fixed_crops:
+        phases.append("teacher")
+    phases += preset.finetuning.phases
     assert list(found["units"]) == phases
     assert found["total_units"] == pytest.approx(sum(found["units"].values()))
     assert found["peak_bytes"] > 1e8

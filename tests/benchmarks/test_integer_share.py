@@ -18,12 +18,12 @@ def test_openvino_runs_every_quantized_layer_as_integers(tmp_path):
     share = benchmark.integer_share(tmp_path / "net.onnx", "openvino")
     if has_exact_int8():
         assert share == 1
-    else:  # layers of 8-bit weights run in float, but for the first, which takes its channels twice
-        expected = {
-            name: macs
-            for name, macs in layer_macs(net).items()
-            if net.weight_quantizers()[name].bits < 8
-        }
+    else:
+        # Layers of 8-bit weights run in float, but for the first, which takes its channels twice.
+        expected = {}
+        for name, macs in layer_macs(net).items():
+            if net.weight_quantizers()[name].bits < 8:
+                expected[name] = macs
         expected["conv_first"] = 2 * layer_macs(net)["conv_first"]
         layers = benchmark.executed_layers(tmp_path / "net.onnx", "openvino")
         assert sum(macs for macs, integer in layers if integer) == sum(expected.values())

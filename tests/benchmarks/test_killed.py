@@ -14,14 +14,6 @@ SCRIPT = Path(__file__).with_name("killed.py")
     ("recipe", "kills", "processes"), [("paper", 5, 1), ("best", 2, 1), ("paper", 1, 2)]
 )
 def test_killed_and_resumed(tmp_path, recipe, kills, processes):
-    command = [
-        sys.executable,
-        SCRIPT,
-        "--out",
-        tmp_path / "runs",
-        "--recipe",
-        recipe,
-        "--kills",
-        str(kills),
-    ]
-    subprocess.run([*command, "--processes", str(processes), "--seed", "1"], check=True)
+    command = [sys.executable, SCRIPT, "--out", tmp_path / "runs", "--recipe", recipe]
+    command += ["--kills", str(kills), "--processes", str(processes), "--seed", "1"]
+    subprocess.run(command, check=True)

@@ -1,12 +1,13 @@
-"""The published recipe on the method's main network lands where the published implementation does."""
+"""The published recipe on EDSR lands where the published implementation does."""
 
 from statistics import mean, stdev
 
 import paper_on_edsr as benchmark
 import pytest
 
-# Of further runs, 95 % lie as near to the mean of three (Student's t, two degrees of freedom). Bits that round to the
-# other side make runs differ a lot: seeds by 0.1 dB, the same seed on one thread or two by 0.07 dB.
+# Of further runs, 95 % lie as near to the mean of three (Student's t, two degrees of freedom). Bits
+# that round to the other side make runs differ a lot: seeds by 0.1 dB, the same seed on one thread
+# or two by 0.07 dB.
 MARGIN = 4.303 * (1 + 1 / 3) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""A real in-house network stays close to its full precision, with an option file and nothing else."""
+"""A real in-house network stays close to its full precision, with an option file alone."""
 
 import json
 import subprocess

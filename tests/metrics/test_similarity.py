@@ -62,7 +62,7 @@ def test_self_psnr_of_a_run_is_that_of_the_python_api(workspace):
     assert 3 <= found["fab"] <= 5  # the full-precision pass isn't counted
 
 
-def test_lpips_loads_its_weights_and_tells_images_apart(tmp_path, monkeypatch):
+def test_lpips_loads_its_weights_and_distinguishes_images(tmp_path, monkeypatch):
     pytest.importorskip("lpips")
     from torchvision.models import squeezenet1_1
 
