@@ -8,7 +8,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, import_modules
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import CheckpointError, NotRegisteredError, OptionError
 from adabm_basicsr.options.checks import check_section
 from adabm_basicsr.options.paths import existing_file
 from adabm_basicsr.options.table import DescribedNetwork, Paths
@@ -28,8 +28,9 @@ def take_network(opt: dict[str, Any]) -> None:
         opt: Options of a test, changed in place.
 
     Raises:
-        AdaBMError: The checkpoint is missing or unreadable, says nothing of its network, or names
-            an architecture that isn't registered.
+        OptionError: There is no such checkpoint.
+        CheckpointError: It can't be read, or says nothing of its network.
+        NotRegisteredError: It names an architecture that isn't registered.
     """
     given = opt.get("network_g")
     if given is None:
@@ -57,7 +58,7 @@ def _checkpoint(opt: Mapping[str, Any]) -> str:
         paths = {}
     check_section("path", Paths, paths, is_open=True)
     if paths.get(KEY) is None:
-        raise AdaBMError(
+        raise OptionError(
             "network_g is missing from the option file, and there is no path: pretrain_network_g "
             "to take it from"
         )
@@ -67,13 +68,13 @@ def _checkpoint(opt: Mapping[str, Any]) -> str:
 def _read_description(path: str) -> dict[str, Any]:
     description = read_description(path)
     if description is None:
-        raise AdaBMError(
+        raise CheckpointError(
             f"network_g is missing from the option file, and checkpoint {path} doesn't describe "
             "its network; give network_g"
         )
     for key in ("network", "options"):
         if not isinstance(description.get(key), dict):
-            raise AdaBMError(
+            raise CheckpointError(
                 f"network_g is missing from the option file, and what checkpoint {path} says of "
                 f"its network is damaged: {key} is missing; give network_g"
             )
@@ -86,7 +87,7 @@ def _check_registered(path: str, description: Mapping[str, Any]) -> None:
     modules = description.get("custom_imports") or []
     if modules and name not in ARCH_REGISTRY and f"{name}_basicsr" not in ARCH_REGISTRY:
         named = ", ".join(map(str, modules))
-        raise AdaBMError(
+        raise NotRegisteredError(
             f"network_g: the network {name!r} of checkpoint {path} is registered by {named}: name "
             "what you trust as network_g: custom_imports"
         )

@@ -14,7 +14,7 @@ from basicsr.archs import build_network
 from basicsr.utils import registry
 
 from adabm_basicsr.archs.adabm_arch import build_base, import_modules
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import NotRegisteredError, OptionError, did_you_mean
 from adabm_basicsr.models.adabm_model import AdaBMModel
 from adabm_basicsr.models.setup import set_up_training
 from adabm_basicsr.options.datasets import check_datasets, check_metrics
@@ -61,20 +61,22 @@ def _check_registered(opt: dict[str, Any]) -> None:
         _check_type(f"val: metrics: {name}: type", metric["type"], registry.METRIC_REGISTRY)
     for name, metric in _metrics(opt).items():
         if metric["type"] == "calculate_lpips" and not find_spec("lpips"):
-            raise AdaBMError(
+            raise OptionError(
                 f"val: metrics: {name}: {metric['type']} needs the package lpips: pip install lpips"
             )
 
 
 def _check_type(key: str, value: str, known: registry.Registry) -> None:
     if value not in known and f"{value}_basicsr" not in known:
-        raise AdaBMError(f"{key}: {value!r} is not registered; {did_you_mean(value, known.keys())}")
+        raise NotRegisteredError(
+            f"{key}: {value!r} is not registered; {did_you_mean(value, known.keys())}"
+        )
 
 
 def _check_model(model_type: str) -> None:
     """BasicSR's own models test a quantized network, but don't know how to make one."""
     if not issubclass(registry.MODEL_REGISTRY.get(model_type), AdaBMModel):
-        raise AdaBMError(
+        raise OptionError(
             f"model_type: {model_type!r} doesn't quantize; AdaBMModel trains AdaBMNetwork"
         )
 
@@ -104,6 +106,6 @@ def _check_scale(scale: int, net: QuantizedNetwork) -> None:
         height = net(image).shape[2]
     made = height / TRIED
     if made != scale:
-        raise AdaBMError(
+        raise OptionError(
             f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}"
         )

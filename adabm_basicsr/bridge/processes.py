@@ -7,7 +7,7 @@ import random
 import subprocess
 from typing import Any
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import OptionError
 
 DEFAULT_PORT = 29500  # torch.distributed's
 # By launcher: what it sets in the environment, and the program that starts the processes.
@@ -26,7 +26,7 @@ def join_processes(opt: dict[str, Any], launcher: str) -> None:
         launcher: ``none``, ``pytorch`` or ``slurm``.
 
     Raises:
-        AdaBMError: What started the process is another launcher.
+        OptionError: What started the process is another launcher.
     """
     from adabm_basicsr.quantization.distributed import rank_and_size
 
@@ -50,7 +50,7 @@ def init_dist(launcher: str, on_gpu: bool | None = None, **params: Any) -> None:
         **params: ``port``, with slurm.
 
     Raises:
-        AdaBMError: What started the process is another launcher.
+        OptionError: What started the process is another launcher.
     """
     import torch
     import torch.distributed as dist
@@ -58,7 +58,7 @@ def init_dist(launcher: str, on_gpu: bool | None = None, **params: Any) -> None:
 
     for name in VARIABLES[launcher]:
         if name not in os.environ:
-            raise AdaBMError(
+            raise OptionError(
                 f"--launcher {launcher}: {name} is not set in the environment; start with "
                 f"{STARTERS[launcher]}"
             )

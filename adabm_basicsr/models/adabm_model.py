@@ -15,7 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
@@ -60,14 +60,14 @@ class AdaBMModel(SRModel):
         opt: BasicSR's options. Those under ``train`` are of `options.table.Train`.
 
     Raises:
-        AdaBMError: An option is unknown, out of range, or asks for a GPU that isn't there.
+        OptionError: An option is unknown, out of range, or asks for a GPU that isn't there.
     """
 
     observed: Observations  # of the validation set at work
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt["num_gpu"] != 0 and not torch.cuda.is_available():
-            raise AdaBMError(
+            raise OptionError(
                 f"num_gpu: {opt['num_gpu']}, but there is no CUDA device; set num_gpu: 0 (or auto)"
             )
         wait_for_all()  # the first process makes the folders that the others may write to
@@ -268,7 +268,7 @@ class AdaBMModel(SRModel):
         truth = getattr(self, "gt", self.output).shape[2:]
         if made != truth:
             sizes = [f"{width}x{height}" for height, width in (self.lq.shape[2:], made, truth)]
-            raise AdaBMError(
+            raise OptionError(
                 f"scale: {self.opt['scale']}: the network makes {sizes[1]} pixels of {sizes[0]}, "
                 f"but there are {sizes[2]} of ground truth"
             )
@@ -383,7 +383,7 @@ class AdaBMModel(SRModel):
         try:
             super().resume_training(resume_state)
         except (AssertionError, ValueError) as error:
-            raise AdaBMError(
+            raise CheckpointError(
                 f"cannot resume: the training state doesn't fit the options: {error}"
             ) from error
         self.record.forget_phases_after(resume_state["iter"])

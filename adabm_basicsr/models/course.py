@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import OptionError
 from adabm_basicsr.quantization.checkpoint import save_tensors
 from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.runs.training_state import SUFFIX
@@ -49,12 +49,12 @@ def check_course(course: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Check that a training state is of a run with the same course.
 
     Raises:
-        AdaBMError: It isn't.
+        OptionError: It isn't.
     """
     for key, value in course.items():
         saved = state.get(key, value)
         if saved != value:
-            raise AdaBMError(
+            raise OptionError(
                 f"cannot resume: {key.replace('_', ' ')} were {saved} when the run was saved, and "
                 f"are {value} now; use the same recipe, images and batch size"
             )

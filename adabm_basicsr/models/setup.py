@@ -9,7 +9,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
-from adabm_basicsr.errors import AdaBMError, check_keys, check_positive
+from adabm_basicsr.errors import OptionError, check_keys, check_positive
 from adabm_basicsr.options.table import Train
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -35,24 +35,24 @@ def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
         net: What the options' ``network_g`` builds.
 
     Raises:
-        AdaBMError: An option is unknown or out of range, an image is broken, or there is nothing to
-            train.
+        OptionError: An option is unknown or out of range, or there is nothing to train.
+        ImageError: An image is broken.
     """
     train = opt["train"]
     check_keys("train", train, TRAIN_OPTIONS)
     if not isinstance(net, QuantizedNetwork):
-        raise AdaBMError(
+        raise OptionError(
             "network_g: AdaBMModel trains type AdaBMNetwork, with your architecture under network"
         )
     if not opt["path"].get("pretrain_network_g") and not getattr(net.network, "has_weights", False):
-        raise AdaBMError("path: pretrain_network_g is missing: there are no weights to quantize")
+        raise OptionError("path: pretrain_network_g is missing: there are no weights to quantize")
     batch_size = train.get("calibration_batch_size")
     if batch_size is None:
         batch_size = Train.model_fields["calibration_batch_size"].default
     check_positive("train: calibration_batch_size", batch_size)
     settings = FinetuneSettings.from_options(train.get("finetune") or {})
     if train["total_iter"] and not _is_trainable(net):
-        raise AdaBMError(
+        raise OptionError(
             f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0"
         )
     options = opt["datasets"]["train"]
@@ -60,7 +60,7 @@ def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
     batch = options["batch_size_per_gpu"] * gpus_per_process(opt)
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
-        raise AdaBMError(
+        raise OptionError(
             f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu"
         )
     return TrainingSetup(dataset, batch_size, iterations, settings)
@@ -75,10 +75,10 @@ def _is_trainable(net: QuantizedNetwork) -> bool:
 def _read_dataset(options: dict[str, Any], channels: int) -> CalibrationDataset:
     kind = DATASET_REGISTRY.get(options["type"])
     if not issubclass(kind, CalibrationDataset):
-        raise AdaBMError("datasets: train: type must be CalibrationDataset")
+        raise OptionError("datasets: train: type must be CalibrationDataset")
     dataset = kind(options)
     if dataset.channels != channels:
-        raise AdaBMError(
+        raise OptionError(
             f"datasets: train: channels: {dataset.channels}, but the network takes {channels} "
             "channels"
         )

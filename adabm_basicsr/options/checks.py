@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from adabm_basicsr.errors import AdaBMError, check_keys, did_you_mean
+from adabm_basicsr.errors import OptionError, check_keys, did_you_mean
 from adabm_basicsr.options.kinds import Kind, Range
 from adabm_basicsr.options.table import (
     DATASETS,
@@ -50,7 +50,7 @@ def check_table(opt: Mapping[str, Any]) -> None:
     """Check a whole option file against the table.
 
     Raises:
-        AdaBMError: A key is unknown or missing, or a value is of another kind.
+        OptionError: A key is unknown or missing, or a value is of another kind.
     """
     is_ours = opt["model_type"] == "AdaBMModel"
     check_section("", OptionFile, opt, is_open=not is_ours)
@@ -85,10 +85,10 @@ def check_section(where: str, section: type[Section], given: object, is_open: bo
         is_open: Whether BasicSR's own classes may have further keys here.
 
     Raises:
-        AdaBMError: A key is unknown or missing, or a value is of another kind.
+        OptionError: A key is unknown or missing, or a value is of another kind.
     """
     if not isinstance(given, dict):
-        raise AdaBMError(f"{where}: {reprlib.repr(given)} is not {SECTION}")
+        raise OptionError(f"{where}: {reprlib.repr(given)} is not {SECTION}")
     given = _without_none(given)
     try:
         section.model_validate(given)
@@ -103,7 +103,7 @@ def check_section(where: str, section: type[Section], given: object, is_open: bo
         if problem["type"] == UNKNOWN:
             _check_unknown(where, place, problem["input"], is_open)
         elif problem["type"] == MISSING:
-            raise AdaBMError(f"{_join(where, place.keys)} is missing")
+            raise OptionError(f"{_join(where, place.keys)} is missing")
         else:
             value = _value_at(given, place.keys)
             raise _wrong_value(_join(where, place.keys), place.option, value)
@@ -174,20 +174,20 @@ def _check_further(where: str, kind: Any, value: object) -> None:
         raise _wrong_value(where, FieldInfo.from_annotation(kind), value) from error
 
 
-def _wrong_value(where: str, option: FieldInfo | None, value: object) -> AdaBMError:
+def _wrong_value(where: str, option: FieldInfo | None, value: object) -> OptionError:
     """The error for a value that isn't of its option's kind."""
     shown = reprlib.repr(value)
     if option is None:
-        return AdaBMError(f"{where}: {shown} is not {SECTION}")
+        return OptionError(f"{where}: {shown} is not {SECTION}")
     for fact in reversed(option.metadata):
         if isinstance(fact, Range):
-            return AdaBMError(f"{where}: {shown} is out of range; valid: {fact.valid}")
+            return OptionError(f"{where}: {shown} is out of range; valid: {fact.valid}")
         if isinstance(fact, Kind):
-            return AdaBMError(f"{where}: {shown} is not {fact.name}")
+            return OptionError(f"{where}: {shown} is not {fact.name}")
     if get_origin(option.annotation) is Literal:
         choices = get_args(option.annotation)
-        return AdaBMError(f"{where}: unknown value {shown}; {did_you_mean(str(value), choices)}")
-    return AdaBMError(f"{where}: {shown} is not {SECTION}")
+        return OptionError(f"{where}: unknown value {shown}; {did_you_mean(str(value), choices)}")
+    return OptionError(f"{where}: {shown} is not {SECTION}")
 
 
 def fill_defaults(section: type[Section], given: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from adabm_basicsr.data.sources import (
     read_keys,
     read_names,
 )
-from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.errors import ImageError, OptionError, check_keys
 from adabm_basicsr.options.paths import existing_folder
 
 ROOTS = {
@@ -75,7 +75,7 @@ def _check_names(datasets: dict[str, dict[str, Any]]) -> None:
             continue
         name = dataset["name"]
         if name in owners:
-            raise AdaBMError(
+            raise OptionError(
                 f"datasets: {key}: name: {name!r} is that of {owners[name]} too; give each its own"
             )
         owners[name] = key
@@ -92,11 +92,11 @@ def _check_options(where: str, dataset: dict[str, Any], opt: dict[str, Any]) -> 
     """Check what a dataset's options say together, and fill in its backend."""
     if dataset["type"] == "PairedImageDataset":
         if dataset.get("dataroot_gt") is None:
-            raise AdaBMError(f"{where}: dataroot_gt is missing")
+            raise OptionError(f"{where}: dataroot_gt is missing")
         if opt.get("scale") is None:
-            raise AdaBMError(f"{where}: scale is missing from the option file")
+            raise OptionError(f"{where}: scale is missing from the option file")
     if dataset["type"] == "SingleImageDataset" and dataset.get("dataroot_gt") is not None:
-        raise AdaBMError(
+        raise OptionError(
             f"{where}: dataroot_gt: a SingleImageDataset has no ground truth; PairedImageDataset "
             "has"
         )
@@ -118,7 +118,7 @@ def check_metrics(metrics: dict[str, dict[str, Any]], sizes: list[Size]) -> None
         sizes: Sizes of the images that they are going to judge.
 
     Raises:
-        AdaBMError: One fails there, or has an option that it doesn't take.
+        OptionError: One fails there, or has an option that it doesn't take.
     """
     height = min([TRIED, *[size[0] for size in sizes]])
     width = min([TRIED, *[size[1] for size in sizes]])
@@ -129,7 +129,7 @@ def check_metrics(metrics: dict[str, dict[str, Any]], sizes: list[Size]) -> None
         problem = _metric_problem(options, noise)
         if problem:
             given = ", ".join(f"{key} {value!r}" for key, value in options.items() if key != "type")
-            raise AdaBMError(
+            raise OptionError(
                 f"val: metrics: {name}: with {given} it {problem} on an image of {width}x{height} "
                 "pixels"
             )
@@ -164,7 +164,7 @@ def _check_metric_options(where: str, options: dict[str, Any]) -> None:
             continue
         usual = parameters[key].default
         if isinstance(usual, bool) and not isinstance(value, bool):
-            raise AdaBMError(f"{where}: {key}: {value!r} is not true or false")
+            raise OptionError(f"{where}: {key}: {value!r} is not true or false")
 
 
 def check_images(where: str, dataset: dict[str, Any], scale: int) -> list[Size]:
@@ -179,8 +179,9 @@ def check_images(where: str, dataset: dict[str, Any], scale: int) -> list[Size]:
         Sizes of the images that metrics are computed on.
 
     Raises:
-        AdaBMError: An image is missing, broken or of a kind that BasicSR misreads, or a pair
+        ImageError: An image is missing, broken or of a kind that BasicSR misreads, or a pair
             doesn't fit.
+        OptionError: The options don't fit one another.
     """
     max_pixels = check_max_pixels(f"{where}: max_pixels", dataset.get("max_pixels"))
     names = _names(where, dataset)
@@ -191,7 +192,7 @@ def check_images(where: str, dataset: dict[str, Any], scale: int) -> list[Size]:
             if truth_height < scale * height or truth_width < scale * width:
                 truth = Path(dataset["dataroot_gt"], names["dataroot_gt"][index])
                 image = Path(dataset["dataroot_lq"], names["dataroot_lq"][index])
-                raise AdaBMError(
+                raise ImageError(
                     f"{where}: {truth} is less than {scale} (scale) times as large as {image}"
                 )
     return [(height * scale, width * scale) for height, width in sizes["dataroot_lq"]]
@@ -209,7 +210,7 @@ def _names(where: str, dataset: dict[str, Any]) -> dict[str, list[str]]:
         found = {key: _folder_names(f"{where}: {key}", root) for key, root in roots.items()}
         names = found[last]
         if len(names) != len(found["dataroot_lq"]):
-            raise AdaBMError(
+            raise OptionError(
                 f"{where}: dataroot_lq holds {len(found['dataroot_lq'])} images, dataroot_gt "
                 f"{len(names)}"
             )
@@ -223,11 +224,13 @@ def _lmdb_keys(where: str, roots: dict[str, Path]) -> dict[str, list[str]]:
     found = {}
     for key, root in roots.items():
         if root.suffix != ".lmdb":
-            raise AdaBMError(f"{where}: {key}: {root} must end in .lmdb")
+            raise OptionError(f"{where}: {key}: {root} must end in .lmdb")
         found[key] = sorted(read_keys(root / LMDB_LIST, root))
     different = {tuple(keys) for keys in found.values()}
     if len(different) > 1:
-        raise AdaBMError(f"{where}: the lists of dataroot_lq and dataroot_gt name different images")
+        raise OptionError(
+            f"{where}: the lists of dataroot_lq and dataroot_gt name different images"
+        )
     return found
 
 
@@ -240,7 +243,7 @@ def _folder_names(key: str, folder: Path) -> list[str]:
     strays = set(folder.iterdir()) - set(paths)
     for stray in sorted(strays):
         if stray.is_file() and not stray.name.startswith("."):
-            raise AdaBMError(f"{key}: {stray} is not an image")
+            raise ImageError(f"{key}: {stray} is not an image")
     return [path.name for path in paths]
 
 
@@ -248,7 +251,7 @@ def _lq_name(where: str, dataset: dict[str, Any], gt_name: str) -> str:
     path = Path(gt_name)
     template = dataset.get("filename_tmpl", "{}")
     if any(template.count(part) != 1 for part in ("{}", "{", "}")):
-        raise AdaBMError(
+        raise OptionError(
             f"{where}: filename_tmpl: {template!r} must hold {{}} once, in place of the image's "
             "name"
         )
@@ -277,6 +280,6 @@ def _sizes(dataset: dict[str, Any], key: str, names: Sequence[str], max_pixels: 
 
 def _size(image: np.ndarray, name: str) -> Size:
     if image.dtype == np.float32:
-        raise AdaBMError(f"image {name} has float values, which BasicSR doesn't read")
+        raise ImageError(f"image {name} has float values, which BasicSR doesn't read")
     height, width = image.shape[:2]
     return height, width

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from adabm_basicsr.errors import not_found
+from adabm_basicsr.errors import OptionError, not_found
 
 
 def existing_file(where: str, path: str) -> str:
@@ -19,11 +19,11 @@ def existing_file(where: str, path: str) -> str:
         path: As the option file has it.
 
     Raises:
-        AdaBMError: There is no such file.
+        OptionError: There is no such file.
     """
     path = os.path.expanduser(path)  # noqa: PTH111
     if not os.path.isfile(path):  # noqa: PTH113
-        raise not_found(where, path)
+        raise not_found(where, path, OptionError)
     return path
 
 
@@ -31,5 +31,5 @@ def existing_folder(where: str, path: str) -> str:
     """As `existing_file`, of a folder."""
     path = os.path.expanduser(path)  # noqa: PTH111
     if not os.path.isdir(path):  # noqa: PTH112
-        raise not_found(where, path)
+        raise not_found(where, path, OptionError)
     return path

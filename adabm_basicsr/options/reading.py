@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from adabm_basicsr.deployment.tiles import check_tiles
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import OptionError
 from adabm_basicsr.options.checks import check_table, fill_defaults
 from adabm_basicsr.options.paths import existing_file
 from adabm_basicsr.options.table import Logger, OptionFile, Validation
@@ -55,17 +55,17 @@ def _check_sections(opt: dict[str, Any], is_train: bool) -> None:
             near = difflib.get_close_matches(key, unknown, n=1)
             if near:
                 message += f"; {near[0]!r} is no key"
-            raise AdaBMError(message)
+            raise OptionError(message)
 
 
 def _check_phases(datasets: object) -> None:
     if not isinstance(datasets, dict):
-        raise AdaBMError(f"datasets: {datasets!r} is not a section of keys")
+        raise OptionError(f"datasets: {datasets!r} is not a section of keys")
     if datasets.get("train") is None:
-        raise AdaBMError("datasets: train is missing")
+        raise OptionError("datasets: train is missing")
     for phase in datasets:
         if phase.split("_")[0] not in ("train", "val"):
-            raise AdaBMError(
+            raise OptionError(
                 f"datasets: {phase}: valid when training: 'train', 'val', 'val_2', ..."
             )
 
@@ -82,11 +82,11 @@ def _check_training(opt: dict[str, Any]) -> None:
     ):
         value = opt[section].get(key)
         if value is None:
-            raise AdaBMError(f"{section}: {key}: {value!r} is not a whole number of iterations")
+            raise OptionError(f"{section}: {key}: {value!r} is not a whole number of iterations")
         opt[section][key] = int(value)  # 5e3 is a float to YAML
     for key in ("batch_size_per_gpu", "num_worker_per_gpu"):
         if opt["datasets"]["train"].get(key) is None:
-            raise AdaBMError(f"datasets: train: {key}: None is not a whole number")
+            raise OptionError(f"datasets: train: {key}: None is not a whole number")
 
 
 def _check_wandb(logger: dict[str, Any]) -> None:
@@ -95,11 +95,11 @@ def _check_wandb(logger: dict[str, Any]) -> None:
     if wandb.get("project") is None:
         return
     if not logger["use_tb_logger"]:
-        raise AdaBMError(
+        raise OptionError(
             "logger: wandb: project: wandb follows TensorBoard; set use_tb_logger: true"
         )
     if not find_spec("wandb"):
-        raise AdaBMError(
+        raise OptionError(
             "logger: wandb: project: the package wandb is not installed: pip install wandb"
         )
 
@@ -125,7 +125,7 @@ def set_recipe_defaults(opt: dict[str, Any]) -> None:
 def _check_validation(opt: dict[str, Any], is_train: bool) -> None:
     val = opt["val"]
     if val.get("tile_overlap") is not None and val.get("tile") is None:
-        raise AdaBMError("val: tile_overlap is given, but no tile")
+        raise OptionError("val: tile_overlap is given, but no tile")
     fill_defaults(Validation, val)
     if val["tile"] is not None:
         check_tiles("val", val["tile"], val["tile_overlap"])
@@ -140,14 +140,14 @@ def _check_device(opt: dict[str, Any]) -> None:
         opt["num_gpu"] = available
     num_gpu = opt["num_gpu"]
     if num_gpu > available:
-        raise AdaBMError(
+        raise OptionError(
             f"num_gpu: {num_gpu}, but there are {available} CUDA devices; set num_gpu: "
             f"{available} or auto"
         )
     for name, dataset in opt["datasets"].items():
         to_gpu = dataset.get("prefetch_mode") == "cuda"
         if to_gpu and not (num_gpu and dataset.get("pin_memory")):
-            raise AdaBMError(
+            raise OptionError(
                 f"datasets: {name}: prefetch_mode: 'cuda' needs a GPU (num_gpu) and pin_memory: "
                 "true"
             )

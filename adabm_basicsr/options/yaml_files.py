@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import OptionError, did_you_mean
 from adabm_basicsr.options.paths import existing_file
 
 MAX_VALUES = 100_000  # of an option file, what its anchors repeat counted each time
@@ -46,7 +46,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping without constructing anything but plain values.
 
     Raises:
-        AdaBMError: The file is missing or isn't a YAML mapping, a key isn't text or stands twice,
+        OptionError: The file is missing or isn't a YAML mapping, a key isn't text or stands twice,
             or anchors make more of it than an option file can be.
     """
     path = Path(existing_file("option file", str(path)))
@@ -60,13 +60,13 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None)
         if not problem:
             problem = str(error).splitlines()[0]
-        raise AdaBMError(f"option file {path}{where} is not valid YAML: {problem}") from error
+        raise OptionError(f"option file {path}{where} is not valid YAML: {problem}") from error
     if not isinstance(opt, dict):
-        raise AdaBMError(
+        raise OptionError(
             f"option file {path} holds no keys; expected name, model_type, network_g, ..."
         )
     if _count(opt, {}) > MAX_VALUES:
-        raise AdaBMError(
+        raise OptionError(
             f"option file {path} repeats itself through anchors to more than {MAX_VALUES} values"
         )
     _check_keys(opt, ())
@@ -92,7 +92,7 @@ def _check_keys(value: object, above: tuple[str, ...]) -> None:
         for key, below in value.items():
             if not isinstance(key, str):
                 place = ": ".join([*above, repr(key)])
-                raise AdaBMError(f"{place}: keys are texts; put it in quotes")
+                raise OptionError(f"{place}: keys are texts; put it in quotes")
             _check_keys(below, (*above, key))
     elif isinstance(value, list):
         for below in value:
@@ -106,15 +106,15 @@ def apply_override(opt: dict[str, Any], override: str) -> None:
     lists and mappings (as YAML); anything else is text.
 
     Raises:
-        AdaBMError: The form is wrong, or a section doesn't exist.
+        OptionError: The form is wrong, or a section doesn't exist.
     """
     keys, equals, value = override.partition("=")
     *sections, last = keys.strip().split(":")
     if not equals or not last:
-        raise AdaBMError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
+        raise OptionError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
     for section in sections:
         if not isinstance(opt.get(section), dict):
-            raise AdaBMError(
+            raise OptionError(
                 f"--force_yml: {override!r}: there is no section {section!r}; "
                 f"{did_you_mean(section, opt)}"
             )
@@ -122,10 +122,10 @@ def apply_override(opt: dict[str, Any], override: str) -> None:
     try:
         opt[last] = _read_value(value.strip())
         _check_keys(opt[last], (last,))
-    except AdaBMError:
+    except OptionError:
         raise
     except VALUE_ERRORS as error:
-        raise AdaBMError(f"--force_yml: {override!r}: the value is not valid YAML") from error
+        raise OptionError(f"--force_yml: {override!r}: the value is not valid YAML") from error
 
 
 def _read_value(text: str) -> object:
