@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from agreement import agreement, agreement_of_most
 from conftest import TINY_EDSR
 
 from adabm_basicsr import calibrate, save_checkpoint
@@ -34,9 +35,10 @@ def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
     main(["export", "-m", "net.pth", "--format", "onnx", "-o", "deep/net.onnx"])
     assert "written: deep/net.onnx" in capsys.readouterr().out
     with torch.no_grad():
-        torch.testing.assert_close(
-            load_network("deep/net.onnx")(IMAGES), checkpoint(IMAGES), atol=1e-3, rtol=0
-        )
+        output = load_network("deep/net.onnx")(IMAGES)
+        expected = checkpoint(IMAGES)
+    assert agreement(output, expected) >= 38
+    assert agreement_of_most(output, expected) >= 100
 
 
 def test_quiet_and_json(checkpoint, capsys):

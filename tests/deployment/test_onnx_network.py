@@ -44,7 +44,8 @@ def test_deep_networks_agree_at_eight_bits(tmp_path):
     }
     net = quantized(deep, w_bits=8, a_bits=8)
     save_onnx(net, tmp_path / "net.onnx")  # refused where the traced network's values overflow
-    check_agreement(net, tmp_path / "net.onnx", typical=38)  # without VNNI it runs in float
+    # Without VNNI it runs in float.
+    check_agreement(net, tmp_path / "net.onnx", typical=38, most=38)
 
 
 @pytest.mark.parametrize(

@@ -18,23 +18,9 @@ NAMES = {
     "tail.0.0": "upsample.0",
     "tail.1": "conv_last",
 }
-
-
-class PublishedPixels(torch.nn.Module):
-    """BasicSR's EDSR with the published code's order of arithmetic: 0..255 first, then the shift.
-
-    BasicSR shifts in 0..1 and scales then. The same to 1e-7, but on this tiny network a rounding
-    that falls the other way at 3 bits grows to 2 % of a loss within a few iterations, so the
-    longest comparison needs the same last digits.
-    """
-
-    def __init__(self, edsr):
-        super().__init__()
-        self.edsr = edsr
-        edsr.img_range, edsr.mean = 1.0, edsr.mean * 255
-
-    def forward(self, x):
-        return self.edsr(x * 255) / 255
+# Of losses and of what is learned. The published code ran in float32: fully quantized, a few of its
+# values came to another grid point than in double precision.
+AFTER_FINETUNING = {"nonfq": (1e-5, 1e-5), "fq": (0.01, 1e-3)}
 
 
 class Golden:
@@ -61,12 +47,9 @@ class Golden:
         net.load_state_dict(state)
         return net
 
-    def calibrated(self, network=None):
+    def calibrated(self):
         net = quantize(
-            network or self.network(),
-            self.images[:1],
-            fully_quantized=self.fully_quantized,
-            recipe="paper",
+            self.network(), self.images[:1], fully_quantized=self.fully_quantized, recipe="paper"
         )
         return calibrate(net, [self.images[:3], self.images[3:]])
 
@@ -110,10 +93,7 @@ def test_golden_calibration(golden):
     net = golden.calibrated()
     close(inputs(net, "lower"), golden["calib/lower_a"])
     close(inputs(net, "upper"), golden["calib/upper_a"])
-    close(
-        [layer.weight_quantizer.upper.item() for layer in net.layers().values()],
-        golden["calib/upper_w"],
-    )
+    close(weight_ranges(net), golden["calib/upper_w"])
     assert inputs(net, "layer_factor", adaptive_only=True) == golden["calib/layer_bit"].tolist()
     close(
         [net.image_mapping.lower.item(), net.image_mapping.upper.item()], golden["calib/image_l_u"]
@@ -136,51 +116,55 @@ def test_golden_bit_aware_clipping(golden):
 
 
 def test_golden_finetuning(golden):
-    net = golden.calibrated(PublishedPixels(golden.network()))
+    """In double precision, from the published ranges: no CPU moves a value to another grid point.
+
+    In float32 the last digit of a range or of a sum, which each CPU rounds in its own way, does: at
+    3 bits that moves a loss of this tiny network by 3 % and all pixels by 2 % within a few
+    iterations.
+    """
+    of_losses, of_ranges = AFTER_FINETUNING[golden.tag]
+    net = golden.calibrated()
+    _take_ranges(net, golden, "calib")
+    net.double()
+    images = golden.images.double()
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=3)
     log = []
     for iteration in range(1, 19):
         start = 2 * ((iteration - 1) % 3)
-        losses = tuner.step(golden.images[start : start + 2], iteration)
+        losses = tuner.step(images[start : start + 2], iteration)
         log.append([float(losses[key]) for key in ("l_pix", "l_feat", "l_bit", "fab")])
     expected = golden["finetune/log_epoch_pix_skt_bitloss_fab"][:, 1:]
-    np.testing.assert_allclose(np.array(log), expected, rtol=0.01)
+    np.testing.assert_allclose(np.array(log), expected, rtol=of_losses)
     for attribute, key in (("lower", "lower_a"), ("upper", "upper_a")):
-        close(inputs(net, attribute), golden[f"finetuned/{key}"], 1e-3)
+        close(inputs(net, attribute), golden[f"finetuned/{key}"], of_ranges)
+    close(weight_ranges(net), golden["finetuned/upper_w"], of_ranges)
     close(
-        [layer.weight_quantizer.upper.item() for layer in net.layers().values()],
-        golden["finetuned/upper_w"],
-        1e-3,
-    )
-    close(
-        inputs(net, "layer_factor", adaptive_only=True), golden["finetuned/layer_bit_param"], 1e-3
+        inputs(net, "layer_factor", adaptive_only=True),
+        golden["finetuned/layer_bit_param"],
+        of_ranges,
     )
     close(
         [net.image_mapping.lower.item(), net.image_mapping.upper.item()],
         golden["finetuned/image_l_u"],
-        1e-3,
+        of_ranges,
     )
-    np.testing.assert_array_equal(run(net, golden.test_images)[1], golden["finetuned_fab"])
-    # One weight lies so close to the middle of two grid points that processors differ in where it
-    # goes, which moves all pixels by 2 %. So pixels are compared with the very ranges that the
-    # published code found; even then a value that falls the other way may move those around it.
-    _take_ranges(net, golden)
-    output, bits = run(net, golden.test_images)
+    test_images = golden.test_images.double()
+    np.testing.assert_array_equal(run(net, test_images)[1], golden["finetuned_fab"])
+    _take_ranges(net, golden, "finetuned")
+    output, bits = run(net, test_images)
     np.testing.assert_array_equal(bits, golden["finetuned_fab"])
-    assert (
-        np.abs(output - golden["finetuned_sr"]).mean()
-        < 0.01 * np.abs(golden["finetuned_sr"]).mean()
-    )
-    assert (
-        np.isclose(
-            output, golden["finetuned_sr"], rtol=1e-4, atol=1e-4 * golden["finetuned_sr"].max()
-        ).mean()
-        > 0.95
-    )
+    published = golden["finetuned_sr"]
+    assert np.abs(output - published).mean() < 0.001 * np.abs(published).mean()
+    # A value that came to another grid point moves the pixels around it.
+    assert np.isclose(output, published, rtol=1e-4, atol=1e-4 * published.max()).mean() > 0.95
+
+
+def weight_ranges(net):
+    return [layer.weight_quantizer.upper.item() for layer in net.layers().values()]
 
 
 @torch.no_grad()
-def _take_ranges(net, golden):
+def _take_ranges(net, golden, stage):
     quantizers = [layer.input_quantizer for layer in net.layers().values()]
     weights = [layer.weight_quantizer for layer in net.layers().values()]
     for modules, attribute, key in (
@@ -188,5 +172,5 @@ def _take_ranges(net, golden):
         (quantizers, "upper", "upper_a"),
         (weights, "upper", "upper_w"),
     ):
-        for module, value in zip(modules, golden[f"finetuned/{key}"].flatten(), strict=True):
+        for module, value in zip(modules, golden[f"{stage}/{key}"].flatten(), strict=True):
             getattr(module, attribute).fill_(float(value))

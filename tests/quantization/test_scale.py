@@ -1,6 +1,7 @@
 """What is learned doesn't depend on the scale that a network computes in."""
 
 import copy
+from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -8,14 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adabm_basicsr import calibrate, finetune, quantize
+from adabm_basicsr import calibrate, quantize
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 from adabm_basicsr.quantization.recipes import RECIPES
 
-FACTOR = 100
-# Of a single tiny network at 4 bits, self-PSNR scatters by 0.1 dB with the last digit of anything
-# (a weight's range is kept in two bytes), up or down; what depended on the scale would show in the
-# mean.
-NETWORKS = 5
+# Of those that learn relative to scale; "best" does what "fast" does, for longer.
+SCALE_FREE = ("static", "fast")
+# A power of two changes the exponents of numbers alone: sums, products, roots and roundings come
+# out as before, times that power, on every CPU. So what is learned is the same to the bit.
+POWERS = (2.0**-7, 2.0**7)
+# Another factor changes last digits, of weights and of what is kept in two bytes, such as weight
+# ranges (by up to 0.4 %). That decides between choices that are as good: two ranges of a layer, two
+# layers that a bit more would serve alike. Ranges are tried 6 % apart, so the error of a layer may
+# change by 20 log10(1.06) = 0.5 dB.
+FACTOR, POWER_IN_FACTOR = 100, 64
+CHOICE = 0.5
+# Adam's epsilon, 1e-8, is the one number that isn't relative to anything. Gradients of larger
+# weights are smaller, so beside them it counts for more: learning differs by up to 0.04 dB in a
+# network at these powers of two, and not at all where epsilon is negligible.
+EPSILON = 0.1
+NO_EPSILON = 1e-20
+NETWORKS = 3
+ITERATIONS = 12
 
 
 class Plain(nn.Module):
@@ -41,34 +56,72 @@ class Plain(nn.Module):
         return F.pixel_shuffle(self.last(features), 2) + F.interpolate(x, scale_factor=2)
 
 
-def scaled(network, inside):
-    """The same function with features ``FACTOR`` times as large, everywhere or inside blocks."""
+def plain_networks(count):
+    torch.manual_seed(0)
+    return [Plain() for _ in range(count)]
+
+
+def scaled(network, factor, inside):
+    """The same function with features ``factor`` times as large, everywhere or inside the blocks."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         if not inside:
-            network.first.weight.mul_(FACTOR)
-            network.first.bias.mul_(FACTOR)
-            network.last.weight.div_(FACTOR)
+            network.first.weight.mul_(factor)
+            network.first.bias.mul_(factor)
+            network.last.weight.div_(factor)
         for block in network.blocks:
-            block[0].bias.mul_(FACTOR)
+            block[0].bias.mul_(factor)
             if inside:
-                block[0].weight.mul_(FACTOR)
-                block[2].weight.div_(FACTOR)
+                block[0].weight.mul_(factor)
+                block[2].weight.div_(factor)
             else:
-                block[2].bias.mul_(FACTOR)
+                block[2].bias.mul_(factor)
     return network
 
 
-def self_psnr(network, recipe):
-    generator = torch.Generator().manual_seed(3)
-    coarse = torch.rand(8, 3, 8, 8, generator=generator)
-    images = F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+def smooth_images():
+    coarse = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    return F.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+
+
+def learned(network, recipe, epsilon=None):
+    """A copy of ``network``, calibrated and fine-tuned; ``epsilon`` replaces Adam's own."""
+    images = smooth_images()
+    network = copy.deepcopy(network)
     net = calibrate(
         quantize(network, images[:1], recipe=recipe, w_bits=4, a_bits=4, fully_quantized=True),
         [images],
     )
-    if net.config.finetuning.phases:
-        finetune(net, [images[:4], images[4:]] * 6, iterations_per_epoch=2)
+    if not net.config.finetuning.phases:
+        return net
+    tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=2, total_iterations=ITERATIONS)
+    if epsilon is not None:
+        for optimizer in tuner.optimizers:
+            for group in optimizer.param_groups:
+                group["eps"] = epsilon
+    for iteration in range(ITERATIONS):
+        batch = images[4:] if iteration % 2 else images[:4]
+        tuner.step(batch, iteration + 1)
+    return net
+
+
+def digits(net):
+    """Every number of the network without its exponent."""
+    return {key: torch.frexp(value.double()).mantissa for key, value in net.state_dict().items()}
+
+
+@torch.no_grad()
+def assert_learned_alike(network, other, recipe):
+    with torch.enable_grad():
+        first, second = (learned(made, recipe, NO_EPSILON) for made in (network, other))
+    expected, found = (net(smooth_images(), details=True) for net in (first, second))
+    torch.testing.assert_close(found.output, expected.output, rtol=0, atol=0)
+    torch.testing.assert_close(found.bits, expected.bits, rtol=0, atol=0)
+    torch.testing.assert_close(digits(second), digits(first), rtol=0, atol=0)
+
+
+def self_psnr(network, recipe):
+    net, images = learned(network, recipe), smooth_images()
     with torch.no_grad():
         output = net(images)
         with net.full_precision():
@@ -77,20 +130,35 @@ def self_psnr(network, recipe):
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["everywhere", "inside blocks"])
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "paper"])
-def test_scale_of_features_changes_nothing(recipe, inside):
-    torch.manual_seed(0)
-    networks = [Plain() for _ in range(NETWORKS)]
-    plain = mean(self_psnr(copy.deepcopy(network), recipe) for network in networks)
-    assert mean(
-        self_psnr(scaled(network, inside), recipe) for network in networks
-    ) == pytest.approx(plain, abs=0.1)
+@pytest.mark.parametrize("recipe", SCALE_FREE)
+def test_powers_of_two_change_nothing_to_the_bit(recipe, inside):
+    (network,) = plain_networks(1)
+    for power in POWERS:
+        assert_learned_alike(network, scaled(network, power, inside), recipe)
+    rest = scaled(network, FACTOR / POWER_IN_FACTOR, inside)
+    assert_learned_alike(rest, scaled(network, FACTOR, inside), recipe)
+
+
+@pytest.mark.parametrize("recipe", SCALE_FREE)
+def test_any_factor_changes_choices_that_are_as_good_alone(recipe):
+    networks = plain_networks(NETWORKS)
+    plain = mean(self_psnr(network, recipe) for network in networks)
+    for factor, bound in ((POWERS[1], EPSILON), (FACTOR, CHOICE)):
+        for inside in (False, True):
+            found = mean(self_psnr(scaled(network, factor, inside), recipe) for network in networks)
+            assert found == pytest.approx(plain, abs=bound), (factor, inside)
+
+
+def test_best_learns_as_fast_does_for_longer():
+    best = RECIPES["best"]
+    as_long = replace(best.finetuning, iterations=RECIPES["fast"].finetuning.iterations)
+    assert replace(best, finetuning=as_long) == RECIPES["fast"]
 
 
 def test_scaled_network_is_the_same_function():
-    torch.manual_seed(0)
-    network, image = Plain(), torch.rand(1, 3, 16, 16)
-    for inside in (False, True):
-        torch.testing.assert_close(
-            scaled(network, inside)(image), network(image), rtol=1e-3, atol=1e-4
-        )
+    (network,), image = plain_networks(1), torch.rand(1, 3, 16, 16)
+    for factor in (*POWERS, FACTOR):
+        for inside in (False, True):
+            torch.testing.assert_close(
+                scaled(network, factor, inside)(image), network(image), rtol=1e-3, atol=1e-4
+            )

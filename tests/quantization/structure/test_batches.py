@@ -171,7 +171,8 @@ def test_image_gets_the_same_in_a_batch_as_alone(recipe, kind, argument):
     net = quantize(network(kind(argument), kind(argument)), EXAMPLE, recipe=recipe)
     calibrate(net, [batch(8)])
     finetune(net, [batch(2, seed) for seed in range(3)], iterations_per_epoch=1)
-    images = batch(8, seed=9)
+    net.double()  # in float32 a batch may round a value the other way
+    images = batch(8, seed=9).double()
     with torch.no_grad():
         alone = torch.cat([net(image) for image in images.split(1)])
         torch.testing.assert_close(net(images), alone, rtol=0, atol=1e-5)
