@@ -59,11 +59,12 @@ def parse_options(args: argparse.Namespace, root_path: str | Path, is_train: boo
     from adabm_basicsr.bridge.described import take_network
     from adabm_basicsr.bridge.named import check_what_is_named
     from adabm_basicsr.options.reading import check_options
+    from adabm_basicsr.options.table import SECTIONS
     from adabm_basicsr.options.yaml_files import apply_override, load_yaml
 
     opt = load_yaml(args.opt)
     for override in args.force_yml:
-        apply_override(opt, override)
+        apply_override(opt, override, SECTIONS)
     if not is_train:
         take_network(opt)
     check_options(opt, is_train)

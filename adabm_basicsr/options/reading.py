@@ -81,6 +81,14 @@ def _check_training(opt: dict[str, Any]) -> None:
         ("logger", "save_checkpoint_freq"),
     ):
         value = opt[section].get(key)
+        if value is None and key == "total_iter":
+            network = opt["network_g"].get("type")
+            dataset = opt["datasets"]["train"].get("type")
+            raise OptionError(
+                "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork "
+                "with datasets: train: type: CalibrationDataset alone, and here they are "
+                f"{network!r} and {dataset!r}"
+            )
         if value is None:
             raise OptionError(f"{section}: {key}: {value!r} is not a whole number of iterations")
         opt[section][key] = int(value)  # 5e3 is a float to YAML

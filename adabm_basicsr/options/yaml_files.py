@@ -6,6 +6,7 @@ Plain values alone are made of them.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,17 @@ def _check_keys(value: object, above: tuple[str, ...]) -> None:
             _check_keys(below, above)
 
 
-def apply_override(opt: dict[str, Any], override: str) -> None:
+def apply_override(opt: dict[str, Any], override: str, known_sections: Container[str] = ()) -> None:
     """Set one option as ``--force_yml`` gives it: ``train:total_iter=100``.
 
     Values are read as BasicSR reads them, without its ``eval``: numbers, true and false, none,
     lists and mappings (as YAML); anything else is text.
+
+    Args:
+        opt: The options; changed in place.
+        override: Keys that lead to the option, and its value.
+        known_sections: Sections by the keys that lead to them, ``train: finetune``. One of these
+            that the file leaves out is made.
 
     Raises:
         OptionError: The form is wrong, or a section doesn't exist.
@@ -112,7 +119,10 @@ def apply_override(opt: dict[str, Any], override: str) -> None:
     *sections, last = keys.strip().split(":")
     if not equals or not last:
         raise OptionError(f"--force_yml: {override!r} is not of the form KEY:KEY=VALUE")
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
+        where = ": ".join(sections[:depth])
+        if opt.get(section) is None and where in known_sections:
+            opt[section] = {}
         if not isinstance(opt.get(section), dict):
             raise OptionError(
                 f"--force_yml: {override!r}: there is no section {section!r}; "

@@ -17,5 +17,5 @@ def option(description: str, default: Any = None, **facts: Any) -> Any:
     """
     metadata = {"description": description, **facts}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
+        return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -40,7 +40,7 @@ class Observations:
         images: For each image ``name``, ``complexity``, ``bits`` (FAB), ``bitops``,
             ``float_bitops`` and the ``self_psnr`` metrics.
         bit_counts: How many times a layer used each number of bits.
-        largest: Name of the largest LR image, the image and its output.
+        largest: Name of the largest LR image that this process took, the image and its output.
     """
 
     def __init__(

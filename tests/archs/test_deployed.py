@@ -9,8 +9,8 @@ from adabm_basicsr import save_onnx
 QUICK = ("EDSR x2", "SRVGGNetCompact x2")
 # In these, a single value that comes to another grid point costs 54 dB. In ONNX Runtime few images
 # have one: its floats are the simulation's to nearly all digits. OpenVINO's exponential and error
-# function, and its sums, end in digits that differ from CPU to CPU: two thirds of images have one in
-# SwinIR, a quarter in RDN.
+# function, and its sums, end in digits that differ from CPU to CPU: two thirds of images have one
+# in SwinIR, a quarter in RDN.
 SENSITIVE = ("SwinIR x2", "RDN x3")
 ARCHITECTURE_PARAMETERS = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES

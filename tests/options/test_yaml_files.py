@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adabm_basicsr import AdaBMError
+from adabm_basicsr.errors import OptionError
 from adabm_basicsr.options.yaml_files import MAX_VALUES, apply_override, load_yaml
 
 
@@ -158,6 +159,14 @@ def test_overrides_run_nothing(tmp_path, monkeypatch, value):
         assert all(isinstance(text, str) for text in values)
     assert "the value is not valid YAML" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_an_override_makes_a_section_that_is_known():
+    opt = {"train": {"total_iter": 4}}
+    apply_override(opt, "train:finetune:lr_decay=0.5", ["train", "train: finetune"])
+    assert opt == {"train": {"total_iter": 4, "finetune": {"lr_decay": 0.5}}}
+    with pytest.raises(OptionError, match="there is no section 'finetun'"):
+        apply_override({"train": {}}, "train:finetun:lr_decay=0.5", ["train: finetune"])
 
 
 @pytest.mark.parametrize(

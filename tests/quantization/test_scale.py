@@ -62,7 +62,7 @@ def plain_networks(count):
 
 
 def scaled(network, factor, inside):
-    """The same function with features ``factor`` times as large, everywhere or inside the blocks."""
+    """The same function, its features ``factor`` times as large everywhere or inside blocks."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         if not inside:

@@ -97,7 +97,7 @@ def _forget_earlier(net: QuantizedNetwork) -> None:
                 value.fill_(start)
     for quantizer in weight_quantizers:
         if quantizer.allocated is not None:
-            quantizer.allocate()
+            quantizer.hold_own_bits()
 
 
 # Layer factors

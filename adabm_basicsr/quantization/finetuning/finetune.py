@@ -8,13 +8,13 @@ docs/paper.md has the equations of recipe ``paper``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError, check_keys
+from adabm_basicsr.errors import AdaBMError, OptionError, check_keys
 from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
 from adabm_basicsr.quantization.fields import option
@@ -74,16 +74,23 @@ class FinetuneSettings:
         Learning rates that are not given are the recipe's.
 
         Raises:
-            AdaBMError: A key is unknown, or a value is no number or below 0.
+            OptionError: A key is unknown, or a value is no number or below 0.
         """
         settings = cls()
         check_keys("train: finetune", options, [f.name for f in fields(cls)])
         given = {key: value for key, value in options.items() if value is not None}
         rates = given.pop("learning_rates", {})
+        if not isinstance(rates, Mapping):
+            raise OptionError(
+                f"train: finetune: learning_rates: {rates!r} is not a section of keys"
+            )
         check_keys("train: finetune: learning_rates", rates, RELATIVE_RATES)
         for key, value in [*given.items(), *rates.items()]:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-                raise AdaBMError(f"train: finetune: {key}: {value!r} is not a number of at least 0")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < math.inf:
+                raise OptionError(
+                    f"train: finetune: {key}: {value!r} is not a number of at least 0"
+                )
         settings.learning_rates.update(rates)
         for key, value in given.items():
             setattr(settings, key, float(value))

@@ -23,7 +23,7 @@ class WeightQuantizer(nn.Module):
     Attributes:
         upper: Learnable upper end of the range, ``(channels,)``, above 0.
         allocated: Bit-width that was shared out to the layer, a uint8 scalar; None where recipes
-            don't share bits out, see `allocate`.
+            don't share bits out, see `hold_own_bits`.
         channel_scale: What each input channel of the weight is multiplied by before rounding; None
             without `reconstruct`.
         correction: Learnable summand of each weight before rounding, which decides which way the
@@ -69,11 +69,11 @@ class WeightQuantizer(nn.Module):
         """
         return 2 * self.upper / (2**self.bits - 1)
 
-    def allocate(self) -> None:
+    def hold_own_bits(self) -> None:
         """Make room for bits that follow the layer's sensitivity."""
         self.allocated = torch.tensor(self._bits, dtype=torch.uint8, device=self.upper.device)
 
-    def reconstruct(self, weight: Tensor, channel_scale: Tensor, output_channels: int) -> None:
+    def add_corrections(self, weight: Tensor, channel_scale: Tensor, output_channels: int) -> None:
         """Make room for scales of input channels and for corrections of weight and bias.
 
         Args:

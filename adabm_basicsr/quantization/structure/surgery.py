@@ -195,7 +195,7 @@ def _quantize_layer(layer: Any, plan: LayerPlan, config: QuantizationConfig) -> 
         channels = layer.weight.shape[axis] if arithmetic.integer else 1
         weight_quantizer = WeightQuantizer(plan.w_bits, channels, axis, arithmetic.integer)
         if plan.allocated:
-            weight_quantizer.allocate()
+            weight_quantizer.hold_own_bits()
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
     if arithmetic.channel_grids:
         _make_room(quantized)
@@ -211,7 +211,7 @@ def _make_room(layer: QuantizedLayer) -> None:
     if isinstance(layer.input_quantizer, ActivationQuantizer):
         layer.input_quantizer.equalise(of_input)
     if isinstance(layer.weight_quantizer, WeightQuantizer):
-        layer.weight_quantizer.reconstruct(layer.weight, of_weight, layer.output_channels)
+        layer.weight_quantizer.add_corrections(layer.weight, of_weight, layer.output_channels)
 
 
 def _input_quantizer(

@@ -25,7 +25,7 @@ def layer_of(bits, adaptive=False):
     )
     of_input, of_weight = layer.channel_views(torch.ones(CHANNELS))
     layer.input_quantizer.equalise(of_input)
-    layer.weight_quantizer.reconstruct(layer.weight, of_weight, 3)
+    layer.weight_quantizer.add_corrections(layer.weight, of_weight, 3)
     return layer
 
 

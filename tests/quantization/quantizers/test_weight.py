@@ -46,7 +46,7 @@ def test_other_bits_and_copies_are_quantized_anew():
     quantizer = WeightQuantizer(3).requires_grad_(False)
     weight = torch.randn(4, 4)
     assert len(torch.unique(quantizer(weight))) <= 8
-    quantizer.allocate()
+    quantizer.hold_own_bits()
     quantizer.allocated.fill_(5)
     assert len(torch.unique(quantizer(weight))) > 8
     other = copy.deepcopy(quantizer)
@@ -82,10 +82,10 @@ def test_weights_that_come_and_go_are_distinguished():
 def test_allocated_bits_come_back_with_the_state():
     quantizer = WeightQuantizer(4, 2, integer=True)
     weight = torch.randn(2, 8)
-    quantizer.allocate()
+    quantizer.hold_own_bits()
     quantizer.allocated.fill_(6)
     other = WeightQuantizer(4, 2, integer=True)
-    other.allocate()
+    other.hold_own_bits()
     assert other.bits == 4
     other.load_state_dict(quantizer.state_dict())
     assert other.bits == 6
@@ -94,7 +94,7 @@ def test_allocated_bits_come_back_with_the_state():
 
 def test_corrected_bias_is_only_used_while_quantizing():
     quantizer = WeightQuantizer(4, 2, integer=True)
-    quantizer.reconstruct(torch.ones(2, 8), torch.ones(1, 8), output_channels=2)
+    quantizer.add_corrections(torch.ones(2, 8), torch.ones(1, 8), output_channels=2)
     quantizer.bias_correction.data.fill_(0.5)
     assert quantizer.bias(None).tolist() == [0.5, 0.5]
     assert quantizer.bias(torch.ones(2)).tolist() == [1.5, 1.5]
