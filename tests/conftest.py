@@ -16,7 +16,8 @@ import yaml
 
 import adabm_basicsr  # noqa: F401  (makes basicsr importable)
 
-SHARED = Path(__file__).parents[2] / "shared"
+TESTS = Path(__file__).parent
+SHARED = TESTS.parents[1] / "shared"
 TINY_EDSR = {
     "type": "EDSR",
     "num_in_ch": 3,
@@ -29,6 +30,10 @@ TINY_EDSR = {
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if TESTS / "quantization" in item.path.parents:
+            item.add_marker(pytest.mark.numeric)
+        if TESTS / "deployment" / "onnx" in item.path.parents:
+            item.add_marker(pytest.mark.runtimes)
         if "shared" in item.keywords and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import platform
 from collections.abc import Callable
 from types import ModuleType
@@ -29,6 +30,8 @@ OPENVINO_PLACES = ("Exception from",)  # begins the lines that name a place in O
 # of sums of integers to the weights.
 KEPT_OUT = ["WeightBiasQuantization", "ConvMulFusion"]
 X86 = ("x86_64", "amd64", "i386", "i686")
+# In oneDNN's names, what `ONEDNN_MAX_CPU_ISA` may limit OpenVINO's kernels to that has no VNNI.
+WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -152,6 +155,8 @@ def has_exact_int8() -> bool:
     """
     if platform.machine().lower() not in X86:
         return True
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_VNNI:
+        return False
     read_capabilities = getattr(torch.cpu, "get_capabilities", None)
     if read_capabilities is None:
         return False

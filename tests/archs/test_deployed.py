@@ -6,6 +6,8 @@ from architectures import ARCHITECTURES
 
 from adabm_basicsr import save_onnx
 
+pytestmark = pytest.mark.runtimes
+
 QUICK = ("EDSR x2", "SRVGGNetCompact x2")
 # In these, a single value that comes to another grid point costs 54 dB. In ONNX Runtime few images
 # have one: its floats are the simulation's to nearly all digits. OpenVINO's exponential and error

@@ -10,6 +10,8 @@ from adabm_basicsr.archs.published import import_published
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.network import Stage
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def published(tmp_path):

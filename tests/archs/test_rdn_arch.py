@@ -9,6 +9,8 @@ from basicsr.archs import build_network
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base
 from adabm_basicsr.errors import AdaBMError
 
+pytestmark = pytest.mark.numeric
+
 TINY = {"type": "RDN", "num_feat": 4, "num_block": 2, "num_conv": 3, "num_grow_ch": 6, "upscale": 2}
 
 

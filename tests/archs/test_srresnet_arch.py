@@ -10,6 +10,8 @@ from torch import nn
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base
 from adabm_basicsr.errors import AdaBMError
 
+pytestmark = pytest.mark.numeric
+
 TINY = {"type": "SRResNet", "num_feat": 4, "num_block": 2, "upscale": 4}
 QUANTIZER_LEAVES = ("lower_a", "upper_a", "upper_w", "measure_layer", "measure_l", "measure_u")
 

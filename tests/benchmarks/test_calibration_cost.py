@@ -10,6 +10,8 @@ from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
 
+pytestmark = pytest.mark.numeric
+
 SMALL = {"images": 4, "size": 16, "depth": 2, "steps": 1, "calibration_batch": 2}
 
 

@@ -9,6 +9,8 @@ from adabm_basicsr import save_onnx
 from adabm_basicsr.deployment.runtimes import has_exact_int8
 from adabm_basicsr.quantization.structure.macs import MacCounter
 
+pytestmark = pytest.mark.runtimes
+
 benchmark = pytest.importorskip("integer_share")
 
 

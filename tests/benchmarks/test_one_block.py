@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.runtimes
+
 one_block = pytest.importorskip("one_block", reason="needs onnx, onnxruntime and openvino")
 
 

@@ -9,6 +9,8 @@ import torch
 from adabm_basicsr import load_network
 from adabm_basicsr.deployment.onnx.reading import read_file, stored_layers
 
+pytestmark = pytest.mark.numeric
+
 TESTS = Path(__file__).parents[1]
 FIXTURES = TESTS / "fixtures" / "before_rebuild"
 CLASSES = {"simple": 0, "middle": 1, "complex": 2}

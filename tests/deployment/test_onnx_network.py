@@ -9,6 +9,8 @@ from conftest import TINY_EDSR
 
 from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
 
+pytestmark = pytest.mark.runtimes
+
 
 @pytest.fixture(scope="module")
 def edsr():

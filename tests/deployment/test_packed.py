@@ -27,6 +27,8 @@ from adabm_basicsr.deployment.packed import (
     unpack_bits,
 )
 
+pytestmark = pytest.mark.numeric
+
 IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
 

@@ -1,5 +1,6 @@
 """What holds of every runtime, whatever graph it runs."""
 
+import platform
 import subprocess
 import sys
 
@@ -11,11 +12,21 @@ from onnx import TensorProto, helper
 
 from adabm_basicsr import AdaBMError, save_onnx
 from adabm_basicsr.deployment.onnx.fusion import FORMS
-from adabm_basicsr.deployment.runtimes import RUNTIMES
+from adabm_basicsr.deployment.runtimes import RUNTIMES, has_exact_int8
 
 
 def test_every_runtime_has_a_form():
     assert {runtime.form for runtime in RUNTIMES.values()} <= set(FORMS)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="VNNI is of x86 CPUs")
+def test_who_keeps_openvino_from_vnni_gets_the_graph_for_it(monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    of_the_cpu = has_exact_int8()
+    limits = {"avx2": False, "AVX512_CORE": False, "AVX512_CORE_VNNI": of_the_cpu}
+    for limit, expected in limits.items():
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert has_exact_int8() == expected
 
 
 FREED_ELSEWHERE = """
