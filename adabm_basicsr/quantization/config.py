@@ -13,6 +13,7 @@ from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.recipes import (
     ARITHMETIC_INGREDIENTS,
     INGREDIENT_CHOICES,
+    INGREDIENT_RANGES,
     INGREDIENTS,
     OBSERVERS,
     RECIPES,
@@ -130,6 +131,7 @@ class QuantizationConfig:
         self._check_bits("w_bits", self.w_bits, MIN_BITS)
         self._check_bits("a_bits", self.a_bits, self.arithmetic.min_a_bits)
         self._check_layers()
+        self._check_bit_range()
 
     @cached_property
     def preset(self) -> Recipe:
@@ -167,6 +169,14 @@ class QuantizationConfig:
             able = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
             raise AdaBMError(
                 f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
+            )
+
+    def _check_bit_range(self) -> None:
+        """A range that leaves out the bits asked for would give others without a word."""
+        low, high = self.arithmetic.bit_range
+        if self.a_bits != FLOAT_BITS and not low <= self.a_bits <= high:
+            raise AdaBMError(
+                f"ingredients: bit_range: {[low, high]} leaves out a_bits: {self.a_bits}"
             )
 
     def _check_layers(self) -> None:
@@ -233,7 +243,7 @@ def check_ingredients(recipe: str, ingredients: Mapping[str, Any]) -> None:
             for choice in chosen:
                 _check_choice(name, choice, INGREDIENT_CHOICES[key])
         elif isinstance(usual, tuple):
-            _check_pair(name, value, usual)
+            _check_pair(name, value, usual, INGREDIENT_RANGES[key])
 
 
 def _is_of_kind(value: object, usual: object) -> bool:
@@ -249,13 +259,17 @@ def _is_of_kind(value: object, usual: object) -> bool:
     return isinstance(value, (int, float))
 
 
-def _check_pair(name: str, value: Sequence[Any], usual: tuple[float, float]) -> None:
+def _check_pair(
+    name: str, value: Sequence[Any], usual: tuple[float, float], valid: tuple[int, int]
+) -> None:
     kinds: type | tuple[type, ...] = int if isinstance(usual[0], int) else (int, float)
     is_pair = len(value) == 2 and all(isinstance(end, kinds) for end in value)
     if not is_pair or value[0] > value[1]:
         raise AdaBMError(
             f"{name}: {value!r} is not a pair of numbers in ascending order like {list(usual)}"
         )
+    if value[0] < valid[0] or value[1] > valid[1]:
+        raise AdaBMError(f"{name}: {value!r} is out of range; valid: {valid[0]} to {valid[1]}")
 
 
 def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:

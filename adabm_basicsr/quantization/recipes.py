@@ -165,6 +165,12 @@ INGREDIENT_CHOICES: dict[str, tuple[str, ...]] = {
     "phases": PHASES,
     "pixel_loss": PIXEL_LOSSES,
 }
+# What the two numbers of an ingredient lie between.
+INGREDIENT_RANGES: dict[str, tuple[int, int]] = {
+    "image_percentiles": (0, 1),
+    "image_bits": (-8, 8),
+    "bit_range": (1, 10),
+}
 # Ingredients that say what the network is. Checkpoints keep them, as a recipe may change later.
 ARITHMETIC_INGREDIENTS = (
     "adaptive",

@@ -70,6 +70,14 @@ def test_targets_out_of_reach_say_what_is_possible(tiny, target, what):
             "phases: unknown value 'distilation'.*distillation",
         ),
         ({"ingredients": {"image_bits": [1, -1]}}, "is not a pair of numbers in ascending order"),
+        (
+            {"ingredients": {"image_percentiles": [-1, 2]}},
+            r"ingredients: image_percentiles: \[-1, 2\] is out of range; valid: 0 to 1",
+        ),
+        (
+            {"ingredients": {"bit_range": [8, 8]}},
+            r"ingredients: bit_range: \[8, 8\] leaves out a_bits: 4",
+        ),
         ({"ingredients": [1]}, "is not a mapping"),
     ],
 )
