@@ -7,6 +7,7 @@ folds, which is what runtimes need to run integers. A small graph of its own cho
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 class OnnxNetwork:
     """A quantized network in a runtime; call it like the network itself.
+
+    Several threads may call one. In OpenVINO they take turns, as calls share their memory; a
+    network of its own for each thread runs side by side.
 
     Args:
         path: A file that `save_onnx` wrote, for all image classes.
@@ -67,6 +71,7 @@ class OnnxNetwork:
         self._chooser: Compiled | None = None
         self._compiled: dict[int, Compiled] = {}
         self._latest: int | None = None
+        self._lock = threading.Lock()  # graphs are compiled once, whichever thread comes first
 
     def level(self, image: Tensor) -> int:
         """The class of an image, by its complexity.
@@ -78,8 +83,9 @@ class OnnxNetwork:
             0 for simple images, 1 for middle ones, 2 for complex ones. ("Level" is what files,
             flags and methods call the index of an image class.)
         """
-        if self._chooser is None:
-            self._chooser = self._compile_chooser()
+        with self._lock:
+            if self._chooser is None:
+                self._chooser = self._compile_chooser()
         return int(self._chooser.run(image.numpy()))
 
     def compiled(self, level: int) -> Run:
@@ -91,13 +97,14 @@ class OnnxNetwork:
         Returns:
             A function of arrays, ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32.
         """
-        if level not in self._compiled:
-            self._compiled[level] = self._compile(self.graph_at(level))
-        if self._latest is not None and self._latest != level:
-            # Together, the three classes would take three times the memory.
-            self._compiled[self._latest].release()
-        self._latest = level
-        return self._compiled[level].run
+        with self._lock:
+            if level not in self._compiled:
+                self._compiled[level] = self._compile(self.graph_at(level))
+            if self._latest is not None and self._latest != level:
+                # Together, the three classes would take three times the memory.
+                self._compiled[self._latest].release()
+            self._latest = level
+            return self._compiled[level].run
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import platform
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -86,15 +87,24 @@ def _compile_openvino(model: bytes, threads: int) -> Compiled:
         reason = first_line(error, OPENVINO_PLACES)
         raise AdaBMError(f"OpenVINO can't compile the graph: {reason}") from error
 
+    # All calls of a compiled graph share one request, and with it the memory of inputs and outputs:
+    # a second thread would get the first one's picture.
+    lock = threading.Lock()
+
     def run(image: np.ndarray) -> np.ndarray:
         try:
-            outputs = compiled(image, share_inputs=True, share_outputs=False)
+            with lock:
+                outputs = compiled(image, share_inputs=True, share_outputs=False)
         except Exception as error:
             reason = first_line(error, OPENVINO_PLACES)
             raise AdaBMError(f"OpenVINO can't run the graph on {image.shape}: {reason}") from error
         return outputs[0]
 
-    return Compiled(run, compiled.release_memory)
+    def release() -> None:
+        with lock:
+            compiled.release_memory()
+
+    return Compiled(run, release)
 
 
 def _compile_onnxruntime(model: bytes, threads: int) -> Compiled:
