@@ -111,6 +111,12 @@ TRAIN_MISTAKES = {
         {"model_type": "AdaBMmodel", "train__total_iter": None},
         "model_type: 'AdaBMmodel' is not registered; did you mean 'AdaBMModel'",
     ),
+    "network type, length from the recipe": (
+        {"network_g__type": "AdaBMNetwrok", "train__total_iter": None},
+        "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork with "
+        "datasets: train: type: CalibrationDataset alone, and here they are 'AdaBMNetwrok' and",
+    ),
+    "data sets as text": ({"datasets": "lr"}, "datasets: 'lr' is not a section of keys"),
     "network type": (
         {"network_g__type": "AdaBMNet"},
         "network_g: type: 'AdaBMNet' is not registered; did you mean 'AdaBMNetwork'?",
