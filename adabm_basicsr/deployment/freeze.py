@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
@@ -43,7 +43,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         AdaBMError: The network hasn't been calibrated, or a weight isn't finite.
     """
     if int(net.stage) < Stage.CALIBRATED:
-        raise AdaBMError(
+        raise ExportError(
             "the network has not been quantized yet: calibrate it or load a quantized checkpoint"
         )
     frozen = copy.deepcopy(net).requires_grad_(False)
@@ -55,7 +55,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
             layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
         if not torch.equal(own.quantized_weight(), original.quantized_weight()):
-            raise AdaBMError(f"{name}: its weights have no grid points; are they finite?")
+            raise ExportError(f"{name}: its weights have no grid points; are they finite?")
     return frozen
 
 

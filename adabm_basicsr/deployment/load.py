@@ -9,7 +9,7 @@ from pathlib import Path
 from adabm_basicsr.deployment.onnx_network import OnnxNetwork
 from adabm_basicsr.deployment.packed import load_packed
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, CheckpointError
 from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -50,7 +50,7 @@ def _load_quantized_checkpoint(
 
     description = read_description(path)
     if description is None:
-        raise AdaBMError(
+        raise CheckpointError(
             f"{path} doesn't say how its network is built: it is no quantized checkpoint of a "
             "network that was built from options, such as net_g_latest.pth in the models folder of "
             "an experiment"
@@ -58,6 +58,6 @@ def _load_quantized_checkpoint(
     try:
         net = build_described(description, custom_imports)
     except AdaBMError as error:
-        raise AdaBMError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     load_checkpoint(net, path)
     return net

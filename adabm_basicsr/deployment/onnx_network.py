@@ -23,7 +23,7 @@ from adabm_basicsr.deployment.runtimes import (
     import_runtime,
     release_nothing,
 )
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import OptionError, did_you_mean
 from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.structure.sizes import run_padded
 
@@ -57,7 +57,7 @@ class OnnxNetwork:
         self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0
     ) -> None:
         if runtime not in RUNTIMES:
-            raise AdaBMError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
+            raise OptionError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
         import_runtime("onnx")
         from adabm_basicsr.deployment.onnx.reading import read_adaptive
 

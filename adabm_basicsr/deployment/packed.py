@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie, weighted_layers
-from adabm_basicsr.errors import AdaBMError, not_found
+from adabm_basicsr.errors import AdaBMError, CheckpointError, ExportError, not_found
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -49,7 +49,7 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     """
     built = getattr(net, "description", None)
     if built is None:
-        raise AdaBMError(
+        raise ExportError(
             "only networks that were built from options can be packed: build it as AdaBMNetwork"
         )
     tensors, kinds = pack(net)
@@ -81,7 +81,7 @@ def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> 
         net = build_described(description, custom_imports)
         unpack(net, tensors, description.get("kinds"))
     except AdaBMError as error:
-        raise AdaBMError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     return net
 
 
@@ -92,7 +92,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tens
         AdaBMError: The file is missing, corrupt or of another version.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
-        raise not_found("packed file", path)
+        raise not_found("packed file", path, CheckpointError)
     tensors = {}
     try:
         with safe_open(path, "pt") as file:
@@ -101,20 +101,22 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tens
             for key in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        raise AdaBMError(
+        raise CheckpointError(
             f"packed file {path} cannot be read (truncated or corrupt): {error}"
         ) from error
     except (KeyError, ValueError) as error:
-        raise AdaBMError(
+        raise CheckpointError(
             f"{path} is no packed file of adabm-basicsr: its description is missing"
         ) from error
     found = None
     if isinstance(description, dict):
         found = description.get("format")
     if found != FORMAT:
-        raise AdaBMError(f"packed file {path} has format {found!r}; this version reads {FORMAT}")
+        raise CheckpointError(
+            f"packed file {path} has format {found!r}; this version reads {FORMAT}"
+        )
     if checksum(description, tensors) != description.get(CHECKSUM):
-        raise AdaBMError(f"packed file {path} is damaged: its checksum is wrong")
+        raise CheckpointError(f"packed file {path} is damaged: its checksum is wrong")
     return description, tensors
 
 
@@ -190,7 +192,9 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
 
     names = [*left, *small.left()]
     if names:
-        raise AdaBMError(f"the packed file holds more than the network: {', '.join(names[:4])}")
+        raise CheckpointError(
+            f"the packed file holds more than the network: {', '.join(names[:4])}"
+        )
 
 
 class _SmallTensors:
@@ -259,11 +263,11 @@ def _smallest_kind(value: Tensor) -> str:
 def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
     """Copy what the file holds of the tensor ``key`` to the network's own."""
     if value is None or value.numel() != own.numel():
-        raise AdaBMError(
+        raise CheckpointError(
             f"the packed file doesn't fit the network: {key} is missing or of another size"
         )
     if value.is_floating_point() and not torch.isfinite(value).all():
-        raise AdaBMError(f"the packed file is damaged: {key} holds NaN or infinite values")
+        raise CheckpointError(f"the packed file is damaged: {key} holds NaN or infinite values")
     own.copy_(value.view(own.shape))
 
 
@@ -302,7 +306,7 @@ def unpack_bits(name: str, packed: Tensor | None, bits: int, shape: torch.Size) 
     count = shape.numel()
     size = -(-count * bits // BYTE)
     if packed is None or packed.dtype is not torch.uint8 or packed.numel() != size:
-        raise AdaBMError(
+        raise CheckpointError(
             f"the packed file doesn't fit the network: weights of {name} are missing or of another "
             "size"
         )

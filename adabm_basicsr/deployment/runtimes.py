@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from adabm_basicsr.errors import AdaBMError, first_line
+from adabm_basicsr.errors import ExportError, first_line
 
 if TYPE_CHECKING:
     import openvino
@@ -85,7 +85,7 @@ def _compile_openvino(model: bytes, threads: int) -> Compiled:
         compiled = core.compile_model(core.read_model(model), "CPU", options)
     except Exception as error:
         reason = first_line(error, OPENVINO_PLACES)
-        raise AdaBMError(f"OpenVINO can't compile the graph: {reason}") from error
+        raise ExportError(f"OpenVINO can't compile the graph: {reason}") from error
 
     # All calls of a compiled graph share one request, and with it the memory of inputs and outputs:
     # a second thread would get the first one's picture.
@@ -97,7 +97,7 @@ def _compile_openvino(model: bytes, threads: int) -> Compiled:
                 outputs = compiled(image, share_inputs=True, share_outputs=False)
         except Exception as error:
             reason = first_line(error, OPENVINO_PLACES)
-            raise AdaBMError(f"OpenVINO can't run the graph on {image.shape}: {reason}") from error
+            raise ExportError(f"OpenVINO can't run the graph on {image.shape}: {reason}") from error
         return outputs[0]
 
     def release() -> None:
@@ -122,13 +122,13 @@ def _compile_onnxruntime(model: bytes, threads: int) -> Compiled:
             disabled_optimizers=KEPT_OUT,
         )
     except Exception as error:  # its exceptions have no common base
-        raise AdaBMError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
+        raise ExportError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
 
     def run(image: np.ndarray) -> np.ndarray:
         try:
             outputs = session.run(None, {"image": image})
         except Exception as error:
-            raise AdaBMError(
+            raise ExportError(
                 f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}"
             ) from error
         return outputs[0]
@@ -155,7 +155,7 @@ def import_runtime(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise AdaBMError(f"{name} is not installed: pip install {name}") from error
+        raise ExportError(f"{name} is not installed: pip install {name}") from error
 
 
 def has_exact_int8() -> bool:

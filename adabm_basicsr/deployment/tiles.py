@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, OptionError
 
 DEFAULT_OVERLAP = 16  # pixels of the LR image
 ROWS = 2  # axes of an image
@@ -63,15 +63,15 @@ def check_tiles(where: str, tile: int, overlap: int) -> None:
         overlap: Pixels that neighbouring tiles share.
 
     Raises:
-        AdaBMError: They can't.
+        OptionError: They can't.
     """
     for name, value, least in (("tile", tile, 1), ("tile_overlap", overlap, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise AdaBMError(
+            raise OptionError(
                 f"{where}: {name}: {value!r} is not a whole number of at least {least}"
             )
     if 3 * overlap > tile:
-        raise AdaBMError(
+        raise OptionError(
             f"{where}: tile_overlap: {overlap} is more than a third of the tile, {tile}"
         )
 

@@ -75,20 +75,20 @@ def _check_training(opt: dict[str, Any]) -> None:
     if opt["model_type"] == "AdaBMModel":
         _check_wandb(opt["logger"])
     set_recipe_defaults(opt)
+    if opt["train"].get("total_iter") is None:
+        network = opt["network_g"].get("type")
+        dataset = opt["datasets"]["train"].get("type")
+        raise OptionError(
+            "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork "
+            "with datasets: train: type: CalibrationDataset alone, and here they are "
+            f"{network!r} and {dataset!r}"
+        )
     for section, key in (
         ("train", "total_iter"),
         ("logger", "print_freq"),
         ("logger", "save_checkpoint_freq"),
     ):
         value = opt[section].get(key)
-        if value is None and key == "total_iter":
-            network = opt["network_g"].get("type")
-            dataset = opt["datasets"]["train"].get("type")
-            raise OptionError(
-                "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork "
-                "with datasets: train: type: CalibrationDataset alone, and here they are "
-                f"{network!r} and {dataset!r}"
-            )
         if value is None:
             raise OptionError(f"{section}: {key}: {value!r} is not a whole number of iterations")
         opt[section][key] = int(value)  # 5e3 is a float to YAML

@@ -112,3 +112,15 @@ class ImageBitMapping(nn.Module):
         distance = (self.upper - self.lower).clamp(min=MIN_DISTANCE)
         soft = torch.tanh((complexity - middle) * 2 / distance)
         return straight_through(soft.nan_to_num(), hard)
+
+
+def image_class(factor: Tensor) -> Tensor:
+    """Class of each image, 0 (simple), 1 (middle) or 2 (complex), from its factor.
+
+    Args:
+        factor: What `ImageBitMapping` gives, ``(B,)``.
+
+    Returns:
+        Shape ``(B,)``, whole numbers without gradients.
+    """
+    return factor.detach().long() + 1

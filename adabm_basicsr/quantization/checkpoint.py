@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean, not_found
+from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError, did_you_mean, not_found
 from adabm_basicsr.files import atomic_path
 
 PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are other trainers'
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         held = type(content).__name__
         if isinstance(content, Mapping) and content:
             held = ", ".join(repr(key) for key in content)
-        raise AdaBMError(
+        raise CheckpointError(
             f"checkpoint {path} holds no weights: it holds {held}; weights are looked for under "
             f"{', '.join(PARAM_KEYS)}"
         )
@@ -57,9 +57,11 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         # A damaged file may state any size.
         stated_bytes = value.numel() * value.element_size()
         if stated_bytes > value.untyped_storage().nbytes():
-            raise AdaBMError(f"checkpoint {path}: {key} is larger than what the file holds of it")
+            raise CheckpointError(
+                f"checkpoint {path}: {key} is larger than what the file holds of it"
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise AdaBMError(f"checkpoint {path}: {key} holds NaN or infinite values")
+            raise CheckpointError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
 
 
@@ -76,7 +78,7 @@ def _check_param_key(path: str | os.PathLike, content: object, param_key: str | 
             return
         held = [key for key, value in content.items() if isinstance(value, Mapping)]
     if param_key not in held:
-        raise AdaBMError(
+        raise OptionError(
             f"param_key_g: {param_key!r} is no key of checkpoint {path}; "
             f"{did_you_mean(param_key, held)}"
         )
@@ -90,12 +92,12 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> Any:
     """
     # pathlib raises an error for a name that is too long.
     if not os.path.isfile(path):  # noqa: PTH113
-        raise not_found("checkpoint", os.fspath(path))
+        raise not_found("checkpoint", os.fspath(path), CheckpointError)
     try:
         _check_whole(path)
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever unpickling stumbles over
-        raise AdaBMError(
+        raise CheckpointError(
             f"checkpoint {path} cannot be read (corrupt, or no PyTorch checkpoint): "
             f"{_reason(error)}"
         ) from error
@@ -207,7 +209,7 @@ def load_checkpoint(
             check_same(expected, state, type(net).__name__)
         net.load_state_dict(state)
     except AdaBMError as error:
-        raise AdaBMError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     return net
 
 
@@ -256,7 +258,7 @@ def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name
         if keys:
             differences.append(f"{len(keys)} {kind} ({listed})")
     if differences:
-        raise AdaBMError(f"the checkpoint doesn't fit {name}: {'; '.join(differences)}")
+        raise CheckpointError(f"the checkpoint doesn't fit {name}: {'; '.join(differences)}")
 
 
 # Writing

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from adabm_basicsr.errors import AdaBMError, check_keys, check_positive, did_you_mean
+from adabm_basicsr.errors import OptionError, check_keys, check_positive, did_you_mean
 from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.recipes import (
     ARITHMETIC_INGREDIENTS,
@@ -40,7 +40,7 @@ class QuantizationConfig:
     Patterns are shell-style (``*`` and ``?``); one that names a module covers the layers below it.
 
     Raises:
-        AdaBMError: A value is out of range or unknown.
+        OptionError: A value is out of range or unknown.
     """
 
     w_bits: int = option(
@@ -123,7 +123,7 @@ class QuantizationConfig:
         for key in ("fully_quantized", "attention_products"):
             value = getattr(self, key)
             if not isinstance(value, bool):
-                raise AdaBMError(f"{key}: {value!r} is not true or false")
+                raise OptionError(f"{key}: {value!r} is not true or false")
         for key in PATTERN_KEYS:
             _check_patterns(key, getattr(self, key))
         if self.size_multiple is not None:
@@ -156,18 +156,18 @@ class QuantizationConfig:
     def _check_target(self) -> None:
         if not isinstance(self.target, Mapping) or len(self.target) > 1:
             names = ", ".join(TARGETS)
-            raise AdaBMError(f"target: {self.target!r} is not one of {names} with its value")
+            raise OptionError(f"target: {self.target!r} is not one of {names} with its value")
         check_keys("target", self.target, TARGETS)
         for key, value in self.target.items():
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 < value < TARGETS[key]:
-                raise AdaBMError(
+                raise OptionError(
                     f"target: {key}: {value!r} is out of range; valid: above 0 and below "
                     f"{TARGETS[key]}"
                 )
         if self.target and not self.calibration.allocate:
             able = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
-            raise AdaBMError(
+            raise OptionError(
                 f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
             )
 
@@ -175,17 +175,17 @@ class QuantizationConfig:
         """A range that leaves out the bits asked for would give others without a word."""
         low, high = self.arithmetic.bit_range
         if self.a_bits != FLOAT_BITS and not low <= self.a_bits <= high:
-            raise AdaBMError(
+            raise OptionError(
                 f"ingredients: bit_range: {[low, high]} leaves out a_bits: {self.a_bits}"
             )
 
     def _check_layers(self) -> None:
         if not isinstance(self.layers, Mapping):
-            raise AdaBMError(f"layers: {self.layers!r} is not a mapping from patterns to bits")
+            raise OptionError(f"layers: {self.layers!r} is not a mapping from patterns to bits")
         lowest = {"w_bits": MIN_BITS, "a_bits": self.arithmetic.min_a_bits}
         for pattern, bits in self.layers.items():
             if not isinstance(bits, Mapping):
-                raise AdaBMError(
+                raise OptionError(
                     f"layers: {pattern}: {bits!r} is not a mapping; give w_bits, a_bits or both"
                 )
             check_keys(f"layers: {pattern}", bits, lowest)
@@ -194,12 +194,12 @@ class QuantizationConfig:
 
     def _check_bits(self, key: str, bits: int, lowest: int) -> None:
         if isinstance(bits, str):
-            raise AdaBMError(f"{key}: {bits!r} is text; give the number without quotes")
+            raise OptionError(f"{key}: {bits!r} is text; give the number without quotes")
         is_number = isinstance(bits, int) and not isinstance(bits, bool)
         if is_number and (lowest <= bits <= MAX_BITS or bits == FLOAT_BITS):
             return
         why = f" with recipe {self.recipe}" if lowest > MIN_BITS else ""
-        raise AdaBMError(
+        raise OptionError(
             f"{key}: {bits!r} is out of range; valid{why}: {lowest} to {MAX_BITS}, or "
             f"{FLOAT_BITS} for full precision"
         )
@@ -226,10 +226,10 @@ def check_ingredients(recipe: str, ingredients: Mapping[str, Any]) -> None:
     """Check that each of ``ingredients`` is a choice of a recipe, with a value of its kind.
 
     Raises:
-        AdaBMError: One isn't.
+        OptionError: One isn't.
     """
     if not isinstance(ingredients, Mapping):
-        raise AdaBMError(
+        raise OptionError(
             f"ingredients: {ingredients!r} is not a mapping from fields of a recipe to values"
         )
     check_keys("ingredients", ingredients, INGREDIENTS)
@@ -237,7 +237,9 @@ def check_ingredients(recipe: str, ingredients: Mapping[str, Any]) -> None:
         name = f"ingredients: {key}"
         usual = RECIPES[recipe].ingredient(key)
         if not _is_of_kind(value, usual):
-            raise AdaBMError(f"{name}: {value!r} is not of the kind of {usual!r}, the recipe's own")
+            raise OptionError(
+                f"{name}: {value!r} is not of the kind of {usual!r}, the recipe's own"
+            )
         if key in INGREDIENT_CHOICES:
             chosen = [value] if isinstance(value, str) else value
             for choice in chosen:
@@ -265,20 +267,20 @@ def _check_pair(
     kinds: type | tuple[type, ...] = int if isinstance(usual[0], int) else (int, float)
     is_pair = len(value) == 2 and all(isinstance(end, kinds) for end in value)
     if not is_pair or value[0] > value[1]:
-        raise AdaBMError(
+        raise OptionError(
             f"{name}: {value!r} is not a pair of numbers in ascending order like {list(usual)}"
         )
     if value[0] < valid[0] or value[1] > valid[1]:
-        raise AdaBMError(f"{name}: {value!r} is out of range; valid: {valid[0]} to {valid[1]}")
+        raise OptionError(f"{name}: {value!r} is out of range; valid: {valid[0]} to {valid[1]}")
 
 
 def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     valid = list(choices)  # a list compares, where a mapping would hash what may have no hash
     if value not in valid:
-        raise AdaBMError(f"{key}: unknown value {value!r}; {did_you_mean(value, valid)}")
+        raise OptionError(f"{key}: unknown value {value!r}; {did_you_mean(value, valid)}")
 
 
 def _check_patterns(key: str, patterns: Sequence[str]) -> None:
     is_list = isinstance(patterns, (list, tuple))
     if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
-        raise AdaBMError(f"{key}: {patterns!r} is not a list of patterns such as ['body.0']")
+        raise OptionError(f"{key}: {patterns!r} is not a list of patterns such as ['body.0']")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, CheckpointError
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import (
     BASE_PREFIX,
@@ -189,7 +189,7 @@ class QuantizedNetwork(nn.Module):
         """Reject a quantized state of other layers, keys, shapes or bits."""
         saved = state[QUANTIZED_KEY]
         if len(saved) != len(self.layer_bits):
-            raise AdaBMError(
+            raise CheckpointError(
                 f"the checkpoint was quantized with other options: it has {len(saved)} quantized "
                 f"layers, the options give {len(self.layer_bits)}; the same fully_quantized, "
                 "exclude, head, tail, body and blocks are needed"
@@ -201,7 +201,7 @@ class QuantizedNetwork(nn.Module):
                 continue
             have_adaptive = ", adaptive" if have[2] else ""
             want_adaptive = ", adaptive" if want[2] else ""
-            raise AdaBMError(
+            raise CheckpointError(
                 f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, "
                 f"a_bits {have[1]}{have_adaptive}; the options say w_bits {want[0]}, "
                 f"a_bits {want[1]}{want_adaptive}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from adabm_basicsr.errors import AdaBMError, did_you_mean
+from adabm_basicsr.errors import OptionError, did_you_mean
 
 
 def match(key: str, pattern: str, names: list[str], kind: str = "layer") -> list[str]:
@@ -18,7 +18,7 @@ def match(key: str, pattern: str, names: list[str], kind: str = "layer") -> list
         kind: What the names are of, for the message.
 
     Raises:
-        AdaBMError: Nothing matches; the message names the near misses.
+        OptionError: Nothing matches; the message names the near misses.
     """
     matched = []
     for name in names:
@@ -26,7 +26,7 @@ def match(key: str, pattern: str, names: list[str], kind: str = "layer") -> list
             matched.append(name)
     if not matched:
         nearest = did_you_mean(pattern, names)
-        raise AdaBMError(f"{key}: pattern {pattern!r} matches no {kind}; {nearest}")
+        raise OptionError(f"{key}: pattern {pattern!r} matches no {kind}; {nearest}")
     return matched
 
 
@@ -36,7 +36,7 @@ def match_all(
     """The ``names`` that any of ``patterns`` matches, in their order.
 
     Raises:
-        AdaBMError: One of the patterns matches nothing.
+        OptionError: One of the patterns matches nothing.
     """
     matched = set()
     for pattern in patterns:

@@ -13,7 +13,7 @@ from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
 from adabm_basicsr.deployment.tiles import upscale_tiles
-from adabm_basicsr.quantization.bit_mapping import image_complexity
+from adabm_basicsr.quantization.bit_mapping import image_class, image_complexity
 from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.quantization.measures.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -203,7 +203,7 @@ def bit_map(net: QuantizedNetwork, name: str, image: Tensor) -> dict[str, Any] |
     for row in image.split(tile, dim=2):
         tiles = row.split(tile, dim=3)
         bits.append([float(net.bits_for(part)) for part in tiles])
-        classes.append([int(net.image_mapping(part)) + 1 for part in tiles])
+        classes.append([int(image_class(net.image_mapping(part))) for part in tiles])
     return {
         "image": name,
         "tile": tile,

@@ -26,7 +26,7 @@ from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at
 from adabm_basicsr.deployment.onnx.reading import FORMAT
 from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.onnx.traceable import check_traceable
-from adabm_basicsr.errors import AdaBMError, first_line
+from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -107,7 +107,7 @@ def save_onnx(
 def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`."""
     if not net.config.arithmetic.integer:
-        raise AdaBMError(
+        raise ExportError(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
@@ -149,7 +149,7 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
                 dynamic_axes=sizes,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise AdaBMError(f"the network can't be written as ONNX: {first_line(error)}") from error
+        raise ExportError(f"the network can't be written as ONNX: {first_line(error)}") from error
     model = onnx.load_from_string(buffer.getvalue())
     for opset in model.opset_import:
         if not opset.domain:
@@ -181,4 +181,4 @@ def _check(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise AdaBMError(f"the network can't be written as ONNX: {first_line(error)}") from error
+        raise ExportError(f"the network can't be written as ONNX: {first_line(error)}") from error

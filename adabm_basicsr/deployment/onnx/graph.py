@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, shifted
@@ -284,7 +284,7 @@ def _grids(quantizer: ActivationQuantizer) -> _Grids:
     _, zeros = integer_grid(lower, upper, top[:, None])
     reach = zeros.amax(1) - zeros.amin(1)
     if (reach + top > TOP).any():
-        raise AdaBMError(
+        raise ExportError(
             "an input learned to use 8 bits after its channels got zero points of their own, and "
             "no 8 bits hold these; fine-tune without the phase bit_mapping"
         )

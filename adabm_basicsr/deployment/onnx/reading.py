@@ -12,7 +12,7 @@ import onnx
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
 from adabm_basicsr.deployment.onnx.level import LEVEL
 from adabm_basicsr.deployment.onnx.seal import is_whole
-from adabm_basicsr.errors import AdaBMError, first_line, not_found
+from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 
 FORMAT = 1
@@ -56,7 +56,7 @@ def read_file(path: str | os.PathLike) -> OnnxFile:
         AdaBMError: The file is missing or corrupt.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
-        raise not_found("ONNX file", path)
+        raise not_found("ONNX file", path, CheckpointError)
     try:
         content = Path(path).read_bytes()
         model = onnx.load_from_string(content)
@@ -64,7 +64,7 @@ def read_file(path: str | os.PathLike) -> OnnxFile:
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         description = json.loads(metadata.get(DESCRIPTION_KEY, "null"))
     except Exception as error:  # of protobuf, the checker or json: it depends on the damage
-        raise AdaBMError(
+        raise CheckpointError(
             f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}"
         ) from error
     if not isinstance(description, dict):
@@ -81,18 +81,20 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
     """
     model, description, whole = read_file(path)
     if description is None:
-        raise AdaBMError(f"{path} was not written by adabm-basicsr: its description is missing")
+        raise CheckpointError(
+            f"{path} was not written by adabm-basicsr: its description is missing"
+        )
     if description.get("format") != FORMAT:
-        raise AdaBMError(
+        raise CheckpointError(
             f"ONNX file {path} has format {description.get('format')!r}; this version reads "
             f"{FORMAT}"
         )
     if LEVEL not in [output.name for output in model.graph.output]:
-        raise AdaBMError(
+        raise CheckpointError(
             f"ONNX file {path} is for one image class alone; export it without --level"
         )
     if not whole:
-        raise AdaBMError(
+        raise CheckpointError(
             f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
         )
     return model, description

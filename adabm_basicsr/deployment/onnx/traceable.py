@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import ExportError
 
 DARK = 0.05
 BRIGHT = 0.95
@@ -36,12 +36,12 @@ def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> No
     again = _watch(network, noise + DARK)
     bright = _watch(network, noise + BRIGHT)
     if not torch.allclose(dark.output, again.output, equal_nan=True):
-        raise AdaBMError(
+        raise ExportError(
             f"{name} can't be written as ONNX: it draws random numbers, which a graph would draw "
             "once"
         )
     if dark.read != bright.read:
-        raise AdaBMError(
+        raise ExportError(
             f"{name} can't be written as ONNX: its Python code depends on the image's values (if, "
             "float or int of a tensor), and a graph would keep what one image made of it; use "
             "tensor operations such as torch.where"

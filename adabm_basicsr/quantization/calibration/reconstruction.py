@@ -27,6 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from adabm_basicsr.quantization.bit_mapping import image_class
 from adabm_basicsr.quantization.calibration.equalisation import shifts_of_columns
 from adabm_basicsr.quantization.calibration.visits import visit_in_order
 from adabm_basicsr.quantization.config import FIXED_BITS
@@ -138,7 +139,7 @@ def _image_classes(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | 
     """Class of the image of each column, ``(N,)``; None where all classes share a range."""
     if quantizer.level_ranges is None or quantizer.image_factor is None:
         return None
-    classes = quantizer.image_factor.detach().long() + 1
+    classes = image_class(quantizer.image_factor)
     columns_of_image = columns.shape[-1] // len(classes)
     return classes.repeat_interleave(columns_of_image)
 

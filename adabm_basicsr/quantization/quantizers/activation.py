@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.bit_mapping import layer_factor
+from adabm_basicsr.quantization.bit_mapping import image_class, layer_factor
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize, integer_grid
 
@@ -145,8 +145,8 @@ class ActivationQuantizer(nn.Module):
         """Ends of the range in units of channel scales, before channels are shifted."""
         if self.level_ranges is None or self.image_factor is None:
             return self.lower, self.upper
-        image_class = self.image_factor.detach().long() + 1
-        factor = _per_sample(self.level_ranges[image_class], x)
+        of_class = self.level_ranges[image_class(self.image_factor)]
+        factor = _per_sample(of_class, x)
         return self.lower * factor, self.upper * factor
 
     def scale(self, x: Tensor) -> Tensor:
