@@ -1,6 +1,7 @@
 """What the tests share: a tiny network, images, option files and the folder of shared data."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Each test draws the same numbers, in whatever order and process tests run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def shared():
     """Folder of research images and weights."""
@@ -66,6 +75,24 @@ def tiny():
 
     torch.manual_seed(0)
     return build_network(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def edsr():
+    """The tiny EDSR, calibrated at 4 bits."""
+    from agreement import quantized
+
+    return quantized(TINY_EDSR)
+
+
+@pytest.fixture(scope="module")
+def exported(edsr, tmp_path_factory):
+    """Its ONNX file."""
+    from adabm_basicsr import save_onnx
+
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    save_onnx(edsr, path)
+    return path
 
 
 @pytest.fixture

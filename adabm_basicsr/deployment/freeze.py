@@ -40,7 +40,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     to the bit.
 
     Raises:
-        AdaBMError: The network hasn't been calibrated, or a weight isn't finite.
+        ExportError: The network hasn't been calibrated, or a weight isn't finite.
     """
     if int(net.stage) < Stage.CALIBRATED:
         raise ExportError(

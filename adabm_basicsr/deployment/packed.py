@@ -89,7 +89,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tens
     """Description and tensors of a packed file.
 
     Raises:
-        AdaBMError: The file is missing, corrupt or of another version.
+        CheckpointError: The file is missing, corrupt or of another version.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
         raise not_found("packed file", path, CheckpointError)
@@ -169,7 +169,7 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
         kinds: See `pack`.
 
     Raises:
-        AdaBMError: The tensors are not those of this network.
+        CheckpointError: The tensors are not those of this network.
     """
     untie(net)
     left = dict(tensors)
@@ -301,7 +301,7 @@ def unpack_bits(name: str, packed: Tensor | None, bits: int, shape: torch.Size) 
         uint8.
 
     Raises:
-        AdaBMError: Bytes are missing or left over.
+        CheckpointError: Bytes are missing or left over.
     """
     count = shape.numel()
     size = -(-count * bits // BYTE)

@@ -54,7 +54,7 @@ class Runtime(NamedTuple):
 
     Attributes:
         compile: Maps a serialized graph and a number of threads, 0 for its own choice, to a
-            `Compiled`. It raises `AdaBMError` if it can't.
+            `Compiled`. It raises `ExportError` if it can't.
         form: Which form of a graph it runs best, a key of `deployment.onnx.fusion.FORMS`.
     """
 
@@ -150,7 +150,7 @@ def import_runtime(name: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
-        AdaBMError: It isn't installed; the message says how to do that.
+        ExportError: It isn't installed; the message says how to do that.
     """
     try:
         return importlib.import_module(name)

@@ -88,7 +88,7 @@ def load_tensors(path: str | os.PathLike, device: str = "cpu") -> Any:
     """``torch.load`` of tensors and plain values, never of code.
 
     Raises:
-        AdaBMError: The file is missing or can't be read.
+        CheckpointError: The file is missing or can't be read.
     """
     # pathlib raises an error for a name that is too long.
     if not os.path.isfile(path):  # noqa: PTH113
@@ -164,7 +164,7 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
     """What a checkpoint says of how its network is built; None if it says nothing.
 
     Raises:
-        AdaBMError: The file can't be read.
+        CheckpointError: The file can't be read.
     """
     content = load_tensors(path)
     if not isinstance(content, Mapping):
@@ -230,7 +230,7 @@ def named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[s
 
 
 def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Raise `AdaBMError` if keys or shapes of two state dicts differ.
+    """Raise `CheckpointError` if keys or shapes of two state dicts differ.
 
     Args:
         expected: The state that is needed.

@@ -12,18 +12,6 @@ from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
 pytestmark = pytest.mark.runtimes
 
 
-@pytest.fixture(scope="module")
-def edsr():
-    return quantized(TINY_EDSR)
-
-
-@pytest.fixture(scope="module")
-def exported(edsr, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
-    save_onnx(edsr, path)
-    return path
-
-
 def test_runtimes_agree_at_every_class(edsr, exported):
     assert check_agreement(edsr, exported) == {0, 1, 2}
 

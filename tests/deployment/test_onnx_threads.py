@@ -4,22 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from agreement import images, quantized
-from conftest import TINY_EDSR
+from agreement import images
 
-from adabm_basicsr import OnnxNetwork, save_onnx
+from adabm_basicsr import OnnxNetwork
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 
 pytestmark = pytest.mark.runtimes
 THREADS = 4
 CALLS = 2500  # of each thread
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    path = tmp_path_factory.mktemp("threads") / "net.onnx"
-    save_onnx(quantized(TINY_EDSR), path)
-    return path
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -53,7 +53,7 @@ def read_file(path: str | os.PathLike) -> OnnxFile:
     """Read any ONNX file, ours or not.
 
     Raises:
-        AdaBMError: The file is missing or corrupt.
+        CheckpointError: The file is missing or corrupt.
     """
     if not os.path.isfile(path):  # noqa: PTH113 - a name may be too long for a path
         raise not_found("ONNX file", path, CheckpointError)
@@ -76,8 +76,8 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
     """Graph and description of a file that `save_onnx` wrote for all image classes.
 
     Raises:
-        AdaBMError: The file is missing, corrupt, not ours, of another version, or for one image
-            class alone.
+        CheckpointError: The file is missing, corrupt, not ours, of another version, or for one
+            image class alone.
     """
     model, description, whole = read_file(path)
     if description is None:

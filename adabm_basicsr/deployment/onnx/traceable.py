@@ -27,7 +27,7 @@ def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> No
         name: What to call it.
 
     Raises:
-        AdaBMError: Its Python code reads values that depend on the image (``if x.mean() > 0.4``),
+        ExportError: Its Python code reads values that depend on the image (``if x.mean() > 0.4``),
             or it draws random numbers.
     """
     generator = torch.Generator().manual_seed(0)

@@ -12,18 +12,6 @@ from onnx import TensorProto, numpy_helper
 from adabm_basicsr import AdaBMError, save_onnx
 
 
-@pytest.fixture(scope="module")
-def edsr():
-    return quantized(TINY_EDSR)
-
-
-@pytest.fixture(scope="module")
-def exported(edsr, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
-    save_onnx(edsr, path)
-    return path
-
-
 def run(path, image, *names):
     return onnxruntime.InferenceSession(path).run(names, {"image": image.numpy()})
 

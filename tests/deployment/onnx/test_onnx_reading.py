@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnx
 import pytest
-from agreement import quantized
 from conftest import TINY_EDSR
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,18 +13,6 @@ from adabm_basicsr.deployment.onnx.reading import OnnxLayer, read_file, stored_l
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 
 CORRUPT = r"cannot be read \(truncated or corrupt\)"
-
-
-@pytest.fixture(scope="module")
-def edsr():
-    return quantized(TINY_EDSR)
-
-
-@pytest.fixture(scope="module")
-def exported(edsr, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
-    save_onnx(edsr, path)
-    return path
 
 
 @pytest.fixture

@@ -41,8 +41,10 @@ def grid_of(ends, bits, integer):
     # Widened to hold zero.
     lower = min(lower, 0.0)
     upper = max(upper, 0.0)
-    scale = (upper - lower) / highest
-    return scale * (indices - round(-lower / scale))
+    width = upper - lower
+    # In this order the zero point of symmetric ends lies exactly between two whole numbers.
+    zero_point = round(-lower / width * highest)
+    return width / highest * (indices - zero_point)
 
 
 def spread(ends, count=300):
