@@ -33,3 +33,35 @@ class Interpolating(nn.Module):
         x = self.first(x)
         x = x + self.after(self.blocks(x))
         return self.last(self.up(F.interpolate(x, scale_factor=2)))
+
+
+class SharedByBranches(nn.Module):
+    """A pair of layers runs on two branches, the second of which is five times as loud."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = conv(3, 8)
+        self.a, self.b = conv(8, 8), conv(8, 8)
+        self.last = conv(8, 12)
+
+    def shared(self, x):
+        return self.b(F.relu(self.a(x)))
+
+    def forward(self, image):
+        x = self.first(image)
+        y = self.shared(x) + self.shared(5 * x.flip(1))
+        return F.pixel_shuffle(self.last(x + y), 2) + F.interpolate(image, scale_factor=2)
+
+
+class Recursive(nn.Module):
+    """One block that runs four times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = conv(3, 8), Block(), conv(8, 12)
+
+    def forward(self, image):
+        x = self.first(image)
+        for _ in range(4):
+            x = self.block(x)
+        return F.pixel_shuffle(self.last(x), 2) + F.interpolate(image, scale_factor=2)

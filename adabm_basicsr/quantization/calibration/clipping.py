@@ -37,14 +37,19 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     for quantizer in net.activation_quantizers().values():
         if quantizer.bits < FIXED_BITS:
             quantizers.append(quantizer)
-    visit_in_order(net, quantizers, images, _clip_quantizer, "Clipping search")
+    visit_in_order(net, quantizers, images, _keep_values, _clip_quantizer, "Clipping search")
     net.stage.fill_(Stage.CLIPPED)
     return net
 
 
-def _clip_quantizer(quantizer: ActivationQuantizer, x: Tensor) -> None:
+def _keep_values(quantizer: ActivationQuantizer, x: Tensor, calls: int) -> Tensor:
+    # A copy, as the network may change them in place.
+    return quantizer.in_common_range(x).flatten().clone()
+
+
+def _clip_quantizer(quantizer: ActivationQuantizer, values: list[Tensor]) -> None:
     lower, upper = search_range(
-        quantizer.in_common_range(x),
+        torch.cat(values),
         quantizer.lower,
         quantizer.upper,
         quantizer.clamped_bits_of_layer(),

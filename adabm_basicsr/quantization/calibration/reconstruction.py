@@ -2,8 +2,9 @@
 
 Calibration finds ranges from what goes into a layer. `reconstruct` then looks at what comes out. It
 runs the network once on some LR images and stops at each layer, in execution order. What arrives
-there comes from layers that are fitted and quantized already. On this input the layer is compared
-with itself in full precision, twice, without gradients:
+there comes from layers that are fitted and quantized already. A layer that runs several times is
+fitted to all of its inputs together, before it runs for the last time. On its input the layer is
+compared with itself in full precision, twice, without gradients:
 
 1. **Range of the input.** Of thirteen shrunk copies of the calibrated range, the one with which the
    layer's output errs least is taken, and widened by a fifth. At 8 bits a range shrinks only as far
@@ -23,9 +24,10 @@ before, by ``equalisation``; they stay.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adabm_basicsr.quantization.bit_mapping import image_class
 from adabm_basicsr.quantization.calibration.equalisation import shifts_of_columns
@@ -69,29 +71,75 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
         if isinstance(layer, QuantizedLayer):
             layers.append(layer)
 
-    def fit(layer: QuantizedLayer, x: Tensor) -> None:
+    count = MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS
+
+    def keep(layer: QuantizedLayer, x: Tensor, calls: int) -> _Inputs | None:
         # Products in here aren't the network's, though it may quantize its own.
         with torch._C.DisableTorchFunction():
-            _fit_layer(layer, x, rounding)
+            return _inputs(layer, x, count // calls)
+
+    def fit(layer: QuantizedLayer, of_calls: list[_Inputs | None]) -> None:
+        inputs = _join([inputs for inputs in of_calls if inputs is not None])
+        if inputs is not None:
+            with torch._C.DisableTorchFunction():
+                _fit_layer(layer, inputs, rounding)
 
     description = "Rounding of layers" if rounding else "Ranges of layers"
-    visit_in_order(net, layers, images, fit, description)
+    visit_in_order(net, layers, images, keep, fit, description)
 
 
-def _fit_layer(layer: QuantizedLayer, x: Tensor, rounding: bool) -> None:
+class _Inputs(NamedTuple):
+    """What a layer's output values are weighted sums of, each time that it ran.
+
+    Attributes:
+        columns: Inputs in units of their channels' scales, ``(G, K, N)``.
+        classes: Class of the image of each column, ``(N,)``; None where all classes share a range.
+    """
+
+    columns: Tensor
+    classes: Tensor | None
+
+
+def _inputs(layer: QuantizedLayer, x: Tensor, count: int) -> _Inputs | None:
+    """About ``count`` columns of an input; None of layers that are no weighted sums."""
     if not x.numel():
         # A selection of which nothing was taken.
-        return
-    of_input, of_weight = _channel_scales(layer)
-    count = MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS
-    columns = layer.columns(x / of_input, count)  # (G, K, N)
+        return None
+    of_input, _ = _channel_scales(layer)
+    columns = layer.columns(x / of_input, count)
     if columns is None:
-        return
+        return None
+    return _Inputs(columns, _image_classes(layer.input_quantizer, columns))
+
+
+def _join(of_calls: list[_Inputs]) -> _Inputs | None:
+    """All columns in one; None if there are none."""
+    if not of_calls:
+        return None
+    columns = torch.cat([inputs.columns for inputs in of_calls], dim=-1)
+    classes = [inputs.classes for inputs in of_calls if inputs.classes is not None]
+    return _Inputs(columns, torch.cat(classes) if classes else None)
+
+
+def _image_classes(quantizer: nn.Module, columns: Tensor) -> Tensor | None:
+    """Class of the image of each column, ``(N,)``; None where all classes share a range."""
+    if not isinstance(quantizer, ActivationQuantizer):
+        return None
+    if quantizer.level_ranges is None or quantizer.image_factor is None:
+        return None
+    classes = image_class(quantizer.image_factor)
+    columns_of_image = columns.shape[-1] // len(classes)
+    return classes.repeat_interleave(columns_of_image)
+
+
+def _fit_layer(layer: QuantizedLayer, inputs: _Inputs, rounding: bool) -> None:
+    columns = inputs.columns
+    _, of_weight = _channel_scales(layer)
     groups, weights, _ = columns.shape
     rows = (layer.weight * of_weight).reshape(groups, -1, weights)  # (G, O, K)
     if isinstance(layer.input_quantizer, ActivationQuantizer):
         shifts = shifts_of_columns(layer, columns)
-        columns = _fit_input(layer.input_quantizer, rows, columns, shifts)
+        columns = _fit_input(layer.input_quantizer, rows, inputs, shifts)
     if rounding:
         _fit_rounding(layer, rows, columns, of_weight)
 
@@ -108,18 +156,18 @@ def _channel_scales(layer: QuantizedLayer) -> tuple[Tensor | float, Tensor | flo
 
 
 def _fit_input(
-    quantizer: ActivationQuantizer, rows: Tensor, columns: Tensor, shifts: Tensor
+    quantizer: ActivationQuantizer, rows: Tensor, inputs: _Inputs, shifts: Tensor
 ) -> Tensor:
     """Fit the ranges of a layer's input to the error of its output.
 
     Args:
         quantizer: That of the input; its ranges change.
         rows: Weights, ``(G, O, K)``.
-        columns: Inputs in units of their channels' scales, ``(G, K, N)``.
+        inputs: What it takes.
         shifts: Shift of each channel's range, ``(G, K, 1)`` or ``(1,)``.
 
     Returns:
-        The quantized ``columns``.
+        The quantized columns, ``(G, K, N)``.
     """
 
     def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -127,21 +175,12 @@ def _fit_input(
         lower, upper = shifted(lower, upper, shifts)
         return fake_quantize(values, lower, upper, bits, quantizer.integer)
 
-    classes = _image_classes(quantizer, columns)
+    columns, classes = inputs
     _fit_ranges(quantizer, rows, columns, classes, quantize)
     if classes is None or quantizer.level_ranges is None:
         return quantize(columns, quantizer.lower, quantizer.upper)
     factors = quantizer.level_ranges[classes]
     return quantize(columns, quantizer.lower * factors, quantizer.upper * factors)
-
-
-def _image_classes(quantizer: ActivationQuantizer, columns: Tensor) -> Tensor | None:
-    """Class of the image of each column, ``(N,)``; None where all classes share a range."""
-    if quantizer.level_ranges is None or quantizer.image_factor is None:
-        return None
-    classes = image_class(quantizer.image_factor)
-    columns_of_image = columns.shape[-1] // len(classes)
-    return classes.repeat_interleave(columns_of_image)
 
 
 def _fit_ranges(

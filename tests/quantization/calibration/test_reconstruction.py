@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from conftest import photograph
+from small_networks import Recursive, SharedByBranches
 from torch import nn
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.quantization.calibration.calibrate import representative
 from adabm_basicsr.quantization.calibration.reconstruction import round_compensated
+from adabm_basicsr.quantization.measures.psnr import self_psnr
 
 GENERATOR = torch.Generator().manual_seed(0)
 SIMPLE = 0.4 + 0.1 * torch.rand(12, 3, 16, 16, generator=GENERATOR)
@@ -77,3 +80,23 @@ def test_representative_images_span_what_there_is():
     assert len(chosen) == 5
     assert sum(any(torch.equal(image, other) for other in COMPLEX) for image in chosen) == 2
     assert len(representative([SIMPLE], count=100)) == len(SIMPLE)
+
+
+@pytest.mark.parametrize("network", [SharedByBranches, Recursive])
+def test_a_layer_that_runs_several_times_is_fitted_to_all_of_its_inputs(network):
+    torch.manual_seed(2)
+    pixels = [torch.tensor(photograph(48, 48, seed)) for seed in range(10)]
+    images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
+    net = quantize(network(), images[:1], recipe="fast", w_bits=8, a_bits=8)
+    calibrate(net, [images[:8]])
+    signal_to_noise = []
+
+    def note(quantizer, args, output):
+        signal = args[0].square().mean()
+        noise = (output - args[0]).square().mean()
+        signal_to_noise.append(float(10 * torch.log10(signal / noise)))
+
+    for quantizer in net.activation_quantizers().values():
+        quantizer.register_forward_hook(note)
+    assert self_psnr(net, images[8:]) > 46
+    assert min(signal_to_noise) > 25
