@@ -624,6 +624,20 @@ def test_fine_tuning_that_does_harm_is_a_warning(workspace, capsys):
     assert "Fine-tuning took the loss from" in capsys.readouterr().err
 
 
+def test_fine_tuning_that_does_harm_is_taken_back(workspace, capsys):
+    rates = {"learning_rates": {"activation_range": 1.0, "weight_correction": 3.0, "bias": 3.0}}
+    workspace.train(
+        train__total_iter=6,
+        train__finetune=rates,
+        network_g__recipe="fast",
+        network_g__w_bits=8,
+        network_g__a_bits=8,
+    )
+    output = capsys.readouterr()
+    assert "Back to the calibrated state, as fine-tuning gained nothing" in output.out + output.err
+    assert "Fine-tuning took the loss" not in output.err
+
+
 def test_a_module_that_fails_on_import(run_fails, workspace, monkeypatch):
     monkeypatch.syspath_prepend(workspace.root)
     (workspace.root / "broken_archs.py").write_text("undefined\n")

@@ -30,6 +30,7 @@ from adabm_basicsr.quantization.checkpoint import (
 )
 from adabm_basicsr.quantization.checks import check_finite
 from adabm_basicsr.quantization.distributed import own_share, wait_for_all, weighted_mean
+from adabm_basicsr.quantization.finetuning.best_state import PATCHES
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.measures.summary import summarize
@@ -46,7 +47,6 @@ from adabm_basicsr.terminal import say
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-PROBED = 4  # patches that losses before and after each phase are measured on, and layers in the end
 LAST = -1  # what BasicSR calls the iteration of the end
 
 
@@ -176,7 +176,7 @@ class AdaBMModel(SRModel):
             "phases": self.tuner.phases,
         }
         self.random_state: dict[str, Any] | None = None
-        self.phases = Phases(self.tuner, total, representative(self.patches, PROBED), self.record)
+        self.phases = Phases(self.tuner, total, representative(self.patches, PATCHES), self.record)
         # What TensorBoard shows beside validation.
         self.bits_log: TrainingBits | None = None
         writer = current_writer()
@@ -371,7 +371,15 @@ class AdaBMModel(SRModel):
         if current_iter == LAST:
             return
         self.random_state = random_state()
-        write_state(self.opt, epoch, current_iter, self.course, self.optimizers, self.random_state)
+        write_state(
+            self.opt,
+            epoch,
+            current_iter,
+            self.course,
+            self.optimizers,
+            self.tuner.best,
+            self.random_state,
+        )
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Take up optimizers, random states and the place in the course of training.
@@ -386,5 +394,7 @@ class AdaBMModel(SRModel):
             raise CheckpointError(
                 f"cannot resume: the training state doesn't fit the options: {error}"
             ) from error
+        if self.tuner.best is not None and "best" in resume_state:
+            self.tuner.best.load_state_dict(resume_state["best"])
         self.record.forget_phases_after(resume_state["iter"])
         self.random_state = own_random_state(self.opt, resume_state)

@@ -11,6 +11,7 @@ import torch
 from adabm_basicsr.errors import OptionError
 from adabm_basicsr.quantization.checkpoint import save_tensors
 from adabm_basicsr.quantization.distributed import gather_objects
+from adabm_basicsr.quantization.finetuning.best_state import BestState
 from adabm_basicsr.runs.training_state import SUFFIX
 
 
@@ -20,6 +21,7 @@ def write_state(
     iteration: int,
     course: Mapping[str, Any],
     optimizers: Sequence[torch.optim.Optimizer],
+    best: BestState | None,
     random_state: Mapping[str, Any],
 ) -> None:
     """Write the training state of all processes, atomically.
@@ -30,6 +32,7 @@ def write_state(
         iteration: Iterations done.
         course: What must be the same in the run that goes on.
         optimizers: One for each phase.
+        best: The best state so far, of recipes that keep it.
         random_state: That of this process.
     """
     state: dict[str, Any] = {
@@ -40,6 +43,8 @@ def write_state(
     state.update(course)
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     state["schedulers"] = []  # learning rates follow from the iteration
+    if best is not None:
+        state["best"] = best.state_dict()
     state["random"] = gather_objects(random_state)  # of each process
     if opt["rank"] == 0:
         save_tensors(state, Path(opt["path"]["training_states"], f"{iteration}{SUFFIX}"))

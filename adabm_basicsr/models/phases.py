@@ -55,7 +55,7 @@ class Phases:
 
         Before it there is no quantized network to measure a loss of.
         """
-        self.loss = self.tuner.loss(self.patches, forward)
+        self.loss = self.tuner.check(self.patches, 0, forward)
         self.record.note_phase("Calibration", 0, seconds, after=self.loss)
 
     def before_iteration(self, iteration: int, images: Tensor, forward: nn.Module) -> None:
@@ -67,7 +67,7 @@ class Phases:
             forward: What runs the network.
         """
         if self.loss is None:
-            self.loss = self.tuner.loss(self.patches, forward)
+            self.loss = self._loss_before(iteration, forward)
         if self.first_loss is None:
             self.first_loss = self.loss
         if self.tuner.needs_clipping:
@@ -82,18 +82,43 @@ class Phases:
         self.started = time.perf_counter()
 
     def after_iteration(self, iteration: int, forward: nn.Module) -> None:
-        """End a phase, if its last iteration is done."""
+        """Keep the best state, and end a phase, if its last iteration is done."""
+        ends = self._ends(iteration)
+        if self.tuner.is_check_due(iteration) and not ends:
+            self.tuner.check(self.patches, iteration, forward)
         self.seconds += time.perf_counter() - self.started
         if self.bar is not None:
             self.bar.update(1)
-        if self._ends(iteration):
+        if ends:
             if self.bar is not None:
                 self.bar.close()
             name = f"Fine-tuning {self.name(iteration)}, iterations {self.first} to {iteration}"
             self._note(name, iteration, self.seconds, forward)
             self.first = None
         if iteration == self.total:
+            self._take_best()
             self._warn_of_harm()
+
+    def _loss_before(self, iteration: int, forward: nn.Module) -> float:
+        """Loss before the first iteration of this process.
+
+        A resumed run keeps the states that an uninterrupted one keeps, and no other.
+        """
+        if iteration == 1:
+            return self.tuner.check(self.patches, 0, forward)
+        return self.tuner.loss(self.patches, forward)
+
+    def _take_best(self) -> None:
+        """Take the best state, of recipes that keep it."""
+        best = self.tuner.best
+        if best is None or best.iteration is None or best.iteration == self.total:
+            return
+        best.restore()
+        name = f"Back to the best state, of iteration {best.iteration}"
+        if best.iteration == 0:
+            name = "Back to the calibrated state, as fine-tuning gained nothing"
+        self.record.note_phase(name, self.total, 0.0, self.loss, best.loss)
+        self.loss = best.loss
 
     def _warn_of_harm(self) -> None:
         if self.loss is None or self.first_loss is None:
@@ -117,5 +142,5 @@ class Phases:
 
     def _note(self, name: str, iteration: int, seconds: float, forward: nn.Module) -> None:
         before = self.loss
-        self.loss = self.tuner.loss(self.patches, forward)
+        self.loss = self.tuner.check(self.patches, iteration, forward)
         self.record.note_phase(name, iteration, seconds, before, self.loss)

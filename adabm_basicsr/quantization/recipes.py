@@ -93,6 +93,8 @@ class Finetuning:
         pixel_loss: Distance of images, one of `PIXEL_LOSSES`.
         fixed_crops: Whether each epoch sees the same patches, so that the teacher runs once on
             each. The dataset's option of that name overrides it.
+        keep_best: Whether the state of smallest loss is kept, be it the calibrated one, rather than
+            the last.
     """
 
     phases: tuple[str, ...]
@@ -103,6 +105,7 @@ class Finetuning:
     feature_weight: float
     pixel_loss: str
     fixed_crops: bool
+    keep_best: bool
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ INGREDIENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "image_ranges": (("arithmetic", "image_ranges"),),
     "image_percentiles": (("calibration", "image_percentiles"),),
     "fixed_crops": (("finetuning", "fixed_crops"),),
+    "keep_best": (("finetuning", "keep_best"),),
     "bit_range": (("arithmetic", "bit_range"),),
     "min_a_bits": (("arithmetic", "min_a_bits"),),
 }
@@ -228,6 +232,7 @@ PAPER = Recipe(
         feature_weight=10.0,
         pixel_loss="l1",
         fixed_crops=False,
+        keep_best=False,
     ),
 )
 BEST = Recipe(
@@ -260,6 +265,7 @@ BEST = Recipe(
         feature_weight=0.0,
         pixel_loss="rms",
         fixed_crops=True,
+        keep_best=True,
     ),
 )
 STATIC = Recipe(
@@ -288,6 +294,7 @@ STATIC = Recipe(
         feature_weight=10.0,
         pixel_loss="l1",
         fixed_crops=False,
+        keep_best=True,
     ),
 )
 RECIPES = {

@@ -222,6 +222,24 @@ def test_resumed_with_the_seed_that_was_drawn(workspace):
     ]  # what was done after the sixth is noted as it was done again
 
 
+@pytest.mark.parametrize("saved_at", [4, 6])  # where the loss is measured, and between
+def test_the_best_state_is_that_of_an_uninterrupted_run(workspace, saved_at):
+    # Rates that grow harmful as they rise: an early state is the best.
+    rates = {"activation_range": 0.0025, "weight_correction": 0.015, "bias": 0.01}
+    options = {
+        "network_g__recipe": "fast",
+        "logger__save_checkpoint_freq": saved_at,
+        "train__finetune": {"learning_rates": rates},
+    }
+    workspace.train(name="whole", **options)
+    phases = json.loads(Path("experiments/whole/run.json").read_text())["phases"]
+    assert phases[-1]["name"].startswith("Back to the best state, of iteration 4")
+    shutil.copytree("experiments/whole", "experiments/cut")
+    keep_only("cut", saved_at)
+    workspace.train("--auto_resume", name="cut", **options)
+    assert same("cut", "whole")
+
+
 @pytest.mark.parametrize(
     "saved_at", [3, 4]
 )  # within an epoch, and at its end, where loaders draw anew

@@ -7,6 +7,7 @@ docs/paper.md has the equations of recipe ``paper``.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, OptionError, check_keys
+from adabm_basicsr.quantization.calibration.calibrate import representative
 from adabm_basicsr.quantization.calibration.clipping import clip
 from adabm_basicsr.quantization.distributed import mean_over_processes, set_mean_gradients
 from adabm_basicsr.quantization.fields import option
+from adabm_basicsr.quantization.finetuning.best_state import PATCHES, BestState
 from adabm_basicsr.quantization.finetuning.losses import PIXEL_LOSSES, feature_loss
 from adabm_basicsr.quantization.finetuning.optimizer import (
     BIT_MAPPING,
@@ -111,6 +114,7 @@ class Finetuner:
     Attributes:
         phases: Names of the phases that have something to train.
         optimizers: One Adam per phase.
+        best: The best state so far; None of recipes that keep the last one.
     """
 
     def __init__(
@@ -143,6 +147,16 @@ class Finetuner:
             if groups:
                 self.phases.append(phase)
                 self.optimizers.append(optimizer_type(groups, betas=BETAS, eps=EPSILON))
+        self.best: BestState | None = None
+        if recipe.keep_best:
+            self.best = BestState(self._trained(), total_iterations)
+
+    def _trained(self) -> list[nn.Parameter]:
+        """What the phases train, each parameter once."""
+        trained: dict[nn.Parameter, None] = {}
+        for optimizer in self.optimizers:
+            trained.update(dict.fromkeys(_parameters_of(optimizer)))
+        return list(trained)
 
     # What is trained when
 
@@ -263,6 +277,25 @@ class Finetuner:
         losses = self._losses(student, teacher, parts=1)
         return float(losses["l_pix"] + losses["l_feat"])
 
+    def check(self, images: Tensor, iteration: int, forward: nn.Module | None = None) -> float:
+        """`loss` after an iteration; the state is kept if it is the best so far.
+
+        Args:
+            images: ``(B, C, H, W)`` in 0..1, the same each time.
+            iteration: Counted from 1; 0 for the calibrated state.
+            forward: What to call instead of the network itself.
+        """
+        loss = self.loss(images, forward)
+        if self.best is not None:
+            self.best.offer(iteration, loss)
+        return loss
+
+    def is_check_due(self, iteration: int) -> bool:
+        """Whether `check` is to be called after an iteration."""
+        if self.best is None:
+            return False
+        return iteration == self.total_iterations or self.best.is_due(iteration)
+
     def _losses(self, student: Details, teacher: Details, parts: int) -> dict[str, Tensor]:
         """Losses and mean bits, scalars.
 
@@ -298,6 +331,9 @@ def finetune(
 ) -> QuantizedNetwork:
     """Clip and fine-tune a calibrated network.
 
+    Of recipes other than ``paper`` the state of smallest loss is kept, on a few of the patches; it
+    may be the calibrated one.
+
     Args:
         net: The calibrated network; changed in place.
         batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
@@ -321,6 +357,17 @@ def finetune(
     tuner = Finetuner(net, settings, iterations_per_epoch, total_iterations)
     if not tuner.phases:
         raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
-    for iteration, batch in enumerate(batches, start=1):
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 2 * PATCHES))
+    if not first:
+        return net
+    patches = representative(first, PATCHES)
+    if tuner.is_check_due(0):
+        tuner.check(patches, 0)
+    for iteration, batch in enumerate(itertools.chain(first, batches), start=1):
         tuner.step(batch, iteration)
+        if tuner.is_check_due(iteration):
+            tuner.check(patches, iteration)
+    if tuner.best is not None:
+        tuner.best.restore()
     return net
