@@ -25,7 +25,7 @@ from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
 from adabm_basicsr.deployment.onnx.reading import FORMAT
 from adabm_basicsr.deployment.onnx.seal import sealed
-from adabm_basicsr.deployment.onnx.traceable import check_traceable
+from adabm_basicsr.deployment.onnx.traceable import check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
@@ -53,6 +53,7 @@ class _Deployed(nn.Module):
         self.network = frozen.network
         self.multiple = frozen.size_multiple
         self.inputs = use_operators(frozen, symmetric)
+        _use_running_statistics(frozen.network)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         level = torch.full((), MIDDLE, dtype=torch.int64)
@@ -114,12 +115,28 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     deployed = _Deployed(freeze(net).cpu(), symmetric).eval()
     size = _example_size(deployed.multiple)
     shape = (1, net.in_channels, size, size)
-    check_traceable(deployed, shape, type(net.network).__name__)
+    name = type(net.network).__name__
+    check_values(deployed, shape, name)
+    check_sizes(deployed, shape, name)
     model = _trace(deployed, torch.rand(shape))
     _store_as_int4(model)
     _describe(model, net)
     _check(model)
     return model
+
+
+def _use_running_statistics(network: nn.Module) -> None:
+    """Write instance norms that have statistics as the batch norms that they are then.
+
+    ONNX has instance norms that compute statistics alone.
+    """
+    for parent in list(network.modules()):
+        for key, norm in list(parent.named_children()):
+            if not isinstance(norm, nn.InstanceNorm2d) or norm.running_mean is None:
+                continue
+            batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine)
+            batch_norm.load_state_dict(norm.state_dict())
+            setattr(parent, key, batch_norm.eval().requires_grad_(False))
 
 
 def _example_size(multiple: int) -> int:

@@ -1,10 +1,12 @@
 """Whether a graph can stand for a network.
 
-Tracing keeps what Python code made of one image, for all images.
+Tracing keeps what Python code made of one image, for all images: of its values (`check_values`) and
+of its size (`check_sizes`).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adabm_basicsr.errors import ExportError
+from adabm_basicsr.errors import ExportError, first_line
 
 DARK = 0.05
 BRIGHT = 0.95
+# Heights and widths as shares of those that are traced: small, odd, larger.
+OTHER_SIZES = ((0.2, 0.3), (0.42, 0.61), (1.3, 1.2))
+LEAST_AGREEMENT = 80.0  # dB of the output; the same operations in the same order give far more
 
 
-def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
+def check_values(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
     """Run a network on a dark image, on that again and on a bright one, and see what it reads.
 
     Args:
@@ -46,6 +51,64 @@ def check_traceable(network: nn.Module, shape: tuple[int, ...], name: str) -> No
             "float or int of a tensor), and a graph would keep what one image made of it; use "
             "tensor operations such as torch.where"
         )
+
+
+def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
+    """Trace a network at one size, and see whether the trace computes the same at others.
+
+    Args:
+        network: See `check_values`.
+        shape: ``(1, C, H, W)`` of an image that it takes.
+        name: What to call it.
+
+    Raises:
+        ExportError: Its Python code makes something of an image's size (``if x.shape[-1] < 50``, a
+            table for one size, numpy) that the trace keeps for all sizes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of values that the tracer keeps as constants: what is looked at here.
+        warnings.simplefilter("ignore")
+        example = torch.rand(shape, generator=generator)
+        traced = torch.jit.trace(network, example, check_trace=False)
+        for share_of_height, share_of_width in OTHER_SIZES:
+            height = round(shape[2] * share_of_height)
+            width = round(shape[3] * share_of_width)
+            image = torch.rand((*shape[:2], height, width), generator=generator)
+            try:
+                expected = network(image.clone())[0]
+            except Exception:  # whatever its code raises on a size that it doesn't take
+                continue
+            try:
+                output = traced(image)[0]
+            except RuntimeError as error:  # of operations that don't fit the size
+                raise _depends_on_size(name, shape, image, first_line(error)) from error
+            if output.shape != expected.shape:
+                raise _depends_on_size(name, shape, image, "the output has another size")
+            agreement = _agreement(output, expected)
+            if agreement < LEAST_AGREEMENT:
+                raise _depends_on_size(name, shape, image, f"they agree by {agreement:.0f} dB")
+
+
+def _depends_on_size(
+    name: str, shape: tuple[int, ...], image: Tensor, difference: str
+) -> ExportError:
+    traced_size = f"{shape[3]}x{shape[2]}"
+    size = f"{image.shape[3]}x{image.shape[2]}"
+    return ExportError(
+        f"{name} can't be written as ONNX: its Python code makes something of the image's size, "
+        f"which a graph of {traced_size} pixels would keep for {size} ({difference}); use tensor "
+        "operations on shapes, and no tables of one size, numpy or if"
+    )
+
+
+def _agreement(output: Tensor, expected: Tensor) -> float:
+    """In dB of the expected output; values that aren't finite agree with their like."""
+    noise = (output.nan_to_num() - expected.nan_to_num()).double().square().mean()
+    signal = expected.nan_to_num().double().square().mean()
+    smallest = torch.finfo(torch.float64).tiny
+    ratio = signal.clamp(min=smallest) / noise.clamp(min=smallest)
+    return float(10 * torch.log10(ratio))
 
 
 def _watch(network: nn.Module, image: Tensor) -> _Watch:

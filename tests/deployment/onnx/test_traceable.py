@@ -1,5 +1,8 @@
 """Networks that a traced graph can't stand for are refused, whatever their Python code does."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -37,17 +40,69 @@ class Noise(Plain):
 
 
 class Harmless(Plain):
-    """Reads a parameter, branches by size, and draws random numbers in training alone."""
+    """Reads a parameter, branches by channels, and draws random numbers in training alone."""
 
     def forward(self, x):
         x = nn.functional.rrelu(x, training=False)
-        return super().forward(x) * float(self.scale) + (0 if x.shape[2] > 16 else 0.01)
+        return super().forward(x) * float(self.scale) + (0 if x.shape[1] == 3 else 0.01)
+
+
+class Threshold(Plain):
+    def forward(self, x):
+        return super().forward(x) * (0.9 if x.shape[-1] < 50 else 1.1)
+
+
+class Divided(Plain):
+    def forward(self, x):
+        return super().forward(x) / math.sqrt(x.shape[-1])
+
+
+class Loop(Plain):
+    def forward(self, x):
+        rows = [row + 0.01 * (index % 7) for index, row in enumerate(x.unbind(2))]
+        return super().forward(torch.stack(rows, 2))
+
+
+class Cached(Plain):
+    """Keeps a mask of the size of its first image, and makes another for any other."""
+
+    mask = None
+
+    def forward(self, x):
+        if self.mask is None or self.mask.shape != x.shape[2:]:
+            self.mask = torch.linspace(0, 1, x.shape[2]).view(-1, 1).repeat(1, x.shape[3])
+        return super().forward(x) * self.mask
+
+
+class Numpy(Plain):
+    def forward(self, x):
+        return super().forward(x) + torch.from_numpy(np.flip(x.detach().numpy(), 3).copy())
+
+
+class Windows(Plain):
+    """Shapes that follow the image, as windows of attention have them."""
+
+    def forward(self, x):
+        batch, channels, height, width = x.shape
+        x = x.view(batch, channels, height * width).mean(2, keepdim=True) + x.flatten(2)
+        return super().forward(x.view(batch, channels, height, width))
 
 
 def export(network, folder):
     torch.manual_seed(0)
     net = calibrate(quantize(network(), IMAGES[:1]), [IMAGES])
     save_onnx(net, folder / "net.onnx")
+
+
+@pytest.mark.parametrize("network", [Threshold, Divided, Loop, Cached, Numpy])
+def test_code_that_depends_on_the_size_is_refused(network, tmp_path):
+    with pytest.raises(
+        AdaBMError,
+        match=f"{network.__name__} can't be written as ONNX: its Python code makes something of "
+        "the image's size, which a graph of 64x64 pixels would keep for ",
+    ):
+        export(network, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("network", [Branch, Number])
@@ -64,6 +119,7 @@ def test_random_numbers_are_refused(tmp_path):
         export(Noise, tmp_path)
 
 
-def test_parameters_and_sizes_may_be_read(tmp_path):
-    export(Harmless, tmp_path)
+@pytest.mark.parametrize("network", [Harmless, Windows])
+def test_parameters_and_shapes_may_be_read(network, tmp_path):
+    export(network, tmp_path)
     assert (tmp_path / "net.onnx").is_file()
