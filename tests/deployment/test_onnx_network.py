@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
-from agreement import check_agreement, images, quantized, smooth
+from agreement import agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
 
 from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
+from adabm_basicsr.deployment.runtimes import RUNTIMES
 
 pytestmark = pytest.mark.runtimes
 
@@ -21,6 +22,22 @@ def test_other_bits_agree_too(bits, tmp_path):
     net = quantized(TINY_EDSR, w_bits=bits, a_bits=bits)
     save_onnx(net, tmp_path / "net.onnx")
     check_agreement(net, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_smallest_images_agree(scale, tmp_path):
+    net = quantized({**TINY_EDSR, "upscale": scale}, w_bits=8, a_bits=8)
+    save_onnx(net, tmp_path / "net.onnx")
+    networks = {runtime: OnnxNetwork(tmp_path / "net.onnx", runtime) for runtime in RUNTIMES}
+    whole = smooth(1, size=(9, 9))
+    for height in range(1, 10):
+        for width in range(1, 10):
+            image = whole[..., :height, :width]
+            with torch.no_grad():
+                expected = net(image)
+            for runtime, network in networks.items():
+                found = agreement(network(image), expected)
+                assert found > 38, (runtime, height, width, found)
 
 
 def test_deep_networks_agree_at_eight_bits(tmp_path):

@@ -143,6 +143,9 @@ def keep_order(edited: EditedGraph) -> None:
 
         before:  Conv -> Mul(constant)
         after:   Conv -> Clip(all of float32) -> Mul(constant)
+
+    Constants of channels are kept apart by a maximum, which isn't computed within the layer: within
+    it, OpenVINO 2026.4 takes them for the output itself where that has a single pixel.
     """
     lowest = edited.add_constant(FLOATS.min)
     highest = edited.add_constant(FLOATS.max)
@@ -154,7 +157,10 @@ def keep_order(edited: EditedGraph) -> None:
         if before is None or not _would_merge(edited, before, node):
             continue
         apart = f"{node.output[0]}_apart"
-        edited.add_node("Clip", [node.input[place], lowest, highest], apart)
+        if edited.constant_of(node, 1 - place).size == 1:
+            edited.add_node("Clip", [node.input[place], lowest, highest], apart)
+        else:
+            edited.add_node("Max", [node.input[place], lowest], apart)
         node.input[place] = apart
 
 
