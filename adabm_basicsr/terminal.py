@@ -41,6 +41,17 @@ def json_alone(wanted: bool) -> Iterator[None]:
         yield
 
 
+def printable(text: str) -> str:
+    """``text`` in one line, with escapes instead of what a terminal would act on."""
+    characters = []
+    for character in text:
+        if character.isprintable():
+            characters.append(character)
+        else:
+            characters.append(character.encode("unicode_escape").decode())
+    return "".join(characters)
+
+
 def say(line: str) -> None:
     """Log a line that the console shows too."""
     logging.getLogger(LOGGER).info(line, extra=SHOWN)

@@ -10,7 +10,7 @@ from pathlib import Path
 from adabm_basicsr.commands.flags import add_custom_imports, make_parser
 from adabm_basicsr.deployment.inspection import GRAPH, NETWORK, PLAIN, Contents, inspect
 from adabm_basicsr.report.tables import Table, cell
-from adabm_basicsr.terminal import add_output_flags, json_alone
+from adabm_basicsr.terminal import add_output_flags, json_alone, printable
 
 # Headings of the table, and the keys of the rows under them.
 COLUMNS = {
@@ -61,7 +61,7 @@ def show(contents: Contents) -> str:
     facts = []
     for name, value in contents.facts.items():
         if value is not None:
-            facts.append(f"{name} {value}")
+            facts.append(printable(f"{name} {value}"))
     columns = COLUMNS[contents.kind]
     rows = []
     for row in contents.rows:

@@ -15,6 +15,7 @@ from adabm_basicsr.version import __version__
 
 MISTAKE = 2  # exit code
 INTERRUPTED = 130  # as of a process that Ctrl-C ended
+PIPE_CLOSED = 141  # as of a process whose reader is gone
 
 
 class Command(NamedTuple):
@@ -86,12 +87,17 @@ def one_line_errors() -> Iterator[None]:
     """Turn an `AdaBMError`, or a file that the system refuses, into one line and exit code 2.
 
     Ctrl-C gives a line too, with what its exception says of how to go on, and exit code 130. Lines
-    go to stderr.
+    go to stderr. Where nobody reads the output any more (``| head``), the command ends quietly.
     """
     # What is wrong with an image is in that line; OpenCV needn't say it too.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
     except (AdaBMError, OSError) as error:
         print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(MISTAKE) from None

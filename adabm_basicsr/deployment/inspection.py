@@ -163,10 +163,16 @@ def _inspect_onnx(path: Path) -> Contents:
 
 def describe(description: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a network that matter most, from what a file says of how it was built."""
-    network = description.get("network") or {}
-    options = description.get("options") or {}
+    network = _section(description, "network")
+    options = _section(description, "options")
     facts = {"network": network.get("type")}
     for key in SHOWN_OPTIONS:
         facts[key] = options.get(key)
     facts["written by"] = f"adabm-basicsr {description.get('version')}"
     return facts
+
+
+def _section(description: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of a description; empty where the file has something else in its place."""
+    section = description.get(key)
+    return section if isinstance(section, Mapping) else {}

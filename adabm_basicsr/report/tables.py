@@ -16,6 +16,7 @@ from adabm_basicsr.report.formats import (
     format_seconds,
     title,
 )
+from adabm_basicsr.terminal import printable
 
 COSTS = ("fab", "bitops", "bitops_share", "weight_bytes", "size_share")
 CLASS_NAMES = ("simple", "middle", "complex")
@@ -68,7 +69,7 @@ class Table:
         """The table for a terminal, or ``github`` for Markdown."""
         rows = []
         for row in self.rows:
-            texts = [cell.text for cell in row]
+            texts = [printable(cell.text) for cell in row]
             if style == "github":
                 texts = [text.replace("|", "\\|") for text in texts]
             rows.append(texts)

@@ -1,8 +1,11 @@
 """What is in a file, in one table."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from adabm_basicsr import load_network, save_packed
 from adabm_basicsr.commands.main import main
@@ -93,3 +96,23 @@ def test_corrupt_files_are_named(name, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / name)])
     assert f"{name} cannot be read" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_act_on_is_shown_as_escapes(tmp_path, capsys):
+    torch.save({"body\x1b[2J.0\nweight": torch.zeros(2)}, tmp_path / "evil.pth")
+    main(["inspect", str(tmp_path / "evil.pth")])
+    shown = capsys.readouterr().out
+    assert "body\\x1b[2J.0\\nweight" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    state = {f"layer.{index}.weight": torch.zeros(1) for index in range(20000)}
+    torch.save(state, tmp_path / "long.pth")
+    command = [sys.executable, "-m", "adabm_basicsr", "inspect", str(tmp_path / "long.pth")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert not errors

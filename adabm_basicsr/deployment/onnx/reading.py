@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import onnx
 
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
-from adabm_basicsr.deployment.onnx.level import LEVEL
+from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL
 from adabm_basicsr.deployment.onnx.seal import is_whole
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 
 FORMAT = 1
+MAX_MULTIPLE = 4096  # pixels that the sides of images are multiples of
+IMAGE_AXES = 4
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -97,7 +99,28 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
         raise CheckpointError(
             f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
         )
+    _check_multiple(path, description.get("size_multiple"))
+    _check_input(path, model.graph)
     return model, description
+
+
+def _check_multiple(path: str | os.PathLike, multiple: object) -> None:
+    if type(multiple) is not int or not 1 <= multiple <= MAX_MULTIPLE:
+        raise CheckpointError(
+            f"ONNX file {path} is damaged: its size_multiple is {multiple!r}; valid: 1 to "
+            f"{MAX_MULTIPLE}"
+        )
+
+
+def _check_input(path: str | os.PathLike, graph: onnx.GraphProto) -> None:
+    """Reject a graph that takes something else than images of so many channels."""
+    sizes = [value.type.tensor_type.shape.dim for value in graph.input if value.name == IMAGE]
+    is_image = len(graph.input) == 1 and len(sizes) == 1 and len(sizes[0]) == IMAGE_AXES
+    if not is_image or sizes[0][1].dim_value < 1:
+        raise CheckpointError(
+            f"ONNX file {path} is damaged: its graph doesn't take one input {IMAGE!r} of "
+            f"{IMAGE_AXES} axes"
+        )
 
 
 def stored_layers(model: onnx.ModelProto) -> list[OnnxLayer]:

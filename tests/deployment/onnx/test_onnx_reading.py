@@ -9,7 +9,10 @@ from conftest import TINY_EDSR
 from onnx import TensorProto, helper, numpy_helper
 
 from adabm_basicsr import AdaBMError, OnnxNetwork, save_onnx
+from adabm_basicsr.commands.inspect import show
+from adabm_basicsr.deployment.inspection import inspect
 from adabm_basicsr.deployment.onnx.reading import OnnxLayer, read_file, stored_layers
+from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 
 CORRUPT = r"cannot be read \(truncated or corrupt\)"
@@ -43,6 +46,48 @@ def test_descriptions_that_are_not_ours_are_rejected(description, message, expor
     write_described(exported, bad, description)
     with pytest.raises(AdaBMError, match=message):
         OnnxNetwork(bad)
+
+
+def write_sealed(model, target, **changes):
+    """Write a model with a changed description and a right checksum."""
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    description = {**json.loads(metadata[DESCRIPTION_KEY]), **changes}
+    del model.metadata_props[:]
+    helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
+    target.write_bytes(sealed(model.SerializeToString()))
+
+
+@pytest.mark.parametrize("multiple", ["8", [8], {}, None, True, 0, -3, 2.5, 10**9])
+def test_wrong_size_multiples_are_rejected(multiple, exported, bad):
+    write_sealed(onnx.load(exported), bad, size_multiple=multiple)
+    with pytest.raises(AdaBMError, match=r"is damaged: its size_multiple is .* valid: 1 to 4096"):
+        OnnxNetwork(bad)
+
+
+@pytest.mark.parametrize("section", [3, "text", [1], None, {"type": ["a"], "recipe": {"b": 1}}])
+def test_sections_of_wrong_kinds_are_shown_as_far_as_they_go(section, exported, bad):
+    write_sealed(onnx.load(exported), bad, network=section, options=section, version=section)
+    contents = inspect(bad)
+    assert contents.facts["nodes"] > 10
+    assert show(contents)
+
+
+def test_graphs_that_take_no_image_are_rejected(exported, bad):
+    for change in ("rename", "flatten", "add"):
+        model = onnx.load(exported)
+        value = model.graph.input[0]
+        if change == "rename":
+            helper_name = "picture"
+            for node in model.graph.node:
+                node.input[:] = [helper_name if name == "image" else name for name in node.input]
+            value.name = helper_name
+        elif change == "flatten":
+            value.type.tensor_type.shape.dim[1].Clear()
+        else:
+            model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+        write_sealed(model, bad)
+        with pytest.raises(AdaBMError, match=r"its graph doesn't take one input 'image'"):
+            OnnxNetwork(bad)
 
 
 def test_damaged_files_are_rejected(exported, bad):
