@@ -621,7 +621,9 @@ def test_fine_tuning_that_does_harm_is_a_warning(workspace, capsys):
     assert "Fine-tuning took the loss" not in capsys.readouterr().err
     rates = {"learning_rates": {"activation_range": 10.0, "weight_range": 10.0}}
     workspace.train(train__total_iter=2, train__finetune=rates)
-    assert "Fine-tuning took the loss from" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Fine-tuning took the loss from" in error
+    assert "it diverged; lower the rates (train: finetune: learning_rates)" in error
 
 
 def test_fine_tuning_that_does_harm_is_taken_back(workspace, capsys):

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from adabm_basicsr.commands.main import COMMANDS
+from adabm_basicsr.errors import OptionError, did_you_mean
 
 
-def make_parser(command: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `OptionError`: one line, with the nearest flag."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """What the flags say.
+
+        Raises:
+            OptionError: A flag is unknown or missing, or has no value of its kind.
+        """
+        args = list(sys.argv[1:] if args is None else args)
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for word in args:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in known:
+                raise OptionError(f"unknown flag {flag}; {did_you_mean(flag, known)}")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it rather than print the usage and exit."""
+        raise OptionError(f"{message}; see {self.prog} --help")
+
+
+def make_parser(command: str) -> Parser:
     """A parser without flags yet for one of `COMMANDS`; flags can't be abbreviated."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"adabm-basicsr {command}",
         description=COMMANDS[command].help,
         allow_abbrev=False,

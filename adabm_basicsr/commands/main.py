@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, OptionError, did_you_mean
 from adabm_basicsr.version import __version__
 
 MISTAKE = 2  # exit code
@@ -122,8 +122,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
         names.add_parser(name, help=command.help, add_help=False)
-    chosen = parser.parse_args(argv[:1]).command
-    # The command parses the rest. Its module is imported only now: --help must not wait for torch.
     with one_line_errors():
+        chosen = _chosen(parser, argv)
+        # The command parses the rest. Its module is imported only now: --help must not wait for
+        # torch.
         module = importlib.import_module(COMMANDS[chosen].module)
         module.main(argv[1:])
+
+
+def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str]) -> str:
+    """The command that the first word names."""
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise OptionError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS)}")
+    chosen: str = parser.parse_args(argv[:1]).command
+    return chosen

@@ -11,6 +11,7 @@ from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.progress import Bar, progress
 from adabm_basicsr.runs.record import RunRecord
 
+DIVERGED = 2.0  # factor on the first loss; runs that are too short stay below it
 PHASE_NAMES = {
     "weight_range": "weight ranges",
     "activation_range": "activation ranges",
@@ -123,11 +124,14 @@ class Phases:
     def _warn_of_harm(self) -> None:
         if self.loss is None or self.first_loss is None:
             return
-        if self.loss > self.first_loss:
-            get_root_logger().warning(
-                f"Fine-tuning took the loss from {self.first_loss:.4g} to {self.loss:.4g}: train "
-                "longer (train: total_iter), or keep what calibration gave (total_iter: 0)"
-            )
+        if self.loss <= self.first_loss:
+            return
+        advice = "train longer (train: total_iter), or keep what calibration gave (total_iter: 0)"
+        if self.loss > DIVERGED * self.first_loss:
+            advice = "it diverged; lower the rates (train: finetune: learning_rates)"
+        get_root_logger().warning(
+            f"Fine-tuning took the loss from {self.first_loss:.4g} to {self.loss:.4g}: {advice}"
+        )
 
     def _last_of_phase(self, iteration: int) -> int:
         while not self._ends(iteration):

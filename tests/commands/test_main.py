@@ -59,4 +59,23 @@ def test_launchers_run_the_command_by_its_module(name, capsys):
 def test_unknown_command(capsys):
     with pytest.raises(SystemExit):
         main(["quantise"])
-    assert "invalid choice: 'quantise'" in capsys.readouterr().err
+    assert "unknown command 'quantise'; valid: 'demo', " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["export", "--modle", "net.pth"], "unknown flag --modle; did you mean '--model'?"),
+        (["inspect", "net.pth", "--jsn"], "unknown flag --jsn; did you mean '--json'?"),
+        (["export"], "required: -m/--model; see adabm-basicsr export --help"),
+        (["export", "-m", "net.pth", "--level", "7"], "invalid choice: 7 (choose from 0, 1, 2)"),
+    ],
+)
+def test_mistakes_in_flags_are_one_line_with_the_nearest(argv, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
