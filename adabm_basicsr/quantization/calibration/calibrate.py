@@ -26,6 +26,7 @@ from adabm_basicsr.quantization.calibration.allocation import (
     measure_sensitivities,
 )
 from adabm_basicsr.quantization.calibration.budget import budgets
+from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
 from adabm_basicsr.quantization.calibration.equalisation import equalise
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
@@ -73,6 +74,7 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     recipe = net.config.calibration
     with net.lock:
         statistics, images = observe(net, batches)
+        warn_of_empty_images(images)
         _forget_earlier(net)
         # Before ranges: which form these take depends on the bits.
         _set_layer_factors(statistics)
