@@ -33,6 +33,7 @@ from adabm_basicsr.errors import (
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.config import describe_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.user_code import failure
 from adabm_basicsr.version import __version__
 
 EXAMPLE_SIZE = 48
@@ -195,8 +196,9 @@ def build_base(options: dict[str, Any], where: str = "network_g: network") -> nn
     except AdaBMError:
         raise
     except Exception as error:  # whatever its own code raises
-        reason = " ".join(str(error).split())
-        raise OptionError(f"{where}: {name} cannot be built from {given}: {reason}") from error
+        raise OptionError(
+            f"{where}: {name} cannot be built from {given}: {failure(error)}"
+        ) from error
 
 
 def _registered_name(name: str, where: str) -> str:

@@ -37,6 +37,7 @@ from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
+from adabm_basicsr.quantization.user_code import users_code
 from adabm_basicsr.runs.facts import describe_network, describe_result
 from adabm_basicsr.runs.observations import Observations
 from adabm_basicsr.runs.pictures import PictureStore
@@ -257,7 +258,10 @@ class AdaBMModel(SRModel):
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
         net = self.bare_network
-        return run_padded(net, image, self._size_multiple(net))
+        multiple = self._size_multiple(net)
+        sentence = f"{type(net).__name__} cannot be run on image {self.image_name}"
+        with users_code(net, sentence):
+            return run_padded(net, image, multiple)
 
     def _check_scale(self) -> None:
         """BasicSR cuts the ground truth to ``scale`` times the input.

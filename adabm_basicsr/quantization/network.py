@@ -36,6 +36,7 @@ from adabm_basicsr.quantization.structure.sizes import (
     trial_size,
 )
 from adabm_basicsr.quantization.structure.surgery import plan_layers, replace_layers
+from adabm_basicsr.quantization.user_code import users_code
 
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
@@ -312,8 +313,8 @@ class QuantizedNetwork(nn.Module):
             ``(B, C, sH, sW)``, or `Details`.
 
         Raises:
-            AdaBMError: The image is of another kind or shape, or the network hasn't been calibrated
-                and no quantized checkpoint was loaded.
+            AdaBMError: The image is of another kind or shape, the network's own code fails on it,
+                or the network hasn't been calibrated and no quantized checkpoint was loaded.
         """
         check_images(image, self.in_channels)
         with self.lock:
@@ -331,9 +332,7 @@ class QuantizedNetwork(nn.Module):
         for block in blocks:
             block.kept_outputs = [] if details else None
         try:
-            # A copy, as networks may change their input in place: the teacher and the next epoch
-            # need it as it was.
-            output = run_padded(self.network, image.clone(), self.size_multiple)
+            output = self._run(image, details)
             if not details:
                 return output
             bits = mean_bits(self.network).to(image.device).expand(len(image))
@@ -348,6 +347,21 @@ class QuantizedNetwork(nn.Module):
                 quantizer.image_factor = None
                 if quantizer.last_bits is not None:
                     quantizer.last_bits = quantizer.last_bits.detach()
+
+    def _run(self, image: Tensor, details: bool) -> Tensor:
+        """Output of the network, in the type of the image."""
+        kind = type(self.network).__name__
+        sentence = f"{kind} cannot be run on an image of shape {tuple(image.shape)}"
+        way_out = ""
+        if torch.is_grad_enabled() and not details:
+            # Fine-tuning, which wants details, needs gradients.
+            way_out = "; it may run under torch.no_grad()"
+        with users_code(self.network, sentence, way_out):
+            # A copy, as networks may change their input in place: the teacher and the next epoch
+            # need it as it was.
+            output = run_padded(self.network, image.clone(), self.size_multiple)
+        # Losses would overflow in float16.
+        return output.to(image.dtype)
 
     def check_calibrated(self, quantizers: Iterable[ActivationQuantizer] | None = None) -> None:
         """Raise `AdaBMError` if a quantizer is switched on without a range.

@@ -5,14 +5,13 @@ Networks with windows or strides want heights and widths that are multiples of s
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError, first_line
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.user_code import failure, is_out_of_memory
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
@@ -46,6 +45,8 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
             with torch.no_grad():
                 output = network(image)
         except Exception as error:  # whatever the network's own code raises
+            if is_out_of_memory(error):
+                raise
             errors.append((f"{height}x{width}", error))
             continue
         if _has_proportions(output, height, width):
@@ -55,16 +56,13 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
         return ran[0]
 
     size, reason = errors[0]
-    place = ""
     advice = "; if it needs sizes of another kind, give size_multiple"
     if isinstance(reason, MISTAKES):
-        raised_at = traceback.extract_tb(reason.__traceback__)[-1]
-        place = f", {Path(raised_at.filename).name}:{raised_at.lineno}"
         advice = ""
     raise AdaBMError(
         f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any "
-        f"size tried ({size}: {first_line(reason)}{place}){advice}"
-    )
+        f"size tried ({size}: {failure(reason, network)}){advice}"
+    ) from reason
 
 
 def _has_proportions(output: object, height: int, width: int) -> bool:

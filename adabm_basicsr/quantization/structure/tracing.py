@@ -15,9 +15,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quantizable
 from adabm_basicsr.quantization.structure.macs import MacCounter
+from adabm_basicsr.quantization.user_code import users_code
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PIXEL_SHUFFLES = (torch.pixel_shuffle, F.pixel_shuffle)
+IMAGE_AXES = 4  # of (B, C, H, W)
 KEPT_VALUES = 8  # of each sample; enough to distinguish it from others
 
 
@@ -91,16 +93,35 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
     """
     kind = type(network).__name__
     tracer = _Tracer(network)
-    try:
-        with torch.no_grad(), tracer, _FunctionRecorder(tracer):
-            output = network(example.clone())
-    except Exception as error:  # whatever the network's own code raises
-        raise AdaBMError(
-            f"{kind} cannot be run on an image of shape {tuple(example.shape)}: {error}"
-        ) from error
-    if not isinstance(output, Tensor):
-        raise AdaBMError(f"{kind} gives a {type(output).__name__} instead of one image")
+    sentence = f"{kind} cannot be run on an image of shape {tuple(example.shape)}"
+    with users_code(network, sentence), torch.no_grad(), tracer, _FunctionRecorder(tracer):
+        output = network(example.clone())
+    _check_output(kind, output)
     return tracer.finished()
+
+
+def _check_output(kind: str, output: object) -> None:
+    """Reject what a network of the class ``kind`` gives, if that isn't an image."""
+    if isinstance(output, Tensor) and output.dim() == IMAGE_AXES and output.is_floating_point():
+        return
+    raise AdaBMError(
+        f"{kind} gives {_described(output)} instead of one image: its forward must return a float "
+        "tensor (B, C, H, W) alone"
+    )
+
+
+def _described(output: object) -> str:
+    """What a network gave, in a few words."""
+    if output is None:
+        return "nothing"
+    if isinstance(output, Tensor):
+        return f"{output.dtype} of shape {tuple(output.shape)}"
+    if isinstance(output, dict):
+        return f"a dictionary of {', '.join(map(repr, output))}"
+    kind = type(output).__name__
+    if isinstance(output, (tuple, list)):
+        return f"a {kind} of {', '.join(type(value).__name__ for value in output)}"
+    return f"a {kind}"
 
 
 class _Tracer(MacCounter):

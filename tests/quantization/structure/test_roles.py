@@ -79,7 +79,9 @@ class Two(Block):
 
 
 def test_a_network_of_two_outputs_is_rejected():
-    with pytest.raises(AdaBMError, match="Two gives a tuple instead of one image"):
+    with pytest.raises(
+        AdaBMError, match="Two gives a tuple of Tensor, Tensor instead of one image"
+    ):
         find_structure(Two(), torch.zeros(1, 8, 24, 24))
 
 

@@ -1,0 +1,313 @@
+"""Networks as users write them, with what quantization can't see through or can't follow.
+
+Each is a small smooth network x2 whose body goes through `Body.between`, where the trouble is.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+FEATURES = 8
+
+
+def conv(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class Body(nn.Module):
+    """One block: two convolutions around what `between` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = conv(FEATURES, FEATURES)
+        self.last = conv(FEATURES, FEATURES)
+
+    def forward(self, x):
+        return x + self.last(self.between(self.first(x)))
+
+    def between(self, x):
+        return F.relu(x)
+
+
+class Smooth(nn.Module):
+    """Adds what its body finds to the enlarged image."""
+
+    body = Body
+
+    def __init__(self):
+        super().__init__()
+        self.head = conv(3, FEATURES)
+        self.blocks = nn.ModuleList([self.body() for _ in range(3)])
+        self.tail = conv(FEATURES, 12)
+
+    def forward(self, x):
+        return self.upsampled(x)
+
+    def upsampled(self, x):
+        features = self.head(x)
+        for block in self.blocks:
+            features = block(features)
+        detail = F.pixel_shuffle(self.tail(features), 2)
+        return F.interpolate(x, scale_factor=2.0) + 0.2 * detail
+
+
+def network(name, body):
+    """A class of `Smooth` networks whose blocks are of class ``body``."""
+    return type(name, (Smooth,), {"body": body, "__module__": __name__})
+
+
+# Gradients fail
+
+
+class _Sigmoid(Body):
+    def between(self, x):
+        y = torch.sigmoid(x)
+        y *= x
+        return y
+
+
+class _Tanh(Body):
+    def between(self, x):
+        y = torch.tanh(x)
+        y += x
+        return y
+
+
+class _NoGradInside(Body):
+    def between(self, x):
+        with torch.no_grad():
+            weight = x.mean((2, 3), keepdim=True).sigmoid()
+        return F.relu(x) * weight
+
+
+class _InferenceInside(Body):
+    def between(self, x):
+        with torch.inference_mode():
+            weight = x.mean((2, 3), keepdim=True).sigmoid()
+        return F.relu(x) * weight
+
+
+class _Numpy(Body):
+    def between(self, x):
+        return x * torch.from_numpy(np.tanh(x.numpy()))
+
+
+class _DetachedNumpy(Body):
+    def between(self, x):
+        weight = torch.from_numpy(np.abs(x.detach().numpy()).mean((2, 3), keepdims=True))
+        return F.relu(x) * weight
+
+
+class _Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x.sigmoid()
+
+
+class _NoBackward(Body):
+    def between(self, x):
+        return _Swish.apply(x)
+
+
+InPlaceSigmoid = network("InPlaceSigmoid", _Sigmoid)
+InPlaceTanh = network("InPlaceTanh", _Tanh)
+PartNoGrad = network("PartNoGrad", _NoGradInside)
+PartInference = network("PartInference", _InferenceInside)
+WithNumpy = network("WithNumpy", _Numpy)
+WithDetachedNumpy = network("WithDetachedNumpy", _DetachedNumpy)
+NoBackward = network("NoBackward", _NoBackward)
+
+
+class WholeNoGrad(Smooth):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.upsampled(x)
+
+
+class WholeInference(Smooth):
+    @torch.inference_mode()
+    def forward(self, x):
+        return self.upsampled(x)
+
+
+# Other ways to run
+
+
+class _Reentrant(Body):
+    def between(self, x):
+        return checkpoint(F.relu, x, use_reentrant=True)
+
+
+class _ReentrantConv(Body):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=True)
+
+
+class _CheckpointedConv(Body):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+class _Autocast(Body):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+class _AutocastOpen(Body):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+class _HalfBetween(Body):
+    def between(self, x):
+        return F.relu(x.half()).float()
+
+
+class _HalfLayer(Body):
+    def __init__(self):
+        super().__init__()
+        self.last = self.last.bfloat16()
+
+    def between(self, x):
+        return F.relu(x).bfloat16()
+
+
+class _Lazy(Body):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.LazyConv2d(FEATURES, 3, padding=1)
+
+
+class _Slots(Body):
+    __slots__ = ("strength",)
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "strength", 0.5)
+
+    def between(self, x):
+        return F.relu(x) * self.strength
+
+
+class _Compiled(Body):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.compile(self.first, backend="eager")
+
+
+Reentrant = network("Reentrant", _Reentrant)
+ReentrantConv = network("ReentrantConv", _ReentrantConv)
+CheckpointedConv = network("CheckpointedConv", _CheckpointedConv)
+Autocast = network("Autocast", _Autocast)
+AutocastOpen = network("AutocastOpen", _AutocastOpen)
+HalfBetween = network("HalfBetween", _HalfBetween)
+HalfLayer = network("HalfLayer", _HalfLayer)
+LazyLayers = network("LazyLayers", _Lazy)
+WithSlots = network("WithSlots", _Slots)
+CompiledLayers = network("CompiledLayers", _Compiled)
+
+
+class CompiledCall(Smooth):
+    """Compiled as ``nn.Module.compile`` does it, and within."""
+
+    def __init__(self):
+        super().__init__()
+        for block in self.blocks:
+            block.compile(backend="eager")
+        self.compile(backend="eager")
+
+
+class CompiledForward(Smooth):
+    def __init__(self):
+        super().__init__()
+        self.forward = torch.compile(self.forward, backend="eager")
+
+
+class _CompiledTwice(Body):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.compile(
+            nn.Sequential(torch.compile(conv(8, 8), backend="eager"), nn.ReLU()), backend="eager"
+        )
+
+    def between(self, x):
+        return self.inner(x)
+
+
+CompiledTwice = network("CompiledTwice", _CompiledTwice)
+
+
+class HalfOutput(Smooth):
+    def forward(self, x):
+        return self.upsampled(x).half()
+
+
+# Other outputs
+
+
+class IntegerOutput(Smooth):
+    def forward(self, x):
+        return (self.upsampled(x) * 255).round().to(torch.uint8)
+
+
+class GivesTuple(Smooth):
+    def forward(self, x):
+        return self.upsampled(x), x
+
+
+class GivesList(Smooth):
+    def forward(self, x):
+        return [self.upsampled(x)]
+
+
+class GivesDict(Smooth):
+    def forward(self, x):
+        return {"sr": self.upsampled(x)}
+
+
+class GivesNone(Smooth):
+    def forward(self, x):
+        self.upsampled(x)
+
+
+class GivesVector(Smooth):
+    def forward(self, x):
+        return self.upsampled(x).mean((2, 3))
+
+
+# Mistakes
+
+
+class _AttributeMistake(Body):
+    def between(self, x):
+        return self.activation(x)
+
+
+class _AssertionMistake(Body):
+    def between(self, x):
+        assert x.shape[1] == 64, "64 features are needed"
+        return x
+
+
+AttributeMistake = network("AttributeMistake", _AttributeMistake)
+AssertionMistake = network("AssertionMistake", _AssertionMistake)
+
+
+class OddSizes(Smooth):
+    """Reads past the end of images with an odd number of pixels above 25."""
+
+    def forward(self, x):
+        x = x.clone()
+        if x.shape[2] > 25 and x.shape[2] % 2:
+            x[:, :, 2 * (x.shape[2] // 2 + 1)] = 0
+        return self.upsampled(x)
+
+
+class ConstructorRaises(Smooth):
+    def __init__(self):
+        super().__init__()
+        raise KeyError("depths")
