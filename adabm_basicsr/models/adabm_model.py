@@ -177,6 +177,8 @@ class AdaBMModel(SRModel):
             "phases": self.tuner.phases,
         }
         self.random_state: dict[str, Any] | None = None
+        # Whether gradients go through the network; None before the first batch.
+        self.can_train: bool | None = None
         self.phases = Phases(self.tuner, total, representative(self.patches, PATCHES), self.record)
         # What TensorBoard shows beside validation.
         self.bits_log: TrainingBits | None = None
@@ -203,7 +205,11 @@ class AdaBMModel(SRModel):
             self.patch_keys = data["patch_key"].tolist()
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One iteration of fine-tuning on ``self.lq``."""
+        """One iteration of fine-tuning on ``self.lq``; nothing where gradients don't reach it."""
+        if self.can_train is None:
+            self.can_train = self.tuner.can_train(self.lq)
+        if not self.can_train:
+            return
         if self.random_state is not None:
             # As it was saved, whatever loaders have drawn since.
             set_random_state(self.random_state)

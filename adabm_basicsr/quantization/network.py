@@ -109,6 +109,8 @@ class QuantizedNetwork(nn.Module):
         stage: `Stage` as a uint8 scalar.
         lock: Context manager for what other threads must not interrupt: each pass holds it, and
             calibration.
+        gradient_problem: Why gradients don't go through the network, once that was tried; empty
+            where they do.
 
     Raises:
         AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in
@@ -117,6 +119,7 @@ class QuantizedNetwork(nn.Module):
 
     layer_bits: Tensor
     stage: Tensor
+    gradient_problem = ""
 
     def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 How a small error ``e`` of a layer changes the image follows from one backward pass: for random
 weights ``v`` of the image's pixels, ``(grad . e) ** 2`` with the gradient of ``v . image`` is, on
-average, the squared error of the image.
+average, the squared error of the image. Where a network has no gradients, each quantizer is
+switched on alone instead, and the change of the image is that error.
 
 `measure_sensitivities` finds these errors, `share_out` turns them into bits, and `assign` gives the
 bits to the layers.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.distributed import map_shared
+from adabm_basicsr.quantization.gradients import gradients_work
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
@@ -32,6 +34,10 @@ SEED = 0
 PART = 64  # neighbouring values whose rounding errors may go together
 GRAIN = 4  # errors are distinguished by quarters of a bit
 TINY = 1e-30
+WITHOUT_GRADIENTS = (
+    "bits are shared out by trial runs, and fine-tuning is left out where it fails too"
+)
+TRIED = 2  # images that quantizers are tried on one by one
 
 Key = TypeVar("Key")
 Quantizer = TypeVar("Quantizer", bound=nn.Module)
@@ -61,17 +67,24 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
     weights: dict[WeightQuantizer, Tensor] = {}
     for _, layer, weight_quantizer in layers_with_weights(net):
         weights[weight_quantizer] = layer.weight
-    quantizers: list[nn.Module] = [*net.activation_quantizers().values(), *weights]
+    quantizers: list[Any] = [*net.activation_quantizers().values(), *weights]
 
-    def errors_of_image(index: int) -> list[float]:
+    def by_gradients(index: int) -> list[float]:
         image = images[index : index + 1]
-        errors = _errors_of_image(net, weights, image, index)
+        errors = _errors_by_gradients(net, weights, image, index)
         return [errors.get(quantizer, 0.0) for quantizer in quantizers]
 
-    indices = tracked(range(len(images)), "Sensitivities")
+    def by_trial(index: int) -> list[float]:
+        return _errors_by_trial(net, quantizers, images[index : index + 1])
+
     _require_gradients(weights.values(), True)
     try:
-        of_images = map_shared(errors_of_image, indices, images.device)
+        errors_of_image = by_gradients
+        indices = range(len(images))
+        if not _gradients_tell(net, weights, quantizers, images[:1]):
+            errors_of_image = by_trial
+            indices = range(0, len(images), -(-len(images) // TRIED))
+        of_images = map_shared(errors_of_image, tracked(indices, "Sensitivities"), images.device)
     finally:
         _require_gradients(weights.values(), False)
     totals: dict[nn.Module, float] = {}
@@ -80,10 +93,13 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
     return totals
 
 
-def _errors_of_image(
+def _errors_by_gradients(
     net: QuantizedNetwork, weights: Mapping[WeightQuantizer, Tensor], image: Tensor, index: int
 ) -> dict[nn.Module, float]:
+    """Errors of those quantizers that gradients reach."""
     out, inputs = _run_observed(net, image)
+    if not out.requires_grad:
+        return {}
     values = [observed.value for observed in inputs]
     sources = [*values, *weights.values()]
     gradients = torch.autograd.grad(out, sources, _probe(out, index), allow_unused=True)
@@ -91,11 +107,50 @@ def _errors_of_image(
     of_weights = gradients[len(inputs) :]
     errors: dict[nn.Module, float] = defaultdict(float)
     for observed, gradient in zip(inputs, of_inputs, strict=True):
-        errors[observed.quantizer] += _squared(gradient, observed.error, PART)
+        if gradient is not None:
+            errors[observed.quantizer] += _squared(gradient, observed.error, PART)
     for (quantizer, weight), gradient in zip(weights.items(), of_weights, strict=True):
-        # Which way a weight is rounded is chance: it errs by scale / sqrt(12) on average.
-        error = quantizer.scales(weight) / math.sqrt(12)
-        errors[quantizer] += _squared(gradient, error, 1)
+        if gradient is not None:
+            # Which way a weight is rounded is chance: it errs by scale / sqrt(12) on average.
+            error = quantizer.scales(weight) / math.sqrt(12)
+            errors[quantizer] += _squared(gradient, error, 1)
+    return errors
+
+
+def _gradients_tell(
+    net: QuantizedNetwork,
+    weights: Mapping[WeightQuantizer, Tensor],
+    quantizers: Sequence[Any],
+    image: Tensor,
+) -> bool:
+    """Whether gradients reach all quantizers that change the image.
+
+    A network may switch them off for a part of it.
+    """
+    reached: dict[nn.Module, float] = {}
+
+    def attempt() -> bool:
+        reached.update(_errors_by_gradients(net, weights, image, 0))
+        return bool(reached)
+
+    if not gradients_work(net, attempt, WITHOUT_GRADIENTS):
+        return False
+    missing = [quantizer for quantizer in quantizers if quantizer not in reached]
+    return not missing or not any(_errors_by_trial(net, missing, image))
+
+
+@torch.no_grad()
+def _errors_by_trial(
+    net: QuantizedNetwork, quantizers: Sequence[Any], image: Tensor
+) -> list[float]:
+    """Squared error of the image with each quantizer switched on alone."""
+    errors = []
+    with net.full_precision():
+        full = net(image)
+        for quantizer in quantizers:
+            quantizer.enabled = True
+            errors.append(float((net(image) - full).square().sum()))
+            quantizer.enabled = False
     return errors
 
 
@@ -146,18 +201,16 @@ def _require_gradients(weights: Iterable[Tensor], required: bool) -> None:
         weight.requires_grad_(required)
 
 
-def _squared(gradient: Tensor | None, error: Tensor, part: int) -> float:
+def _squared(gradient: Tensor, error: Tensor, part: int) -> float:
     """``(gradient . error) ** 2``, summed over parts whose errors are independent.
 
     It scatters less from probe to probe than that of the whole.
 
     Args:
-        gradient: None where the image doesn't depend on the layer.
+        gradient: Of the weighted sum of pixels.
         error: Shape of ``gradient``.
         part: Number of neighbouring values in a part.
     """
-    if gradient is None:
-        return 0.0
     change = (gradient * error).flatten()
     missing = -len(change) % part
     parts = F.pad(change, (0, missing)).view(-1, part)

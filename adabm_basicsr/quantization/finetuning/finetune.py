@@ -29,8 +29,10 @@ from adabm_basicsr.quantization.finetuning.optimizer import (
 )
 from adabm_basicsr.quantization.finetuning.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.finetuning.teacher import Teacher
+from adabm_basicsr.quantization.finetuning.trial import can_finetune
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 from adabm_basicsr.quantization.recipes import RELATIVE_RATES
+from adabm_basicsr.quantization.user_code import users_code
 
 # The paper's constants are for pixels in 0..255, the networks' output is in 0..1.
 PIXEL_RANGE = 255.0
@@ -205,6 +207,21 @@ class Finetuner:
 
     # Iterations
 
+    def can_train(self, images: Tensor) -> bool:
+        """Whether gradients reach what is trained; a warning says why not.
+
+        Where they don't, the network stays as it was calibrated, and is clipped all the same.
+
+        Args:
+            images: LR patches of the first batch, ``(B, C, H, W)`` in 0..1.
+        """
+        phases = [_parameters_of(optimizer) for optimizer in self.optimizers]
+        if can_finetune(self.net, phases, images):
+            return True
+        if self.needs_clipping:
+            self.clip(images)
+        return False
+
     def step(
         self,
         images: Tensor,
@@ -249,8 +266,10 @@ class Finetuner:
             raise AdaBMError(f"fine-tuning diverged: the loss of iteration {iteration} is {loss}")
 
         optimizer.zero_grad()
-        total.backward()
-        gradients = gradients_of(parts, student, parameters)
+        network = self.net.network
+        with users_code(network, f"fine-tuning can't find gradients of {type(network).__name__}"):
+            total.backward()
+            gradients = gradients_of(parts, student, parameters)
         set_mean_gradients(parameters, gradients)
         if isinstance(optimizer, RelativeAdam):
             optimizer.step(loss=loss)
@@ -334,6 +353,8 @@ def finetune(
     Of recipes other than ``paper`` the state of smallest loss is kept, on a few of the patches; it
     may be the calibrated one.
 
+    A network that gradients don't go through stays as it was calibrated; a warning says why.
+
     Args:
         net: The calibrated network; changed in place.
         batches: LR patches of all epochs one after the other, each ``(B, C, H, W)`` in 0..1.
@@ -359,7 +380,7 @@ def finetune(
         raise AdaBMError(f"recipe {net.config.recipe!r} has nothing to fine-tune")
     batches = iter(batches)
     first = list(itertools.islice(batches, 2 * PATCHES))
-    if not first:
+    if not first or not tuner.can_train(first[0]):
         return net
     patches = representative(first, PATCHES)
     if tuner.is_check_due(0):

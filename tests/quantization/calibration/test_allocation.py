@@ -36,16 +36,40 @@ class Skips(nn.Module):
         return self.last(x)
 
 
-@pytest.fixture
-def net():
+class Ungrateful(Skips):
+    """One of its layers runs without gradients."""
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        with torch.no_grad():
+            weight = torch.sigmoid(self.layers[1](x))
+        for layer in self.layers[2:]:
+            x = x + weight * torch.relu(layer(x))
+        return self.last(x)
+
+
+class Blind(Skips):
+    """All of it does."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+def calibrated(network):
     torch.manual_seed(0)
     options = {
         "fully_quantized": True,
         "body": ["layers.*", "last"],
         "ingredients": {"allocate": False},
     }
-    net = quantize(Skips(), IMAGES[:1], recipe="best", w_bits=6, a_bits=6, **options)
+    net = quantize(network(), IMAGES[:1], recipe="best", w_bits=6, a_bits=6, **options)
     return calibrate(net, [IMAGES])
+
+
+@pytest.fixture
+def net():
+    return calibrated(Skips)
 
 
 def switched_on_alone(net, quantizer):
@@ -62,7 +86,9 @@ def switched_on_alone(net, quantizer):
     return float(error)
 
 
-def test_errors_are_those_that_each_quantizer_makes_alone(net):
+@pytest.mark.parametrize("network", [Skips, Ungrateful, Blind])
+def test_errors_are_those_that_each_quantizer_makes_alone(network):
+    net = calibrated(network)
     found = image_errors(net, IMAGES)
     for quantizers in (net.activation_quantizers(), net.weight_quantizers()):
         ratios = {}
