@@ -11,6 +11,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.sizes import mirrored
+from adabm_basicsr.quantization.user_code import short_place, users_code
 
 TRACED_OPSET = 20
 OPSET = 21  # it brought INT4, and changed none of the operators that are used here
 EXAMPLE_SIZE = 64
+NUMPY_WARNING = "Converting a tensor to a NumPy array"  # of the tracer
 INT4_MIN = -8
 INT4_MAX = 7
 
@@ -116,9 +119,10 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     size = _example_size(deployed.multiple)
     shape = (1, net.in_channels, size, size)
     name = type(net.network).__name__
-    check_values(deployed, shape, name)
-    check_sizes(deployed, shape, name)
-    model = _trace(deployed, torch.rand(shape))
+    with users_code(deployed.network, "the network can't be written as ONNX"):
+        check_values(deployed, shape, name)
+        check_sizes(deployed, shape, name)
+        model = _trace(deployed, torch.rand(shape))
     _store_as_int4(model)
     _describe(model, net)
     _check(model)
@@ -152,9 +156,9 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
         OUTPUT: {2: "out_height", 3: "out_width"},
     }
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
             # The tracer warns of shapes that it keeps as constants where they are.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("always")
             torch.onnx.export(
                 deployed,
                 (example,),
@@ -167,11 +171,23 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"the network can't be written as ONNX: {first_line(error)}") from error
+    _check_warnings(caught)
     model = onnx.load_from_string(buffer.getvalue())
     for opset in model.opset_import:
         if not opset.domain:
             opset.version = OPSET
     return model
+
+
+def _check_warnings(caught: Sequence[warnings.WarningMessage]) -> None:
+    """Reject what NumPy makes of an image; the tracer only warns of it."""
+    for warning in caught:
+        if str(warning.message).startswith(NUMPY_WARNING):
+            place = short_place(warning.filename, warning.lineno)
+            raise ExportError(
+                "the network can't be written as ONNX: NumPy computes a part of it, and a graph "
+                f"would keep what it made of one image ({place}); use tensor operations"
+            )
 
 
 def _store_as_int4(model: onnx.ModelProto) -> None:
