@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -63,6 +64,15 @@ class MacCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            # There, operations aren't made into those of kernels before they come here.
+            super().__enter__()
+            try:
+                out = func.decompose(*args, **kwargs)
+            finally:
+                super().__exit__(None, None, None)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         operation = func._overloadpacket
         count_flops = flop_registry.get(operation)

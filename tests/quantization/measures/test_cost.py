@@ -24,6 +24,15 @@ def test_cost_of_full_precision_and_quantized(tiny):
     assert not any(module._forward_hooks for module in tiny.modules())
 
 
+def test_cost_is_the_same_in_inference_mode(tiny):
+    with CostMeter(tiny) as meter:
+        tiny(IMAGES[:1])
+        whole = meter.read()
+        with torch.inference_mode():
+            tiny(IMAGES[:1])
+        assert meter.read() == whole
+
+
 def test_bitops_follow_image_size_and_bits(tiny):
     net = calibrated(tiny, recipe="static", fully_quantized=True)
     with CostMeter(net) as meter:
