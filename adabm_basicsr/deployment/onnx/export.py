@@ -121,8 +121,8 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
     name = type(net.network).__name__
     with users_code(deployed.network, "the network can't be written as ONNX"):
         check_values(deployed, shape, name)
-        check_sizes(deployed, shape, name)
         model = _trace(deployed, torch.rand(shape))
+        check_sizes(deployed, shape, name)
     _store_as_int4(model)
     _describe(model, net)
     _check(model)

@@ -23,7 +23,8 @@ before, by ``equalisation``; they stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -74,18 +75,24 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
     count = MAX_COLUMNS if rounding else 2 * MAX_SEARCHED_COLUMNS
 
     def keep(layer: QuantizedLayer, x: Tensor, calls: int) -> _Inputs | None:
-        # Products in here aren't the network's, though it may quantize its own.
-        with torch._C.DisableTorchFunction():
-            return _inputs(layer, x, count // calls)
+        with _by_ourselves(x):
+            return _inputs(layer, x.float(), count // calls)
 
     def fit(layer: QuantizedLayer, of_calls: list[_Inputs | None]) -> None:
         inputs = _join([inputs for inputs in of_calls if inputs is not None])
         if inputs is not None:
-            with torch._C.DisableTorchFunction():
+            with _by_ourselves(inputs.columns):
                 _fit_layer(layer, inputs, rounding)
 
     description = "Rounding of layers" if rounding else "Ranges of layers"
     visit_in_order(net, layers, images, keep, fit, description)
+
+
+@contextmanager
+def _by_ourselves(x: Tensor) -> Iterator[None]:
+    """Within this context neither a network's own products nor its autocast are of ours."""
+    with torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 class _Inputs(NamedTuple):

@@ -15,6 +15,7 @@ cheaper.
 
 from adabm_basicsr.quantization.layers.base import (
     QuantizedLayer,
+    is_half,
     is_quantizable,
     quantized_type,
     register_layer,
@@ -37,6 +38,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "QuantizedProduct",
+    "is_half",
     "is_quantizable",
     "quantize_products",
     "quantized_type",

@@ -115,7 +115,8 @@ class QuantizedLayer(nn.Module):
         slope = self.weight_quantizer.slope(self.weight)
 
         def change(quantized: Tensor) -> Tensor:
-            return self.compute(quantized, slope, None, *args, **kwargs)
+            # Outside of an autocast that the network itself switches on.
+            return self.compute(quantized.to(slope.dtype), slope, None, *args, **kwargs)
 
         upper = self.weight_quantizer.upper
         return _RangeGradient.apply(out, upper, x.detach(), change, self.output_axis)
@@ -268,7 +269,7 @@ def _registered_type(layer: nn.Module) -> type[nn.Module] | None:
     """
     kind = type(layer)
     base = next((parent for parent in kind.__mro__ if parent in _QUANTIZED_TYPES), None)
-    if base is None or is_colour_shift(layer):
+    if base is None or is_colour_shift(layer) or is_half(layer):
         return None
     for name in _COMPUTING:
         if getattr(kind, name, None) is not getattr(base, name, None):
@@ -289,6 +290,12 @@ def is_colour_shift(layer: nn.Module) -> bool:
         return False
     weight = layer.weight.detach().flatten(1)
     return torch.equal(weight, weight.diag().diag())
+
+
+def is_half(layer: nn.Module) -> bool:
+    """Whether the weight of ``layer`` has 16 bits, too few for what quantization computes with."""
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and weight.dtype in (torch.float16, torch.bfloat16)
 
 
 def is_quantizable(layer: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import QuantizationConfig
-from adabm_basicsr.quantization.layers import is_quantizable
+from adabm_basicsr.quantization.layers import is_half, is_quantizable
 from adabm_basicsr.quantization.patterns import match_all
 from adabm_basicsr.quantization.structure.batches import find_unbatched
 from adabm_basicsr.quantization.structure.blocks import find_blocks, named_blocks
@@ -252,5 +252,13 @@ def _unsupported(network: nn.Module) -> dict[str, str]:
         weight = getattr(module, "weight", None)
         has_weight = isinstance(weight, nn.Parameter) and weight.dim() > 1
         if has_weight and not is_quantizable(module):
-            found[name] = type(module).__name__
+            found[name] = _kind(module)
     return found
+
+
+def _kind(layer: nn.Module) -> str:
+    """Type of a layer, and of its weight where that is the reason."""
+    name = type(layer).__name__
+    if is_half(layer):
+        return f"{name} in {layer.weight.dtype}"
+    return name

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from small_networks import EXAMPLE, Block, Interpolating, conv
 from torch import nn
 
+from adabm_basicsr import quantize
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.structure.roles import Role, find_structure
@@ -144,3 +145,14 @@ def test_calls_of_shared_layers_are_counted():
     structure = find_structure(network, EXAMPLE)
     assert structure.calls["blocks.0.a"] == 2
     assert structure.macs["blocks.0.a"] == 2 * 24 * 24 * 9 * 8 * 8
+
+
+def test_layers_of_half_precision_stay_as_they_are():
+    class Half(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x).bfloat16()).float())
+
+    half = conv(8, 8).bfloat16()
+    net = quantize(Half(conv(3, 8), half, conv(8, 3)), EXAMPLE, fully_quantized=True)
+    assert list(net.layers()) == ["0", "2"]
+    assert net.plan.skipped == {"1": "no quantized type for Conv2d in torch.bfloat16"}
