@@ -244,6 +244,7 @@ def _input_channels(network: nn.Module, options: Mapping[str, Any]) -> int:
         if options.get(key):
             return options[key]
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        # Lazy ones don't know theirs yet.
+        if isinstance(module, nn.Conv2d) and module.in_channels:
             return module.in_channels
     return RGB

@@ -24,6 +24,7 @@ BASE_PREFIX = "network."
 QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
 DESCRIPTION_KEY = "adabm_basicsr"
 PARALLEL_PREFIX = "module."  # what DataParallel and its like put before all keys
+COMPILED_PREFIX = "_orig_mod."  # and torch.compile
 MAX_LISTED = 4
 
 
@@ -35,7 +36,8 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
 
     Args:
         path: File written by ``torch.save``: a raw state dict, or one under a key of `PARAM_KEYS`,
-            with or without the prefix ``module.``. Only tensors are loaded, never code.
+            with or without the prefixes ``module.`` and ``_orig_mod.``. Only tensors are loaded,
+            never code.
         param_key: Which of several state dicts to take; the first of `PARAM_KEYS` by default.
 
     Raises:
@@ -155,8 +157,10 @@ def unwrap(content: object, param_key: str | None = None) -> dict[str, Tensor]:
             content = inner
             break
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if all(key.startswith(PARALLEL_PREFIX) for key in state):
-        return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
+    # Either may be around the other.
+    for prefix in (COMPILED_PREFIX, PARALLEL_PREFIX, COMPILED_PREFIX):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

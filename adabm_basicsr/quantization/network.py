@@ -27,7 +27,12 @@ from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
-from adabm_basicsr.quantization.structure.preparation import Preparation, copy_of
+from adabm_basicsr.quantization.structure.preparation import (
+    Preparation,
+    copy_of,
+    fill_lazy_layers,
+    uncompiled,
+)
 from adabm_basicsr.quantization.structure.roles import find_structure
 from adabm_basicsr.quantization.structure.sizes import (
     find_size_multiple,
@@ -131,7 +136,9 @@ class QuantizedNetwork(nn.Module):
         self.config = config
         self.lock = _Lock()
         self.in_channels = example.shape[1]
-        network.eval().requires_grad_(False)
+        network = uncompiled(network).eval()
+        fill_lazy_layers(network, example)
+        network.requires_grad_(False)
         if config.size_multiple:
             self.size_multiple = config.size_multiple
             example = pad_to_multiple(example, self.size_multiple)

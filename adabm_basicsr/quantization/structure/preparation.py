@@ -13,17 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
+from adabm_basicsr.quantization.user_code import users_code
 
 Rewriting = Callable[[nn.Module], nn.Module]
 
 _REWRITINGS: dict[type[nn.Module], Rewriting] = {}
 # Of the output's largest value; what another order of float32 operations may change.
 TOLERANCE = 1e-3
+ORIGINAL = "_orig_mod"  # attribute of what torch.compile makes of a module
 
 
 def register_preparation(kind: type[nn.Module]) -> Callable[[Rewriting], Rewriting]:
@@ -44,13 +48,56 @@ def copy_of(network: nn.Module) -> nn.Module:
     """A deep copy of ``network``, also of what its parameters were made into.
 
     Old normalisations keep a weight together with its graph, which `copy.deepcopy` rejects.
+
+    Raises:
+        AdaBMError: A module keeps something in ``__slots__``, which copies of modules lose.
     """
     copies = {}
-    for module in network.modules():
+    for name, module in network.named_modules():
+        slots = _slots(module)
+        if slots:
+            raise AdaBMError(
+                f"{name} ({type(module).__name__}) keeps {slots[0]!r} in __slots__, which copies "
+                "of a module lose: make it an attribute"
+            )
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 copies[id(value)] = value.detach().clone()
     return copy.deepcopy(network, copies)
+
+
+def _slots(module: nn.Module) -> list[str]:
+    """Names that the class of a module, or one that it inherits from, keeps in ``__slots__``."""
+    names: list[str] = []
+    for kind in type(module).__mro__:
+        declared = vars(kind).get("__slots__", ())
+        names.extend([declared] if isinstance(declared, str) else declared)
+    return names
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """``network`` without what ``torch.compile`` made of it as a whole; changed in place.
+
+    Compiled code doesn't see that layers are watched and replaced. Compiled modules inside it are
+    the business of `Preparation`, as checkpoints have their names.
+    """
+    network = getattr(network, ORIGINAL, network)
+    for module in network.modules():
+        if module._compiled_call_impl is not None:
+            module._compiled_call_impl = None
+        forward = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+        if getattr(forward, "__func__", None) is type(module).forward:
+            del module.forward
+    return network
+
+
+def fill_lazy_layers(network: nn.Module, example: Tensor) -> None:
+    """Give layers that take their shape from their first input (``LazyConv2d``) their weights."""
+    if not any(is_lazy(parameter) for parameter in network.parameters()):
+        return
+    sentence = f"{type(network).__name__} cannot be run on an image of shape {tuple(example.shape)}"
+    with users_code(network, sentence), torch.no_grad():
+        network(example.clone())
 
 
 class Preparation:
@@ -62,7 +109,8 @@ class Preparation:
         fold: Whether to fold batch normalisation into the layers before it.
 
     Attributes:
-        rewritten: Names of modules that are replaced by the table of rewritings.
+        rewritten: Names of modules that are replaced by the table of rewritings, or that were
+            compiled.
         normalised: Names of layers whose normalised weight is baked in.
         folded: Names of layers, each with the batch normalisation that is folded into it.
     """
@@ -73,7 +121,7 @@ class Preparation:
         self.folded: list[tuple[str, str]] = []
         has_batch_norm = False
         for name, module in network.named_modules():
-            if name and type(module) in _REWRITINGS:
+            if name and _rewriting(module):
                 self.rewritten.append(name)
             if _normalises_weight(module):
                 self.normalised.append(name)
@@ -98,9 +146,11 @@ class Preparation:
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Rewrite ``network`` in place and return it."""
-        for name in self.rewritten:
+        for name in reversed(self.rewritten):
+            # What is inside of others comes first.
             module = network.get_submodule(name)
-            rewrite = _REWRITINGS[type(module)]
+            rewrite = _rewriting(module)
+            assert rewrite is not None  # it was found in the same network
             new = rewrite(module).eval().requires_grad_(False)
             _replace(network, module, new)
         for name in self.normalised:
@@ -113,6 +163,17 @@ class Preparation:
             norm = network.get_submodule(norm_name)
             _fold(network.get_submodule(layer_name), norm)
             _replace(network, norm, nn.Identity())
+
+
+def _rewriting(module: nn.Module) -> Rewriting | None:
+    # By its attribute: to import its class takes a second.
+    if hasattr(module, ORIGINAL):
+        return _original
+    return _REWRITINGS.get(type(module))
+
+
+def _original(compiled: Any) -> nn.Module:
+    return compiled._orig_mod
 
 
 @torch.no_grad()
@@ -135,7 +196,8 @@ def _same_output(network: nn.Module, unprepared: nn.Module, example: Tensor) -> 
         return True
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(example.shape, generator=generator).to(example.device)
-    with torch.no_grad():
+    sentence = f"{type(network).__name__} cannot be run on an image of random pixels"
+    with users_code(network, sentence), torch.no_grad():
         output = network(image.clone())  # networks may change their input in place
         expected = unprepared(image)
     difference = (output - expected).abs().max()

@@ -163,3 +163,76 @@ def test_own_modules_can_be_registered():
     assert list(net.layers()) == ["1", "2"]
     with torch.no_grad(), net.full_precision():
         torch.testing.assert_close(net(IMAGES), network(IMAGES))
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 3))
+
+    def forward(self, x):
+        return self[2](self[1](self[0](x)))
+
+
+class CompiledLayer(Plain):
+    def __init__(self):
+        super().__init__()
+        self[1] = compiled(nn.Sequential(compiled(self[1])))
+
+
+class CompiledCall(Plain):
+    def __init__(self):
+        super().__init__()
+        self.compile(backend="eager")
+        self[1].compile(backend="eager")
+
+
+class CompiledForward(Plain):
+    def __init__(self):
+        super().__init__()
+        self.forward = compiled(self.forward)
+
+
+@pytest.mark.parametrize(
+    "make", [CompiledLayer, CompiledCall, CompiledForward, lambda: compiled(Plain())]
+)
+def test_compiled_networks_are_quantized_as_if_they_were_not(make):
+    outputs = []
+    for kind in (Plain, make):
+        torch.manual_seed(0)
+        net = calibrate(quantize(kind(), IMAGES[:1], recipe="best", w_bits=4), [IMAGES])
+        with torch.no_grad():
+            outputs.append(net(IMAGES))
+    assert torch.equal(*outputs)
+
+
+def test_checkpoints_of_compiled_networks_fit(tmp_path):
+    torch.manual_seed(0)
+    network = compiled(Plain())
+    state = network.state_dict()
+    torch.save(state, tmp_path / "whole.pth")
+    net = load_checkpoint(quantize(Plain(), IMAGES[:1]), tmp_path / "whole.pth")
+    assert torch.equal(net.base_state()["0.weight"], state["_orig_mod.0.weight"])
+
+    inner = CompiledLayer()
+    torch.save(inner.state_dict(), tmp_path / "inner.pth")
+    net = load_checkpoint(quantize(CompiledLayer(), IMAGES[:1]), tmp_path / "inner.pth")
+    assert "1.0.weight" in dict(net.network.named_parameters())
+    assert net.base_state().keys() == inner.state_dict().keys()
+
+
+def test_lazy_layers_get_their_weights():
+    network = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(8, 3), nn.LazyConv2d(3, 3))
+    net = quantize(network, IMAGES[:1])
+    assert net.layers()["1"].weight.shape == (8, 8, 3, 3)
+
+
+def test_what_copies_lose_is_rejected():
+    class Slotted(nn.ReLU):
+        __slots__ = ("strength",)
+
+    with pytest.raises(AdaBMError, match=r"^1 \(Slotted\) keeps 'strength' in __slots__"):
+        quantize(nn.Sequential(nn.Conv2d(3, 3, 3), Slotted()), IMAGES[:1])
