@@ -68,6 +68,13 @@ class _Sigmoid(Body):
         return y
 
 
+class _SigmoidTwin(Body):
+    """Computes the same, not in place."""
+
+    def between(self, x):
+        return torch.sigmoid(x) * x
+
+
 class _Tanh(Body):
     def between(self, x):
         y = torch.tanh(x)
@@ -112,6 +119,7 @@ class _NoBackward(Body):
 
 
 InPlaceSigmoid = network("InPlaceSigmoid", _Sigmoid)
+SigmoidTwin = network("SigmoidTwin", _SigmoidTwin)
 InPlaceTanh = network("InPlaceTanh", _Tanh)
 PartNoGrad = network("PartNoGrad", _NoGradInside)
 PartInference = network("PartInference", _InferenceInside)

@@ -2,7 +2,8 @@
 
 Networks are written for their own training code, or for none: they change in place what a gradient
 needs, switch gradients off inside, or leave torch. Forward passes work all the same. So whoever
-needs gradients tries them first, and does without where they fail.
+needs gradients tries them first, then on copies of what is changed in place, and does without where
+both fail.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from torch import nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.distributed import gather_objects
@@ -41,7 +43,14 @@ def gradients_work(net: QuantizedNetwork, attempt: Callable[[], bool], instead: 
     Returns:
         Whether they work, in all processes alike.
     """
-    problems = gather_objects(_problem(net, attempt))
+    problem = _problem(net, attempt)
+    if problem and not net.overwrites:
+        net.overwrites = True
+        if _problem(net, attempt):
+            net.overwrites = False
+        else:
+            problem = ""
+    problems = gather_objects(problem)
     found = [problem for problem in problems if problem]
     if not found:
         return True
@@ -93,6 +102,17 @@ def _definition(network: nn.Module) -> str:
     if not inspect.isfunction(forward):
         return type(network).__qualname__
     return short_place(forward.__code__.co_filename, forward.__code__.co_firstlineno)
+
+
+def gradients_of_overwritten(net: QuantizedNetwork) -> AbstractContextManager:
+    """Context for a forward pass and its backward pass.
+
+    Of a network that changes in place what gradients need, as in ``y = sigmoid(x); y *= x``, they
+    are found on copies.
+    """
+    if net.overwrites:
+        return allow_mutation_on_saved_tensors()
+    return nullcontext()
 
 
 @contextmanager

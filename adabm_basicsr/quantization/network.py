@@ -116,6 +116,7 @@ class QuantizedNetwork(nn.Module):
             calibration.
         gradient_problem: Why gradients don't go through the network, once that was tried; empty
             where they do.
+        overwrites: Whether the network changes in place what gradients need, once that was tried.
 
     Raises:
         AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in
@@ -125,6 +126,7 @@ class QuantizedNetwork(nn.Module):
     layer_bits: Tensor
     stage: Tensor
     gradient_problem = ""
+    overwrites = False
 
     def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def options(workspace, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", ["best", "paper"])
-@pytest.mark.parametrize("name", ["InPlaceSigmoid", "WithNumpy", "WholeInference"])
+@pytest.mark.parametrize("name", ["NoBackward", "WithNumpy", "WholeInference"])
 def test_a_network_without_gradients_is_calibrated(name, recipe, options, workspace, capsys):
     train, test = options(name, recipe)
     main(["train", "-opt", train])
@@ -58,7 +58,7 @@ def test_a_network_without_gradients_is_calibrated(name, recipe, options, worksp
 
 
 def test_a_resumed_run_without_gradients_ends_as_the_whole_one(options, workspace):
-    train, _ = options("InPlaceSigmoid")
+    train, _ = options("NoBackward")
     main(["train", "-opt", train])
     whole = torch.load(workspace.root / LATEST)["params"]
     models = workspace.root / "experiments/tiny/models"

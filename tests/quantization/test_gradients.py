@@ -15,6 +15,7 @@ from users_networks import (
     PartNoGrad,
     Reentrant,
     ReentrantConv,
+    SigmoidTwin,
     WholeInference,
     WholeNoGrad,
     WithDetachedNumpy,
@@ -29,8 +30,6 @@ from adabm_basicsr.quantization.network import Stage
 
 IMAGES = torch.rand(6, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 WITHOUT = {
-    InPlaceSigmoid: "y = torch.sigmoid(x)",
-    InPlaceTanh: "y = torch.tanh(x)",
     PartInference: "return F.relu(x) * weight",
     WithNumpy: "return x * torch.from_numpy(np.tanh(x.numpy()))",
     NoBackward: "return _Swish.apply(x)",
@@ -98,7 +97,9 @@ def line_of_networks(number):
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("recipe", ["best", "paper"])
-@pytest.mark.parametrize("network", [PartNoGrad, WithDetachedNumpy, Autocast, HalfOutput])
+@pytest.mark.parametrize(
+    "network", [PartNoGrad, WithDetachedNumpy, Autocast, HalfOutput, InPlaceTanh]
+)
 def test_a_network_with_gradients_in_part_or_of_other_types_is_fine_tuned(
     network, recipe, bits, warned
 ):
@@ -110,6 +111,19 @@ def test_a_network_with_gradients_in_part_or_of_other_types_is_fine_tuned(
     assert not warned
     with torch.no_grad():
         assert self_psnr(net, IMAGES) > 35
+
+
+@pytest.mark.parametrize("recipe", ["best", "paper"])
+def test_in_place_code_has_the_gradients_of_its_twin(recipe, warned):
+    outputs = []
+    for network in (InPlaceSigmoid, SigmoidTwin):
+        net = calibrate(quantized(network, w_bits=4, a_bits=4, recipe=recipe), [IMAGES])
+        calibrated = output(net)
+        finetune(net, [IMAGES[:2]] * 6, iterations_per_epoch=2)
+        assert not torch.equal(output(net), calibrated)
+        outputs.append(output(net))
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
+    assert not warned
 
 
 def test_a_checkpoint_around_no_layer_hinders_sensitivities_alone(warned):

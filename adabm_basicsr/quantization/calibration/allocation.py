@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.distributed import map_shared
-from adabm_basicsr.quantization.gradients import gradients_work
+from adabm_basicsr.quantization.gradients import gradients_of_overwritten, gradients_work
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
@@ -97,12 +97,13 @@ def _errors_by_gradients(
     net: QuantizedNetwork, weights: Mapping[WeightQuantizer, Tensor], image: Tensor, index: int
 ) -> dict[nn.Module, float]:
     """Errors of those quantizers that gradients reach."""
-    out, inputs = _run_observed(net, image)
-    if not out.requires_grad:
-        return {}
-    values = [observed.value for observed in inputs]
-    sources = [*values, *weights.values()]
-    gradients = torch.autograd.grad(out, sources, _probe(out, index), allow_unused=True)
+    with gradients_of_overwritten(net):
+        out, inputs = _run_observed(net, image)
+        if not out.requires_grad:
+            return {}
+        values = [observed.value for observed in inputs]
+        sources = [*values, *weights.values()]
+        gradients = torch.autograd.grad(out, sources, _probe(out, index), allow_unused=True)
     of_inputs = gradients[: len(inputs)]
     of_weights = gradients[len(inputs) :]
     errors: dict[nn.Module, float] = defaultdict(float)

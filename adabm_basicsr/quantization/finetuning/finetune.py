@@ -30,6 +30,7 @@ from adabm_basicsr.quantization.finetuning.optimizer import (
 from adabm_basicsr.quantization.finetuning.parts import gradients_of, join, run_in_parts
 from adabm_basicsr.quantization.finetuning.teacher import Teacher
 from adabm_basicsr.quantization.finetuning.trial import can_finetune
+from adabm_basicsr.quantization.gradients import gradients_of_overwritten
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
 from adabm_basicsr.quantization.recipes import RELATIVE_RATES
 from adabm_basicsr.quantization.user_code import users_code
@@ -245,6 +246,16 @@ class Finetuner:
         Raises:
             AdaBMError: The loss is not finite.
         """
+        with gradients_of_overwritten(self.net):
+            return self._step(images, iteration, forward, keys)
+
+    def _step(
+        self,
+        images: Tensor,
+        iteration: int,
+        forward: nn.Module | None,
+        keys: Sequence[int] | None,
+    ) -> dict[str, Tensor]:
         if forward is None:
             forward = self.net
         if self.needs_clipping:

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.finetuning.parts import gradients_of, join
-from adabm_basicsr.quantization.gradients import gradients_work, nothing_recomputed
+from adabm_basicsr.quantization.gradients import (
+    gradients_of_overwritten,
+    gradients_work,
+    nothing_recomputed,
+)
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 
@@ -45,12 +49,13 @@ def can_finetune(
 @torch.enable_grad()
 def _reaches(net: QuantizedNetwork, parameters: Sequence[nn.Parameter], image: Tensor) -> bool:
     """Whether the output has a gradient to any of ``parameters``."""
-    parts = [net(image, True)]
-    joined = join(parts)
-    total = joined.output.sum()
-    for feature in joined.features:
-        total = total + feature.sum()
-    total.backward()
-    with nothing_recomputed(net):
-        gradients = gradients_of(parts, joined, parameters)
+    with gradients_of_overwritten(net):
+        parts = [net(image, True)]
+        joined = join(parts)
+        total = joined.output.sum()
+        for feature in joined.features:
+            total = total + feature.sum()
+        total.backward()
+        with nothing_recomputed(net):
+            gradients = gradients_of(parts, joined, parameters)
     return any(gradient is not None for gradient in gradients)
