@@ -20,6 +20,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.distributed import gather_objects
+from adabm_basicsr.quantization.log import LOGGER
 from adabm_basicsr.quantization.network import QUANTIZERS, QuantizedNetwork
 from adabm_basicsr.quantization.user_code import (
     failure,
@@ -27,9 +28,6 @@ from adabm_basicsr.quantization.user_code import (
     last_place,
     short_place,
 )
-
-# Below BasicSR's, whose handlers write the log of a run; without these Python writes to stderr.
-LOGGER = logging.getLogger("basicsr.adabm")
 
 
 def gradients_work(net: QuantizedNetwork, attempt: Callable[[], bool], instead: str) -> bool:
