@@ -86,6 +86,11 @@ def first_line(error: Exception, skipped: tuple[str, ...] = ()) -> str:
     return repr(error)
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error in one line, as names in files may hold any characters."""
+    return " ".join(str(error).split())
+
+
 def not_found(
     what: str, path: str | os.PathLike, kind: type[AdaBMError] = AdaBMError
 ) -> AdaBMError:

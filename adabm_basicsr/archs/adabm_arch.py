@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,27 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from adabm_basicsr.archs.catalogue import REFUSED
-from adabm_basicsr.archs.spandrel_arch import Spandrel
+from adabm_basicsr.archs.limits import Held, Limits
+from adabm_basicsr.archs.spandrel_arch import Spandrel, check_stands_alone
 from adabm_basicsr.errors import (
     AdaBMError,
     CheckpointError,
     NotRegisteredError,
     OptionError,
     check_keys,
+    check_range,
     did_you_mean,
     near_paths,
 )
 from adabm_basicsr.quantization.api import make_config
-from adabm_basicsr.quantization.config import describe_config
+from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY
+from adabm_basicsr.quantization.config import QuantizationConfig, describe_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.blueprint import (
+    MAX_CHANNELS,
+    Blueprint,
+    read_blueprint,
+)
 from adabm_basicsr.quantization.user_code import failure
 from adabm_basicsr.version import __version__
 
@@ -55,6 +64,8 @@ class AdaBMNetwork(QuantizedNetwork):
             quantization.
         custom_imports: Modules to import first, which register in-house architectures. This runs
             their code; the working directory is importable.
+        blueprint: What an earlier run of the network showed, which isn't run then; option files
+            have none.
         **options: Fields of `QuantizationConfig`: ``w_bits``, ``a_bits``, ``recipe``, ...
 
     Raises:
@@ -65,6 +76,7 @@ class AdaBMNetwork(QuantizedNetwork):
         self,
         network: dict[str, Any] | None = None,
         custom_imports: Sequence[str] | str | None = (),
+        blueprint: Blueprint | None = None,
         **options: Any,
     ) -> None:
         make_config(options)  # mistakes in these are reported before the network is built
@@ -74,8 +86,10 @@ class AdaBMNetwork(QuantizedNetwork):
         base = build_base(network)
         chosen = dict(getattr(base, "quantization_defaults", {}))
         chosen.update(options)
-        super().__init__(base, make_config(chosen), example_input(base, network))
+        super().__init__(base, make_config(chosen), example_input(base, network), blueprint)
         self.network_options = dict(network)
+        if isinstance(base, Spandrel):
+            self.network_options = base.options
         self.custom_imports = modules
 
     @property
@@ -86,20 +100,26 @@ class AdaBMNetwork(QuantizedNetwork):
         """
         options = describe_config(self.config)
         options["size_multiple"] = self.size_multiple
-        return {
+        description = {
             "version": __version__,
             "network": self.network_options,
             "custom_imports": self.custom_imports,
             "options": options,
         }
+        description.update(super().description)
+        return description
 
 
-def build_described(description: Mapping, custom_imports: Sequence[str] = ()) -> AdaBMNetwork:
+def build_described(
+    description: Mapping, held: Held, custom_imports: Sequence[str] = ()
+) -> AdaBMNetwork:
     """A network without weights as the one that `AdaBMNetwork.description` came from.
 
     Args:
         description: From a checkpoint or packed file. It may come from anyone, so the modules that
-            it names aren't imported.
+            it names aren't imported, no file that it names is opened, and the network can't be
+            larger than what the file holds.
+        held: What the file holds.
         custom_imports: Modules to import, which register in-house architectures; this runs their
             code.
 
@@ -113,10 +133,20 @@ def build_described(description: Mapping, custom_imports: Sequence[str] = ()) ->
         raise CheckpointError(
             "the description of the network is damaged: network or options are missing"
         )
+    check_stands_alone(network)
+    blueprint = None
+    if description.get(BLUEPRINT_KEY) is not None:
+        blueprint = read_blueprint(description[BLUEPRINT_KEY])
+    check_keys("options", options, [field.name for field in fields(QuantizationConfig)])
+    import_modules(custom_imports)
     try:
-        return AdaBMNetwork(network, custom_imports, **options)
+        _check_fits(network, held)
+        with Limits(held):
+            return AdaBMNetwork(network, custom_imports, blueprint, **options)
     except NotRegisteredError as error:
-        named = description.get("custom_imports") or ()
+        named = description.get("custom_imports")
+        if not isinstance(named, list):
+            named = []
         needed = [str(name) for name in named if name not in custom_imports]
         if not needed:
             raise
@@ -124,6 +154,23 @@ def build_described(description: Mapping, custom_imports: Sequence[str] = ()) ->
             f"the network {network.get('type')!r} is registered by {', '.join(needed)}: name what "
             f"you trust as custom_imports (--custom-imports)"
         ) from error
+
+
+def _check_fits(network: dict[str, Any], held: Held) -> None:
+    """Build the base network without memory, and see whether it is larger than what a file holds.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    try:
+        with torch.device("meta"), Limits(held):
+            build_base(network)
+    except (CheckpointError, NotRegisteredError):
+        raise
+    except Exception:
+        # Networks that compute values while they are built can't be built in this way. Mistakes
+        # of other kinds come up again.
+        return
 
 
 def import_modules(names: Sequence[str] | str) -> None:
@@ -242,7 +289,7 @@ def _input_channels(network: nn.Module, options: Mapping[str, Any]) -> int:
         return network.in_channels
     for key in CHANNEL_OPTIONS:
         if options.get(key):
-            return options[key]
+            return check_range(f"network_g: network: {key}", options[key], 1, MAX_CHANNELS)
     for module in network.modules():
         # Lazy ones don't know theirs yet.
         if isinstance(module, nn.Conv2d) and module.in_channels:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from adabm_basicsr.environment import own_unpickler
-from adabm_basicsr.errors import CheckpointError, OptionError, not_found
+from adabm_basicsr.errors import (
+    AdaBMError,
+    CheckpointError,
+    OptionError,
+    did_you_mean,
+    not_found,
+)
 from adabm_basicsr.files import is_file
 from adabm_basicsr.quantization.checks import check_finite
 
@@ -28,38 +37,63 @@ MAX_REASON = 200  # characters
 class Spandrel(nn.Module):
     """The network of a checkpoint, its architecture and options read off the weights.
 
-    The weights come with it.
+    The weights come with it. Files of the quantized network name the architecture and its options
+    instead of the checkpoint, so that it is rebuilt without: a file must not say which other file
+    is opened.
 
     Args:
         path: Checkpoint of a super-resolution or restoration network: ``.pth``, ``.pt``, ``.ckpt``
-            or ``.safetensors``. A quantized checkpoint of the network needs it too, as nothing else
-            says what the network looks like.
+            or ``.safetensors``.
+        architecture: Instead of ``path``: spandrel's name of the architecture.
+        variant: Name of its network class, as some architectures have several.
+        hyperparameters: Arguments of that class.
 
     Attributes:
         model: The recognised network in float32; its keys get the prefix ``model.``.
         in_channels: Channels of the images that it takes.
         scale: Factor of height and width.
-        has_weights: True: no checkpoint needs to be loaded.
+        options: Type and options that give the network again, without the checkpoint and its
+            weights; in JSON's types.
+        has_weights: Whether it came with weights: no checkpoint needs to be loaded.
 
     Raises:
         AdaBMError: The package spandrel isn't installed, or the file is missing, unreadable, not
-            recognised, of another kind of network, or holds a weight that isn't finite.
+            recognised, of another kind of network, or holds a weight that isn't finite; or there
+            is no such architecture, or it doesn't take these arguments.
     """
 
-    has_weights = True
-
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self,
+        path: str | None = None,
+        architecture: str | None = None,
+        variant: str | None = None,
+        hyperparameters: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        descriptor = _recognise(import_spandrel(), path)
+        spandrel = import_spandrel()
+        self.has_weights = architecture is None
+        if architecture is None:
+            descriptor = _recognise(spandrel, path)
+        else:
+            if path is not None:
+                raise OptionError(f"{WHERE}: path and architecture are given; give one of them")
+            descriptor = _rebuild(spandrel, architecture, variant, hyperparameters)
         self.model = descriptor.model.float()
         self.in_channels = descriptor.input_channels
         self.scale = descriptor.scale
+        self.options = {
+            "type": type(self).__name__,
+            "architecture": str(descriptor.architecture.id),
+            "variant": type(self.model).__name__,
+            "hyperparameters": _in_json(self.model.hyperparameters),
+        }
         # Not the descriptor's own call: it runs in inference mode, clamps its output and pads on
         # its own. What remains is `model(image)` for most; some networks take a noise level
         # besides, or return several outputs.
         self._call = descriptor._call_fn
-        for name, weight in self.model.named_parameters():
-            check_finite(weight, f"{WHERE}: path: checkpoint {path}: {name}")
+        if self.has_weights:
+            for name, weight in self.model.named_parameters():
+                check_finite(weight, f"{WHERE}: path: checkpoint {path}: {name}")
 
     def forward(self, image: Tensor) -> Tensor:
         """Super-resolve or restore.
@@ -88,7 +122,80 @@ def import_spandrel() -> ModuleType:
     return spandrel
 
 
-def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
+def check_stands_alone(network: Mapping[str, Any]) -> None:
+    """Reject what a file says of its network if that is the path of another file.
+
+    Args:
+        network: Type and options of an architecture.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    if network.get("type") == Spandrel.__name__ and "path" in network:
+        raise CheckpointError(
+            f"its network is that of another checkpoint, {str(network['path'])!r}, which isn't "
+            "opened because a file says so: give it in network_g: network of an option file, as "
+            "{type: Spandrel, path: ...}; files that are written now don't need it"
+        )
+
+
+def _in_json(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network in JSON's types.
+
+    Those without such a form, as the type of a layer, are left out: spandrel doesn't read them off
+    weights, but knows them.
+    """
+    found = {}
+    for key, value in hyperparameters.items():
+        try:
+            found[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return found
+
+
+def _rebuild(
+    spandrel: ModuleType,
+    architecture: object,
+    variant: object,
+    hyperparameters: Mapping[str, Any] | None,
+) -> ImageModelDescriptor:
+    """The network of an architecture and its options, with weights of no meaning."""
+    names = [entry.architecture.id for entry in spandrel.MAIN_REGISTRY]
+    if not isinstance(architecture, str) or architecture not in names:
+        raise OptionError(
+            f"{WHERE}: architecture: {architecture!r} is none of spandrel's; "
+            f"{did_you_mean(architecture, names)}"
+        )
+    found = spandrel.MAIN_REGISTRY[architecture].architecture
+    kind: Any = getattr(sys.modules[type(found).__module__], str(variant), None)
+    is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not is_network:
+        raise OptionError(f"{WHERE}: variant: {variant!r} is no network of {architecture}")
+    if not isinstance(hyperparameters, dict):
+        raise OptionError(f"{WHERE}: hyperparameters: {hyperparameters!r} is no section of keys")
+    try:
+        model = kind(**hyperparameters)
+        # What spandrel reads off weights, it reads off these too.
+        descriptor = found.load(model.state_dict())
+    except AdaBMError:
+        raise
+    except Exception as error:  # whatever the network's own code raises
+        raise OptionError(
+            f"{WHERE}: {architecture} cannot be built from hyperparameters "
+            f"{list(hyperparameters)}: {shorten(str(error), MAX_REASON, placeholder=' ...')}"
+        ) from error
+    _check_purpose(spandrel, descriptor, architecture)
+    rebuilt = _in_json(descriptor.model.hyperparameters)
+    if type(descriptor.model) is not kind or rebuilt != _in_json(model.hyperparameters):
+        raise OptionError(
+            f"{WHERE}: spandrel {spandrel.__version__} takes the weights of {architecture} for "
+            "those of another network"
+        )
+    return descriptor
+
+
+def _recognise(spandrel: ModuleType, path: str | None) -> ImageModelDescriptor:
     if not isinstance(path, str):
         raise OptionError(f"{WHERE}: path: {path!r} is not the path of a checkpoint")
     file = Path(path).expanduser()
@@ -105,11 +212,16 @@ def _recognise(spandrel: ModuleType, path: str) -> ImageModelDescriptor:
     except Exception as error:
         reason = shorten(str(error), MAX_REASON, placeholder=" ...") or type(error).__name__
         raise CheckpointError(f"{WHERE}: path: spandrel cannot load {path}: {reason}") from error
+    _check_purpose(spandrel, descriptor, path)
+    return descriptor
+
+
+def _check_purpose(spandrel: ModuleType, descriptor: Any, name: str) -> None:
+    """Reject networks that are for other images; ``name`` is that of the network."""
     is_of_images = isinstance(descriptor, spandrel.ImageModelDescriptor)
     if not is_of_images or descriptor.purpose not in PURPOSES:
         raise CheckpointError(
-            f"{WHERE}: path: {path} is a network for {descriptor.purpose} "
+            f"{WHERE}: path: {name} is a network for {descriptor.purpose} "
             f"({descriptor.architecture.name}); "
             f"only super-resolution and restoration networks can be quantized"
         )
-    return descriptor

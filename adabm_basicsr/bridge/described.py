@@ -7,12 +7,23 @@ from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, import_modules
-from adabm_basicsr.errors import CheckpointError, NotRegisteredError, OptionError
+from adabm_basicsr.archs.adabm_arch import (
+    AdaBMNetwork,
+    build_described,
+    import_modules,
+)
+from adabm_basicsr.archs.limits import held_by
+from adabm_basicsr.errors import (
+    AdaBMError,
+    CheckpointError,
+    NotRegisteredError,
+    OptionError,
+    one_line,
+)
 from adabm_basicsr.options.checks import check_section
 from adabm_basicsr.options.paths import existing_file
 from adabm_basicsr.options.table import DescribedNetwork, Paths
-from adabm_basicsr.quantization.checkpoint import read_description
+from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY, read_described
 
 KEY = "pretrain_network_g"
 
@@ -39,10 +50,16 @@ def take_network(opt: dict[str, Any]) -> None:
         return
     check_section("network_g", DescribedNetwork, given)
     path = _checkpoint(opt)
-    description = _read_description(path)
+    description, state = read_described(path)
+    description = _checked(path, description)
     modules = given.get("custom_imports") or []
     import_modules(modules)
     _check_registered(path, description)
+    try:
+        # Within the limits of what the file holds, which BasicSR doesn't know of.
+        build_described(description, held_by(state.values()), modules)
+    except AdaBMError as error:
+        raise type(error)(f"path: {KEY}: checkpoint {path}: {one_line(error)}") from error
     network = dict(description["options"])
     # Last, so that no checkpoint names modules to import.
     network["type"] = AdaBMNetwork.__name__
@@ -65,9 +82,9 @@ def _checkpoint(opt: Mapping[str, Any]) -> str:
     return existing_file(f"path: {KEY}: checkpoint", paths[KEY])
 
 
-def _read_description(path: str) -> dict[str, Any]:
-    description = read_description(path)
-    if description is None:
+def _checked(path: str, description: dict[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint says of its network, if it says it."""
+    if description is None or description.keys() == {BLUEPRINT_KEY}:
         raise CheckpointError(
             f"network_g is missing from the option file, and checkpoint {path} doesn't describe "
             "its network; give network_g"

@@ -62,7 +62,8 @@ def inspect(path: Path, custom_imports: Sequence[str] = ()) -> Contents:
         raise not_found("", path, CheckpointError)
     if path.suffix == ONNX_SUFFIX:
         return _inspect_onnx(path)
-    if path.suffix == PACKED_SUFFIX or read_description(path) is not None:
+    description = read_description(path) or {}
+    if path.suffix == PACKED_SUFFIX or "network" in description:
         return _inspect_network(path, custom_imports)
     return _inspect_plain(path)
 

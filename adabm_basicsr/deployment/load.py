@@ -9,8 +9,8 @@ from pathlib import Path
 from adabm_basicsr.deployment.onnx_network import OnnxNetwork
 from adabm_basicsr.deployment.packed import load_packed
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
-from adabm_basicsr.errors import AdaBMError, CheckpointError
-from adabm_basicsr.quantization.checkpoint import load_checkpoint, read_description
+from adabm_basicsr.errors import AdaBMError, CheckpointError, one_line
+from adabm_basicsr.quantization.checkpoint import is_quantized, read_described
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 PACKED_SUFFIX = ".safetensors"
@@ -47,17 +47,20 @@ def _load_quantized_checkpoint(
     path: str | os.PathLike, custom_imports: Sequence[str]
 ) -> QuantizedNetwork:
     from adabm_basicsr.archs.adabm_arch import build_described
+    from adabm_basicsr.archs.limits import held_by
 
-    description = read_description(path)
-    if description is None:
+    description, state = read_described(path)
+    if description is None or "network" not in description:
         raise CheckpointError(
             f"{path} doesn't say how its network is built: it is no quantized checkpoint of a "
             "network that was built from options, such as net_g_latest.pth in the models folder of "
             "an experiment"
         )
+    if not is_quantized(state):
+        raise CheckpointError(f"{path} holds no weights of a quantized network")
     try:
-        net = build_described(description, custom_imports)
+        net = build_described(description, held_by(state.values()), custom_imports)
+        net.load_state_dict(state)
     except AdaBMError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    load_checkpoint(net, path)
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
     return net

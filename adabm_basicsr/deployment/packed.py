@@ -2,7 +2,7 @@
 
 Weights are integers at their own bit-width, many to a byte where they are narrow. Everything small
 stands in one tensor per type, as an entry of the header takes as much as a small tensor itself.
-Floats that bfloat16 holds exactly take two bytes.
+Floats that bfloat16 holds exactly take two bytes. Complex numbers are pairs of floats.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie, weighted_layers
-from adabm_basicsr.errors import AdaBMError, CheckpointError, ExportError, not_found
+from adabm_basicsr.errors import AdaBMError, CheckpointError, ExportError, not_found, one_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.config import MIN_BITS
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
+
+if TYPE_CHECKING:
+    from adabm_basicsr.archs.limits import Held
 
 FORMAT = 3  # since scales of inputs have eight significant bits
 CHECKSUM = "checksum"  # key of the description: with an entry of its own, the bytes would vary
@@ -32,7 +36,13 @@ CHECKSUM = "checksum"  # key of the description: with an entry of its own, the b
 WEIGHTS = "levels."
 SMALL = "small."
 SMALL_SIZE = 4096  # values
-KINDS = {"f": torch.float32, "b": torch.bfloat16, "u": torch.uint8, "i": torch.int64}
+KINDS = {
+    "f": torch.float32,
+    "b": torch.bfloat16,
+    "d": torch.float64,
+    "u": torch.uint8,
+    "i": torch.int64,
+}
 BYTE = 8  # bits
 
 
@@ -47,8 +57,8 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
         AdaBMError: The network isn't calibrated or wasn't built from options, or the file can't be
             written.
     """
-    built = getattr(net, "description", None)
-    if built is None:
+    built = net.description
+    if "network" not in built:
         raise ExportError(
             "only networks that were built from options can be packed: build it as AdaBMNetwork"
         )
@@ -56,10 +66,22 @@ def save_packed(net: QuantizedNetwork, path: str | os.PathLike) -> None:
     description: dict[str, Any] = {"format": FORMAT}
     description.update(built)
     description["kinds"] = kinds
-    description[CHECKSUM] = checksum(description, tensors)
-    metadata = {DESCRIPTION_KEY: json.dumps(description, separators=(",", ":"))}
+    write_packed(path, description, tensors)
+
+
+def write_packed(
+    path: str | os.PathLike, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write description and tensors with their checksum, atomically.
+
+    Raises:
+        AdaBMError: The file can't be written.
+    """
+    described = dict(description)
+    described[CHECKSUM] = checksum(description, tensors)
+    metadata = {DESCRIPTION_KEY: json.dumps(described, separators=(",", ":"))}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save(dict(tensors), metadata))
 
 
 def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> QuantizedNetwork:
@@ -77,12 +99,27 @@ def load_packed(path: str | os.PathLike, custom_imports: Sequence[str] = ()) -> 
     from adabm_basicsr.archs.adabm_arch import build_described
 
     description, tensors = read_packed(path)
+    kinds = description.get("kinds")
     try:
-        net = build_described(description, custom_imports)
-        unpack(net, tensors, description.get("kinds"))
+        net = build_described(description, _held(tensors, kinds), custom_imports)
+        unpack(net, tensors, kinds)
     except AdaBMError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {one_line(error)}") from error
     return net
+
+
+def _held(tensors: Mapping[str, Tensor], kinds: object) -> Held:
+    """What a packed file holds at most, whatever it says of it."""
+    from adabm_basicsr.archs.limits import Held
+
+    values = 0
+    count = len(tensors)
+    for name, tensor in tensors.items():
+        per_entry = BYTE // MIN_BITS if name.startswith(WEIGHTS) else 1
+        values += tensor.numel() * per_entry
+    if isinstance(kinds, str):
+        count += len(kinds)
+    return Held(values, count)
 
 
 def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,7 +141,7 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tens
         raise CheckpointError(
             f"packed file {path} cannot be read (truncated or corrupt): {error}"
         ) from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is no packed file of adabm-basicsr: its description is missing"
         ) from error
@@ -146,10 +183,9 @@ def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
     kinds = ""
     small: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     for key, tensor in _kept_tensors(frozen).items():
-        kind = _smallest_kind(tensor)
-        value = tensor.detach().to(KINDS[kind])
+        kind, value = _stored(key, tensor)
         if value.numel() > SMALL_SIZE:
-            tensors[key] = value.contiguous()
+            tensors[key] = value
         else:
             small[kind].append(value.flatten())
             kinds += kind
@@ -175,9 +211,11 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
     left = dict(tensors)
     small = _SmallTensors(left, kinds)
     for key, own in _kept_tensors(net).items():
-        is_small = own.numel() <= SMALL_SIZE
-        value = small.next(own.numel()) if is_small else left.pop(key, None)
+        count = _count(own)
+        value = small.next(count) if count <= SMALL_SIZE else left.pop(key, None)
         _fill(key, own, value)
+    net.check_values(net.state_dict())
+    net.check_calibrated()
 
     for name, layer, quantizer in weighted_layers(net):
         packed = left.pop(WEIGHTS + name, None)
@@ -252,23 +290,68 @@ def _kept_tensors(net: QuantizedNetwork) -> dict[str, Tensor]:
     return kept
 
 
-def _smallest_kind(value: Tensor) -> str:
-    """The smallest type, a key of `KINDS`, that holds a tensor exactly."""
-    if value.is_floating_point():
-        is_exact = torch.equal(value.bfloat16().to(value), value)
-        return "b" if is_exact else "f"
-    return "u" if value.dtype is torch.uint8 else "i"
+def _stored(key: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """A tensor as a packed file holds it, in the smallest type that is exact.
+
+    Args:
+        key: Its name, for the message.
+        tensor: The tensor.
+
+    Returns:
+        The type, a key of `KINDS`, and the values, contiguous and with memory of their own.
+
+    Raises:
+        ExportError: The file can't hold it.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise ExportError(f"{key}: a packed file can't hold a tensor that is sparse or quantized")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    for kind in _kinds_for(tensor):
+        value = tensor.to(KINDS[kind], copy=True, memory_format=torch.contiguous_format)
+        if not torch.equal(value.to(tensor.dtype), tensor):
+            continue
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            break
+        return kind, value
+    raise ExportError(
+        f"{key}: a packed file can't hold NaN, infinite values or whole numbers beyond 64 bits"
+    )
+
+
+def _kinds_for(tensor: Tensor) -> str:
+    """Types that may hold a tensor of real numbers, the smallest first."""
+    if tensor.is_floating_point():
+        return "bfd"
+    if tensor.dtype in (torch.uint8, torch.bool):
+        return "u"
+    return "i"
+
+
+def _count(own: Tensor) -> int:
+    """How many real numbers a tensor holds."""
+    return own.numel() * (2 if own.is_complex() else 1)
 
 
 def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
     """Copy what the file holds of the tensor ``key`` to the network's own."""
-    if value is None or value.numel() != own.numel():
+    if value is None or value.numel() != _count(own):
         raise CheckpointError(
             f"the packed file doesn't fit the network: {key} is missing or of another size"
         )
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise CheckpointError(f"the packed file is damaged: {key} holds NaN or infinite values")
-    own.copy_(value.view(own.shape))
+    is_real = not value.is_complex()
+    target = torch.view_as_real(own) if own.is_complex() else own
+    # As the file holds each tensor exactly, its values are those of the network's own type.
+    is_exact = is_real and torch.equal(value.to(target.dtype).to(value.dtype), value)
+    if not is_exact:
+        raise CheckpointError(
+            f"the packed file doesn't fit the network: {key} isn't of the type "
+            f"{str(own.dtype).removeprefix('torch.')}"
+        )
+    target.copy_(value.view(target.shape))
 
 
 def pack_bits(indices: Tensor, bits: int) -> Tensor:

@@ -23,6 +23,7 @@ PARAM_KEYS = ("params", "params_ema", "state_dict", "model")  # the last two are
 BASE_PREFIX = "network."
 QUANTIZED_KEY = "layer_bits"  # in every quantized checkpoint, and in no plain one
 DESCRIPTION_KEY = "adabm_basicsr"
+BLUEPRINT_KEY = "blueprint"  # of a description; files that were written earlier lack it
 PARALLEL_PREFIX = "module."  # what DataParallel and its like put before all keys
 COMPILED_PREFIX = "_orig_mod."  # and torch.compile
 MAX_LISTED = 4
@@ -44,7 +45,13 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         AdaBMError: The file is missing, unreadable or holds no such state dict, or a weight isn't
             finite.
     """
-    content = load_tensors(path)
+    return _state_of(path, load_tensors(path), param_key)
+
+
+def _state_of(
+    path: str | os.PathLike, content: object, param_key: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict that a file holds, see `read_checkpoint`."""
     _check_param_key(path, content, param_key)
     state = unwrap(content, param_key)
     if not state:
@@ -57,12 +64,17 @@ def read_checkpoint(path: str | os.PathLike, param_key: str | None = None) -> di
         )
     for key, value in state.items():
         # A damaged file may state any size.
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(
+                f"checkpoint {path}: {key} is sparse, quantized or without values"
+            )
         stated_bytes = value.numel() * value.element_size()
         if stated_bytes > value.untyped_storage().nbytes():
             raise CheckpointError(
                 f"checkpoint {path}: {key} is larger than what the file holds of it"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        has_fractions = value.is_floating_point() or value.is_complex()
+        if has_fractions and not torch.isfinite(value).all():
             raise CheckpointError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
 
@@ -170,7 +182,10 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         CheckpointError: The file can't be read.
     """
-    content = load_tensors(path)
+    return _description_of(load_tensors(path))
+
+
+def _description_of(content: object) -> dict[str, Any] | None:
     if not isinstance(content, Mapping):
         return None
     text = content.get(DESCRIPTION_KEY)
@@ -178,11 +193,21 @@ def read_description(path: str | os.PathLike) -> dict[str, Any] | None:
         return None
     try:
         description = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(description, dict):
         return None
     return description
+
+
+def read_described(path: str | os.PathLike) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """What `read_description` and `read_checkpoint` give, of a file that is read once.
+
+    Raises:
+        AdaBMError: See there.
+    """
+    content = load_tensors(path)
+    return _description_of(content), _state_of(path, content)
 
 
 # Fitting a network
@@ -204,14 +229,18 @@ def load_checkpoint(
     Raises:
         AdaBMError: The file can't be read or doesn't fit; the message says how.
     """
-    state = read_checkpoint(path, param_key)
-    is_quantized_network = hasattr(net, "plan")
+    content = load_tensors(path)
+    state = _state_of(path, content, param_key)
+    description = _description_of(content) or {}
+    load_saved: Any = getattr(net, "load_saved", None)
     try:
-        if not is_quantized_network:
+        if load_saved is not None:
+            load_saved(state, description)
+        else:
             expected = net.state_dict()
             state = named_as(expected, state)
             check_same(expected, state, type(net).__name__)
-        net.load_state_dict(state)
+            net.load_state_dict(state)
     except AdaBMError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return net
@@ -234,7 +263,9 @@ def named_as(expected: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[s
 
 
 def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Raise `CheckpointError` if keys or shapes of two state dicts differ.
+    """Raise `CheckpointError` if keys, shapes or kinds of values of two state dicts differ.
+
+    Floats of other precisions are of one kind.
 
     Args:
         expected: The state that is needed.
@@ -244,17 +275,24 @@ def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     misshapen = []
-    for key in expected:
-        if key in found and found[key].shape != expected[key].shape:
-            has = tuple(found[key].shape)
-            needs = tuple(expected[key].shape)
+    of_other_kind = []
+    for key, wanted in expected.items():
+        if key not in found:
+            continue
+        given = found[key]
+        if given.shape != wanted.shape:
+            has = tuple(given.shape)
+            needs = tuple(wanted.shape)
             misshapen.append(f"{key} is {has} instead of {needs}")
+        elif not _holds(wanted, given):
+            of_other_kind.append(f"{key} is {_kind(given)} instead of {_kind(wanted)}")
 
     differences = []
     for kind, keys in (
         ("missing", missing),
         ("unexpected", unexpected),
         ("of another shape", misshapen),
+        ("of another kind", of_other_kind),
     ):
         listed = ", ".join(keys[:MAX_LISTED])
         if len(keys) > MAX_LISTED:
@@ -263,6 +301,24 @@ def check_same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name
             differences.append(f"{len(keys)} {kind} ({listed})")
     if differences:
         raise CheckpointError(f"the checkpoint doesn't fit {name}: {'; '.join(differences)}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _holds(own: Tensor, value: Tensor) -> bool:
+    """Whether a tensor like ``own`` takes ``value`` but for its precision."""
+    if value.layout is not torch.strided or value.is_quantized:
+        return False
+    if own.dtype == value.dtype:
+        return True
+    if not torch.can_cast(value.dtype, own.dtype):
+        return False
+    if own.is_floating_point() or own.is_complex() or own.is_meta:
+        return True
+    # Whole numbers would wrap around.
+    return torch.equal(value.to(own.dtype).to(value.dtype), value)
 
 
 # Writing

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from adabm_basicsr.errors import OptionError, check_keys, check_positive, did_you_mean
+from adabm_basicsr.errors import OptionError, check_keys, check_range, did_you_mean
 from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.recipes import (
     ARITHMETIC_INGREDIENTS,
@@ -28,6 +28,7 @@ FIXED_BITS = 8  # head and tail, where they are quantized at all
 MIN_BITS = 2
 MAX_BITS = 8
 BITS = (*range(MIN_BITS, MAX_BITS + 1), FLOAT_BITS)
+MAX_SIZE_MULTIPLE = 1024  # pixels; images are mirrored up to it, however small they are
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 # Targets, and what their values lie below: dB, and shares of full precision.
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}
@@ -101,6 +102,7 @@ class QuantizationConfig:
         "Image sizes that the network takes are multiples of this; found by trying by default.",
         None,
         minimum=1,
+        maximum=MAX_SIZE_MULTIPLE,
     )
     target: Mapping[str, float] = option(
         "What to reach instead of bits, of recipes that share bits out: {self_psnr: 40} in dB on "
@@ -127,7 +129,7 @@ class QuantizationConfig:
         for key in PATTERN_KEYS:
             _check_patterns(key, getattr(self, key))
         if self.size_multiple is not None:
-            check_positive("size_multiple", self.size_multiple)
+            check_range("size_multiple", self.size_multiple, 1, MAX_SIZE_MULTIPLE)
         self._check_bits("w_bits", self.w_bits, MIN_BITS)
         self._check_bits("a_bits", self.a_bits, self.arithmetic.min_a_bits)
         self._check_layers()

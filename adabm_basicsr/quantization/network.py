@@ -16,6 +16,7 @@ from adabm_basicsr.errors import AdaBMError, CheckpointError
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import (
     BASE_PREFIX,
+    BLUEPRINT_KEY,
     QUANTIZED_KEY,
     check_same,
     is_quantized,
@@ -23,26 +24,32 @@ from adabm_basicsr.quantization.checkpoint import (
     unwrap,
 )
 from adabm_basicsr.quantization.checks import check_images
-from adabm_basicsr.quantization.config import QuantizationConfig
+from adabm_basicsr.quantization.config import MAX_BITS, MIN_BITS, QuantizationConfig
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
+from adabm_basicsr.quantization.patterns import match_all
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, mean_bits
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
+from adabm_basicsr.quantization.structure.blueprint import (
+    Blueprint,
+    find_blueprint,
+    read_blueprint,
+)
 from adabm_basicsr.quantization.structure.preparation import (
-    Preparation,
     copy_of,
     fill_lazy_layers,
     uncompiled,
 )
-from adabm_basicsr.quantization.structure.roles import find_structure
-from adabm_basicsr.quantization.structure.sizes import (
-    find_size_multiple,
-    pad_to_multiple,
-    run_padded,
-    trial_size,
+from adabm_basicsr.quantization.structure.roles import override_roles
+from adabm_basicsr.quantization.structure.sizes import run_padded
+from adabm_basicsr.quantization.structure.surgery import (
+    LayerPlan,
+    plan_layers,
+    replace_layers,
+    restore_layers,
 )
-from adabm_basicsr.quantization.structure.surgery import plan_layers, replace_layers
 from adabm_basicsr.quantization.user_code import users_code
 
+OTHER_OPTIONS = "the checkpoint was quantized with other options"
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
 
@@ -100,8 +107,11 @@ class QuantizedNetwork(nn.Module):
         config: What to quantize and how.
         example: An input of the network, ``(1, C, H, W)``, on its device; it is run to find head,
             body and tail.
+        blueprint: What a run of the network showed, which isn't run then; ``example`` only gives
+            the channels and the device.
 
     Attributes:
+        blueprint: What the run of the network showed; the next five are parts of it.
         structure: Roles and blocks that were found.
         in_channels: Channels of the images that the network takes.
         size_multiple: Images are mirrored up to multiples of this many pixels, and the output is
@@ -128,7 +138,13 @@ class QuantizedNetwork(nn.Module):
     gradient_problem = ""
     overwrites = False
 
-    def __init__(self, network: nn.Module, config: QuantizationConfig, example: Tensor) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: QuantizationConfig,
+        example: Tensor,
+        blueprint: Blueprint | None = None,
+    ) -> None:
         super().__init__()
         if example.dtype is not torch.float32:
             raise AdaBMError(
@@ -137,43 +153,98 @@ class QuantizedNetwork(nn.Module):
             )
         self.config = config
         self.lock = _Lock()
-        self.in_channels = example.shape[1]
+        self._example = (example,)  # in a tuple, so as to be no part of the state
         network = uncompiled(network).eval()
         fill_lazy_layers(network, example)
         network.requires_grad_(False)
-        if config.size_multiple:
-            self.size_multiple = config.size_multiple
-            example = pad_to_multiple(example, self.size_multiple)
-            # A size that the network takes.
-            small_size = tuple(example.shape[2:])
-        else:
-            self.size_multiple = find_size_multiple(network, example)
-            example = pad_to_multiple(example, self.size_multiple)
-            small_size = trial_size(self.size_multiple)
-        small = example.new_zeros(1, self.in_channels, *small_size)
+        if blueprint is None:
+            blueprint = find_blueprint(network, config, example)
+        elif blueprint.in_channels != example.shape[1]:
+            raise CheckpointError(
+                f"the network takes {example.shape[1]} channels, and its blueprint is of one that "
+                f"takes {blueprint.in_channels}"
+            )
+        self._build(network, blueprint)
+        self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
+        self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
+        self.to(example.device)
 
-        self.preparation = Preparation(network, example, fold=config.arithmetic.integer)
+    def _build(self, network: nn.Module, blueprint: Blueprint) -> None:
+        """Prepare ``network`` and replace its layers, in place."""
+        preparation = blueprint.preparation
+        preparation.check(network)
         # Plain checkpoints are in the layout of the network as it was. In a tuple, so as not to be
         # a submodule.
-        self._unprepared = (copy_of(network),) if self.preparation else ()
-        self.network = self.preparation.apply(network).eval()
+        unprepared = (copy_of(network),) if preparation else ()
+        network = preparation.apply(network)
+        blueprint.check(network)
 
-        self.structure = find_structure(network, example, config, small)
-        self.plan = plan_layers(self.structure, config)
-        replace_layers(network, self.plan, self.structure, config)
+        self._unprepared = unprepared
+        self.blueprint = blueprint
+        self.in_channels = blueprint.in_channels
+        self.size_multiple = self.config.size_multiple or blueprint.size_multiple
+        self.preparation = preparation
+        self.structure = blueprint.structure
+        self.plan = blueprint.plan
+        self.network = network
+        replace_layers(network, self.plan, self.structure, self.config)
         network.eval()  # the new quantizers too
-        self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
-
-        bits = []
-        for plan in self.plan.layers.values():
-            bits.append([plan.w_bits, plan.a_bits, plan.adaptive, plan.fixed])
+        bits = [_row(plan) for plan in self.plan.layers.values()]
         # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
         self.register_buffer("layer_bits", torch.tensor(bits, dtype=torch.uint8))
-        self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
         for block in self._blocks():
             block.kept_outputs = None
             block.register_forward_hook(_keep_output)
-        self.to(example.device)
+
+    def adopt(self, blueprint: Blueprint) -> None:
+        """Rebuild the network by what another run of it showed, such as that of a checkpoint.
+
+        Quantizers are fresh afterwards.
+
+        Raises:
+            AdaBMError: The blueprint is of another network or of other options; this one is left
+                as it was.
+        """
+        if blueprint == self.blueprint:
+            return
+        self._check_plan(blueprint)
+        device = self.stage.device
+        self._build(self._as_it_was(), blueprint)
+        self.stage.fill_(Stage.FRESH)
+        self.to(device)
+
+    def _as_it_was(self) -> nn.Module:
+        """A copy of the network before its preparation and without quantizers."""
+        if self._unprepared:
+            return copy_of(self._unprepared[0])
+        network = copy_of(self.network)
+        for name in self.structure.blocks:
+            _forget_outputs(network.get_submodule(name))
+        restore_layers(network)
+        return network
+
+    def _check_plan(self, blueprint: Blueprint) -> None:
+        """Reject a blueprint that was made from other options."""
+        if blueprint.in_channels != self.in_channels:
+            raise CheckpointError(
+                f"the checkpoint is of a network that takes {blueprint.in_channels} channels, and "
+                f"this one takes {self.in_channels}"
+            )
+        structure = copy.deepcopy(blueprint.structure)
+        override_roles(structure.roles, self.config)
+        if self.config.blocks:
+            match_all("blocks", self.config.blocks, structure.blocks, "block of the checkpoint")
+        own = plan_layers(structure, self.config).layers
+        saved = blueprint.plan.layers
+        if len(saved) != len(own):
+            raise _other_count(len(saved), len(own))
+        for name, plan in saved.items():
+            if name not in own:
+                raise CheckpointError(
+                    f"{OTHER_OPTIONS}: it quantizes {name}, which the options leave in full "
+                    "precision"
+                )
+            _check_bits(name, _row(plan), _row(own[name]))
 
     def train(self, mode: bool = True) -> QuantizedNetwork:
         """Set the mode of the wrapper alone; the base network stays in evaluation mode."""
@@ -198,27 +269,68 @@ class QuantizedNetwork(nn.Module):
             state = self._with_base(state, strict)
         return super().load_state_dict(state, strict, assign)
 
+    def load_saved(self, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+        """Load a state dict, and take on the structure that goes with it.
+
+        That of a quantized one stands in its description; files that were written earlier lack it.
+        With the weights of a plain one the network may take other paths than without: it is run
+        again.
+
+        Args:
+            state: See `load_state_dict`.
+            description: What stands beside it, see `description`.
+
+        Raises:
+            AdaBMError: Keys, shapes, bits or options differ, or the description is damaged.
+        """
+        if is_quantized(state):
+            described = description.get(BLUEPRINT_KEY)
+            if described is not None:
+                self.adopt(read_blueprint(described))
+            self.load_state_dict(state)
+            return
+        self.load_state_dict(state)
+        network = self._as_it_was()
+        network.load_state_dict(named_as(network.state_dict(), unwrap(state)))
+        example = self._example[0].to(self.stage.device)
+        blueprint = find_blueprint(network, self.config, example)
+        if blueprint != self.blueprint:
+            self._build(network, blueprint)
+            self.to(example.device)
+
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         """Reject a quantized state of other layers, keys, shapes or bits."""
         saved = state[QUANTIZED_KEY]
         if len(saved) != len(self.layer_bits):
-            raise CheckpointError(
-                f"the checkpoint was quantized with other options: it has {len(saved)} quantized "
-                f"layers, the options give {len(self.layer_bits)}; the same fully_quantized, "
-                "exclude, head, tail, body and blocks are needed"
-            )
+            raise _other_count(len(saved), len(self.layer_bits))
         check_same(self.state_dict(), state, f"quantized {type(self.network).__name__}")
-        rows = zip(self.plan.layers, saved.tolist(), self.layer_bits.tolist(), strict=True)
+        self.check_values(state)
+
+    def check_values(self, state: Mapping[str, Tensor]) -> None:
+        """Reject a quantized state whose bits or stage can't be those of this network.
+
+        Args:
+            state: Of the keys and shapes of this network's own.
+
+        Raises:
+            CheckpointError: They can't.
+        """
+        rows = zip(
+            self.plan.layers, state[QUANTIZED_KEY].tolist(), self.layer_bits.tolist(), strict=True
+        )
         for name, have, want in rows:
-            if have == want:
+            _check_bits(name, have, want)
+        stage = int(state["stage"])
+        if stage not in set(Stage):
+            raise CheckpointError(f"the checkpoint is damaged: it is of a stage {stage}")
+        for name, quantizer in self.weight_quantizers().items():
+            if quantizer.allocated is None:
                 continue
-            have_adaptive = ", adaptive" if have[2] else ""
-            want_adaptive = ", adaptive" if want[2] else ""
-            raise CheckpointError(
-                f"the checkpoint was quantized with other options: {name} has w_bits {have[0]}, "
-                f"a_bits {have[1]}{have_adaptive}; the options say w_bits {want[0]}, "
-                f"a_bits {want[1]}{want_adaptive}"
-            )
+            bits = int(state[f"{BASE_PREFIX}{name}.weight_quantizer.allocated"])
+            if not MIN_BITS <= bits <= MAX_BITS:
+                raise CheckpointError(
+                    f"the checkpoint is damaged: {name} has weights of {bits} bits"
+                )
 
     def _with_base(self, base: dict[str, Tensor], strict: bool) -> dict[str, Tensor]:
         """The full state with the weights of a plain one; quantizers are left uncalibrated."""
@@ -251,6 +363,11 @@ class QuantizedNetwork(nn.Module):
         return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
     # Parts
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What stands beside the weights in checkpoints, in JSON's types."""
+        return {BLUEPRINT_KEY: self.blueprint.describe()}
 
     def base_parameters(self) -> list[nn.Parameter]:
         """Parameters of the prepared base network, those of the quantizers left out."""
@@ -420,6 +537,38 @@ class QuantizedNetwork(nn.Module):
         replica: QuantizedNetwork = super()._replicate_for_data_parallel()
         replica.lock = _Lock()  # replicas run side by side
         return replica
+
+
+def _row(plan: LayerPlan) -> list[int]:
+    """What ``layer_bits`` holds of a layer."""
+    return [plan.w_bits, plan.a_bits, int(plan.adaptive), int(plan.fixed)]
+
+
+def _other_count(saved: int, own: int) -> CheckpointError:
+    return CheckpointError(
+        f"{OTHER_OPTIONS}: it has {saved} quantized layers, the options give {own}; the same "
+        "fully_quantized, exclude, head, tail, body and blocks are needed"
+    )
+
+
+def _check_bits(name: str, have: list[int], want: list[int]) -> None:
+    """Compare a layer's bits in a checkpoint with those of the options, see `_row`."""
+    if have == want:
+        return
+    have_adaptive = ", adaptive" if have[2] else ""
+    want_adaptive = ", adaptive" if want[2] else ""
+    raise CheckpointError(
+        f"{OTHER_OPTIONS}: {name} has w_bits {have[0]}, a_bits {have[1]}{have_adaptive}; the "
+        f"options say w_bits {want[0]}, a_bits {want[1]}{want_adaptive}"
+    )
+
+
+def _forget_outputs(block: Any) -> None:
+    """Remove what keeps the outputs of one of the body's blocks."""
+    for key, hook in list(block._forward_hooks.items()):
+        if hook is _keep_output:
+            del block._forward_hooks[key]
+    del block.kept_outputs
 
 
 def _keep_output(block: Any, args: tuple, output: Tensor) -> None:

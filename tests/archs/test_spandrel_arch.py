@@ -138,7 +138,7 @@ def test_path_that_is_none(spandrel):
 
 
 def test_missing_path(spandrel):
-    with pytest.raises(AdaBMError, match="Spandrel needs path"):
+    with pytest.raises(AdaBMError, match="path: None is not the path of a checkpoint"):
         build_base({"type": "Spandrel"})
 
 

@@ -114,8 +114,11 @@ def test_a_checkpoint_imports_nothing(workspace, monkeypatch):
     workspace.train(train__total_iter=0)
     content = torch.load(CHECKPOINT, weights_only=True)
     options = json.loads(content[DESCRIPTION_KEY])["options"]
-    describe(CHECKPOINT, custom_imports=["evil"], options={**options, "custom_imports": ["evil"]})
+    describe(CHECKPOINT, custom_imports=["evil"])
     workspace.test(network_g=...)
+    describe(CHECKPOINT, options={**options, "custom_imports": ["evil"]})
+    with pytest.raises(SystemExit):
+        workspace.test(network_g=...)
     assert not Path("hacked").exists()
 
 

@@ -138,7 +138,7 @@ def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):
     layers = [net.network.get_submodule(name) for name in net.plan.layers]
     full = sum(4 * (layer.weight.numel() + layer.bias.numel()) for layer in layers)
     rest = sum(4 * parameter.numel() for parameter in net.base_parameters()) - full  # head and tail
-    header = 1500  # of which the description of the network, once
+    header = 3500  # of which the description of the network, once
     assert (tmp_path / "net.safetensors").stat().st_size - rest - header <= 0.13 * full
 
 

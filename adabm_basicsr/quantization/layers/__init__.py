@@ -15,6 +15,7 @@ cheaper.
 
 from adabm_basicsr.quantization.layers.base import (
     QuantizedLayer,
+    float_type,
     is_half,
     is_quantizable,
     quantized_type,
@@ -27,6 +28,7 @@ from adabm_basicsr.quantization.layers.product import (
     PRODUCTS_KEY,
     ProductMode,
     QuantizedProduct,
+    QuantizesProducts,
     quantize_products,
 )
 
@@ -38,6 +40,8 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "QuantizedProduct",
+    "QuantizesProducts",
+    "float_type",
     "is_half",
     "is_quantizable",
     "quantize_products",

@@ -250,7 +250,8 @@ def register_layer(
 def quantized_type(layer: nn.Module) -> type[QuantizedLayer] | None:
     """The quantized type that replaces ``layer``, or None.
 
-    For a subclass of a registered type it is a new type, of the subclass and the quantized one.
+    It doesn't depend on weights, which a checkpoint may bring later. For a subclass of a registered
+    type it is a new type, of the subclass and the quantized one.
     """
     base = _registered_type(layer)
     if base is None:
@@ -269,7 +270,7 @@ def _registered_type(layer: nn.Module) -> type[nn.Module] | None:
     """
     kind = type(layer)
     base = next((parent for parent in kind.__mro__ if parent in _QUANTIZED_TYPES), None)
-    if base is None or is_colour_shift(layer) or is_half(layer):
+    if base is None:
         return None
     for name in _COMPUTING:
         if getattr(kind, name, None) is not getattr(base, name, None):
@@ -299,5 +300,14 @@ def is_half(layer: nn.Module) -> bool:
 
 
 def is_quantizable(layer: nn.Module) -> bool:
-    """Whether ``layer`` has a quantized counterpart or is one."""
-    return isinstance(layer, QuantizedLayer) or _registered_type(layer) is not None
+    """Whether ``layer`` has a quantized counterpart and needs it, or is one."""
+    if isinstance(layer, QuantizedLayer):
+        return True
+    if is_colour_shift(layer) or is_half(layer):
+        return False
+    return _registered_type(layer) is not None
+
+
+def float_type(quantized: type[nn.Module]) -> Any:
+    """The type of layer or module that a quantized type was derived from."""
+    return quantized.__bases__[-1]

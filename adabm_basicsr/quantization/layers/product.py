@@ -122,10 +122,11 @@ class _QuantizingMode(ProductMode):
             return quantized(function, left, right)
 
 
-class _QuantizesProducts(nn.Module):
+class QuantizesProducts(nn.Module):
     """Mixin for a module whose ``forward`` computes products."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes, with quantized products."""
         with _QuantizingMode(getattr(self, PRODUCTS_KEY)):
             return super().forward(*args, **kwargs)
 
@@ -134,5 +135,5 @@ def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -
     """Make ``module`` compute its products by ``products``, in the order of its ``forward``."""
     kind = type(module)
     name = f"Quantized{kind.__name__}"
-    module.__class__ = type(name, (_QuantizesProducts, kind), {"__module__": kind.__module__})
+    module.__class__ = type(name, (QuantizesProducts, kind), {"__module__": kind.__module__})
     module.add_module(PRODUCTS_KEY, nn.ModuleList(products))

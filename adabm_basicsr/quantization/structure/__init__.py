@@ -9,4 +9,5 @@ In the order in which `QuantizedNetwork` uses them:
 - `roles`: which layers are head, body, trunk end and tail; `roles.find_roles` decides.
 - `batches`: which layers don't work on a batch image by image, and so can't follow the image.
 - `surgery`: which layers are quantized, at how many bits, and their replacement.
+- `blueprint`: all of this together, as files hold it; `blueprint.find_blueprint` finds it.
 """

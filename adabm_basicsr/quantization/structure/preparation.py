@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
-from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.errors import AdaBMError, CheckpointError
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
 from adabm_basicsr.quantization.user_code import users_code
 
@@ -100,13 +101,9 @@ def fill_lazy_layers(network: nn.Module, example: Tensor) -> None:
         network(example.clone())
 
 
+@dataclass
 class Preparation:
     """What has to be done to a network before quantization, and to later copies of it.
-
-    Args:
-        network: The network; left as it was.
-        example: An input of it, ``(1, C, H, W)``.
-        fold: Whether to fold batch normalisation into the layers before it.
 
     Attributes:
         rewritten: Names of modules that are replaced by the table of rewritings, or that were
@@ -115,31 +112,9 @@ class Preparation:
         folded: Names of layers, each with the batch normalisation that is folded into it.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, fold: bool) -> None:
-        self.rewritten: list[str] = []
-        self.normalised: list[str] = []
-        self.folded: list[tuple[str, str]] = []
-        has_batch_norm = False
-        for name, module in network.named_modules():
-            if name and _rewriting(module):
-                self.rewritten.append(name)
-            if _normalises_weight(module):
-                self.normalised.append(name)
-            if isinstance(module, BATCH_NORMS):
-                has_batch_norm = True
-        if not fold or not has_batch_norm:
-            return
-
-        probe = copy_of(network)
-        _fill_statistics(probe)
-        trial = self.apply(copy_of(probe))
-        for layer, norm in trace_network(trial, example).normalised:
-            if _can_fold(trial.get_submodule(layer), trial.get_submodule(norm)):
-                self.folded.append((layer, norm))
-        self._fold(trial)
-        # The layer's output may have been used elsewhere too; then folding isn't the same.
-        if not _same_output(trial, probe, example):
-            self.folded = []
+    rewritten: list[str] = field(default_factory=list)
+    normalised: list[str] = field(default_factory=list)
+    folded: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.rewritten or self.normalised or self.folded)
@@ -155,13 +130,33 @@ class Preparation:
             _replace(network, module, new)
         for name in self.normalised:
             _bake(network.get_submodule(name))
-        self._fold(network)
+        self.apply_folds(network)
         return network
 
-    def _fold(self, network: nn.Module) -> None:
+    def check(self, network: nn.Module) -> None:
+        """Check that ``network`` has what is to be rewritten.
+
+        Raises:
+            CheckpointError: It hasn't.
+        """
+        modules = dict(network.named_modules())
+        for name in self.rewritten:
+            if not name or type(modules.get(name)) not in _REWRITINGS:
+                raise _not_there("rewritten", name)
+        for name in self.normalised:
+            if name not in modules or not _normalises_weight(modules[name]):
+                raise _not_there("normalised", name)
+        for layer, norm in self.folded:
+            # A layer may be part of what a rewriting makes.
+            if not isinstance(modules.get(norm), BATCH_NORMS):
+                raise _not_there("folded", f"{layer}, {norm}")
+
+    def apply_folds(self, network: nn.Module) -> None:
+        """Fold batch normalisation in ``network`` in place, which is rewritten otherwise."""
         for layer_name, norm_name in self.folded:
+            layer = network.get_submodule(layer_name)
             norm = network.get_submodule(norm_name)
-            _fold(network.get_submodule(layer_name), norm)
+            _fold(layer, norm)
             _replace(network, norm, nn.Identity())
 
 
@@ -174,6 +169,43 @@ def _rewriting(module: nn.Module) -> Rewriting | None:
 
 def _original(compiled: Any) -> nn.Module:
     return compiled._orig_mod
+
+
+def _not_there(what: str, name: str) -> CheckpointError:
+    return CheckpointError(f"the network has nothing to be {what} at {name!r}")
+
+
+def find_preparation(network: nn.Module, example: Tensor, fold: bool) -> Preparation:
+    """What has to be done to ``network`` before quantization.
+
+    Args:
+        network: The network; left as it was.
+        example: An input of it, ``(1, C, H, W)``.
+        fold: Whether to fold batch normalisation into the layers before it.
+    """
+    preparation = Preparation()
+    has_batch_norm = False
+    for name, module in network.named_modules():
+        if name and _rewriting(module):
+            preparation.rewritten.append(name)
+        if _normalises_weight(module):
+            preparation.normalised.append(name)
+        if isinstance(module, BATCH_NORMS):
+            has_batch_norm = True
+    if not fold or not has_batch_norm:
+        return preparation
+
+    probe = copy_of(network)
+    _fill_statistics(probe)
+    trial = preparation.apply(copy_of(probe))
+    for layer, norm in trace_network(trial, example).normalised:
+        if _can_fold(trial.get_submodule(layer), trial.get_submodule(norm)):
+            preparation.folded.append((layer, norm))
+    preparation.apply_folds(trial)
+    # The layer's output may have been used elsewhere too; then folding isn't the same.
+    if not _same_output(trial, probe, example):
+        preparation.folded = []
+    return preparation
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def find_structure(
         if blocks and _are_an_arm(blocks, roles, trace):
             blocks = []
             roles = find_roles(trace, blocks)
-    _override(roles, config)
+    override_roles(roles, config)
 
     unbatched: set[str] = set()
     if config.arithmetic.adaptive:
@@ -134,7 +134,7 @@ def find_structure(
         other_macs=dict(trace.other_macs),
         blocks=block_names,
         products=trace.products,
-        calls=Counter(call.name for call in trace.layers),
+        calls=dict(Counter(call.name for call in trace.layers)),
         unsupported=_unsupported(network),
         unbatched=unbatched,
         overwritten=trace.overwritten,
@@ -212,7 +212,7 @@ def _are_an_arm(blocks: list[Call], roles: dict[str, Role], trace: Trace) -> boo
     return macs[Role.BODY] < MIN_TRUNK_SHARE * between
 
 
-def _override(roles: dict[str, Role], config: QuantizationConfig) -> None:
+def override_roles(roles: dict[str, Role], config: QuantizationConfig) -> None:
     """Change ``roles`` to what the user's patterns say.
 
     Where the user names head or tail, nothing else is; named body layers are body wherever they

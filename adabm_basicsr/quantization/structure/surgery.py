@@ -1,6 +1,6 @@
 """Replaces the layers of a network by quantized ones: which, at how many bits, and why not others.
 
-`plan_layers` decides, `replace_layers` does it.
+`plan_layers` decides, `replace_layers` does it, `restore_layers` undoes it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from adabm_basicsr.quantization.layers import (
     PRODUCTS_KEY,
     QuantizedLayer,
     QuantizedProduct,
+    QuantizesProducts,
+    float_type,
     quantize_products,
     quantized_type,
 )
@@ -160,6 +162,23 @@ def replace_layers(
                 setattr(parent, key, quantized[child])
     if config.attention_products:
         _replace_products(network, plan, structure.products, config)
+
+
+def restore_layers(network: Any) -> None:
+    """Undo `replace_layers`: each module is again of the type that it had, with its parameters.
+
+    Args:
+        network: The network; changed in place.
+    """
+    for module in network.modules():
+        if isinstance(module, QuantizedLayer):
+            del module.input_quantizer
+            del module.weight_quantizer
+            module.__dict__.pop("copies_input", None)
+            module.__class__ = float_type(type(module))
+        elif isinstance(module, QuantizesProducts):
+            delattr(module, PRODUCTS_KEY)
+            module.__class__ = float_type(type(module))
 
 
 def _replace_products(

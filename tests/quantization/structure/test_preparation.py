@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, quantize
 from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.quantization.measures.cost import size_bytes
-from adabm_basicsr.quantization.structure.preparation import Preparation, register_preparation
+from adabm_basicsr.quantization.structure.preparation import find_preparation, register_preparation
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -41,7 +41,7 @@ def normalised(*between):
 
 def test_batch_norm_is_folded_into_the_layer_before_it():
     network = normalised()
-    preparation = Preparation(network, IMAGES[:1], fold=True)
+    preparation = find_preparation(network, IMAGES[:1], fold=True)
     assert preparation.folded == [("0", "1"), ("3", "4"), ("5", "6")]
     prepared = preparation.apply(copy.deepcopy(network))
     torch.testing.assert_close(prepared(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
@@ -49,7 +49,7 @@ def test_batch_norm_is_folded_into_the_layer_before_it():
 
 
 def test_batch_norm_after_something_else_stays():
-    assert Preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [
+    assert find_preparation(normalised(nn.Tanh()), IMAGES[:1], fold=True).folded == [
         ("4", "5"),
         ("6", "7"),
     ]
@@ -71,7 +71,7 @@ def test_batch_norm_of_an_output_that_is_used_twice_stays(trained):
             return self.last(self.norm(x) + x)
 
     network = Branching().eval()
-    assert not Preparation(
+    assert not find_preparation(
         trained_statistics(network) if trained else network, IMAGES[:1], fold=True
     )
 
@@ -82,7 +82,7 @@ def test_batch_norm_is_folded_in_a_network_that_changes_its_input_in_place():
             x -= 0.4
             return super().forward(x)
 
-    assert Preparation(Centring(*normalised()).eval(), IMAGES[:1], fold=True).folded == [
+    assert find_preparation(Centring(*normalised()).eval(), IMAGES[:1], fold=True).folded == [
         ("0", "1"),
         ("3", "4"),
         ("5", "6"),

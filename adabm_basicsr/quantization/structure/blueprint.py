@@ -1,0 +1,286 @@
+"""All that a run of a network shows, in a form that is stored beside the weights.
+
+What a network computes may depend on its weights: which of several experts it asks, say. A network
+that is rebuilt to load weights has others at first, so it isn't run: it is built by the blueprint
+of the one that was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import CheckpointError, is_whole
+from adabm_basicsr.quantization.config import BITS, MAX_SIZE_MULTIPLE, QuantizationConfig
+from adabm_basicsr.quantization.layers import PRODUCTS_KEY, QuantizedLayer, quantized_type
+from adabm_basicsr.quantization.structure.preparation import (
+    Preparation,
+    copy_of,
+    find_preparation,
+)
+from adabm_basicsr.quantization.structure.roles import Role, Structure, find_structure
+from adabm_basicsr.quantization.structure.sizes import (
+    find_size_multiple,
+    pad_to_multiple,
+    trial_size,
+)
+from adabm_basicsr.quantization.structure.surgery import LayerPlan, Plan, plan_layers
+
+MAX_CHANNELS = 4096
+MAX_MACS = 2**62
+
+
+@dataclass
+class Blueprint:
+    """What a quantized network is built by, apart from its options and weights.
+
+    Attributes:
+        in_channels: Channels of the images that the network takes.
+        size_multiple: What the sizes of images that it takes are multiples of.
+        preparation: How it is rewritten before its layers are replaced.
+        structure: Roles and blocks.
+        plan: Quantized and skipped layers.
+    """
+
+    in_channels: int
+    size_multiple: int
+    preparation: Preparation
+    structure: Structure
+    plan: Plan
+
+    def describe(self) -> dict[str, Any]:
+        """The blueprint in JSON's types; `read_blueprint` reads it."""
+        described = asdict(self)
+        structure = described["structure"]
+        structure["roles"] = {name: role.value for name, role in self.structure.roles.items()}
+        structure["unbatched"] = sorted(self.structure.unbatched)
+        structure["overwritten"] = sorted(self.structure.overwritten)
+        described["preparation"]["folded"] = [list(pair) for pair in self.preparation.folded]
+        return described
+
+    def check(self, prepared: nn.Module) -> None:
+        """Check that the network has the layers, blocks and products of the blueprint.
+
+        Args:
+            prepared: The network after its preparation.
+
+        Raises:
+            CheckpointError: It hasn't.
+        """
+        modules = dict(prepared.named_modules())
+        for name in self.plan.layers:
+            if name in self.structure.products:
+                continue
+            layer = modules.get(name)
+            has_type = isinstance(layer, QuantizedLayer) or (
+                layer is not None and quantized_type(layer) is not None
+            )
+            if not has_type:
+                raise CheckpointError(f"{name!r} is no layer of the network that can be quantized")
+        for name in self.structure.blocks:
+            if name not in modules:
+                raise CheckpointError(f"the network has no block {name!r}")
+        counts: dict[str, int] = {}
+        for name in dict.fromkeys(self.structure.products):
+            owner, _, index = name.rpartition(PRODUCTS_KEY)
+            owner = owner.rstrip(".")
+            expected = counts.get(owner, 0)
+            if owner not in modules or index != f".{expected}":
+                raise CheckpointError(f"the network has no product {name!r}")
+            counts[owner] = expected + 1
+
+
+def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tensor) -> Blueprint:
+    """Run ``network`` and decide by it how the network is quantized.
+
+    Args:
+        network: In evaluation mode; left as it was.
+        config: What to quantize and how.
+        example: An input of the network, ``(1, C, H, W)``, on its device.
+
+    Raises:
+        AdaBMError: The network doesn't take such an image, a pattern matches nothing, or nothing
+            can be quantized.
+    """
+    channels = example.shape[1]
+    if config.size_multiple:
+        size_multiple = config.size_multiple
+        example = pad_to_multiple(example, size_multiple)
+        # A size that the network takes.
+        small_size = tuple(example.shape[2:])
+    else:
+        size_multiple = find_size_multiple(network, example)
+        example = pad_to_multiple(example, size_multiple)
+        small_size = trial_size(size_multiple)
+    small = example.new_zeros(1, channels, *small_size)
+
+    preparation = find_preparation(network, example, fold=config.arithmetic.integer)
+    prepared = network
+    if preparation:
+        prepared = preparation.apply(copy_of(network)).eval()
+    structure = find_structure(prepared, example, config, small)
+    plan = plan_layers(structure, config)
+    return Blueprint(channels, size_multiple, preparation, structure, plan)
+
+
+# Reading
+
+
+def read_blueprint(described: object) -> Blueprint:
+    """The blueprint that `Blueprint.describe` described.
+
+    Args:
+        described: From a file, which may come from anyone.
+
+    Raises:
+        CheckpointError: Something in it is missing, unknown or of another kind.
+    """
+    parts = _parts("blueprint", described, Blueprint)
+    in_channels = _whole("in_channels", parts["in_channels"], 1, MAX_CHANNELS)
+    size_multiple = _whole("size_multiple", parts["size_multiple"], 1, MAX_SIZE_MULTIPLE)
+    preparation = _read_preparation(parts["preparation"])
+    structure = _read_structure(parts["structure"])
+    plan = _read_plan(parts["plan"], structure)
+    return Blueprint(in_channels, size_multiple, preparation, structure, plan)
+
+
+def _read_preparation(described: object) -> Preparation:
+    parts = _parts("preparation", described, Preparation)
+    folded = []
+    for pair in _list("preparation: folded", parts["folded"]):
+        names = _texts("preparation: folded", pair)
+        if len(names) != 2:
+            raise _damaged("preparation: folded", pair)
+        folded.append((names[0], names[1]))
+    return Preparation(
+        rewritten=_texts("preparation: rewritten", parts["rewritten"]),
+        normalised=_texts("preparation: normalised", parts["normalised"]),
+        folded=folded,
+    )
+
+
+def _read_structure(described: object) -> Structure:
+    parts = _parts("structure", described, Structure)
+    roles = {}
+    known = {role.value: role for role in Role}
+    for name, role in _mapping("roles", parts["roles"]).items():
+        if not isinstance(role, str) or role not in known:
+            raise _damaged(f"roles: {name}", role)
+        roles[name] = known[role]
+    names = list(roles)
+    structure = Structure(
+        roles=roles,
+        macs=_counts("macs", parts["macs"], 0),
+        other_macs=_counts("other_macs", parts["other_macs"], 0),
+        blocks=_texts("blocks", parts["blocks"]),
+        products=_names_among("products", parts["products"], names),
+        calls=_counts("calls", parts["calls"], 1),
+        unsupported=_text_mapping("unsupported", parts["unsupported"]),
+        unbatched=set(_names_among("unbatched", parts["unbatched"], names)),
+        overwritten=set(_names_among("overwritten", parts["overwritten"], names)),
+    )
+    for key, counted in (("macs", structure.macs), ("calls", structure.calls)):
+        if counted.keys() != roles.keys():
+            raise CheckpointError(f"{_WHERE}: {key} and roles are of other layers")
+    if not 0 < structure.total_macs < MAX_MACS:
+        raise _damaged("macs", structure.total_macs)
+    return structure
+
+
+def _read_plan(described: object, structure: Structure) -> Plan:
+    parts = _parts("plan", described, Plan)
+    layers = {}
+    for name, bits in _mapping("layers", parts["layers"]).items():
+        layers[name] = _read_layer(f"layers: {name}", bits)
+    if not layers:
+        raise _damaged("layers", parts["layers"])
+    _names_among("layers", list(layers), list(structure.roles))
+    return Plan(layers, skipped=_text_mapping("skipped", parts["skipped"]))
+
+
+def _read_layer(key: str, described: object) -> LayerPlan:
+    parts = _parts(key, described, LayerPlan)
+    for name, value in parts.items():
+        if name in ("w_bits", "a_bits"):
+            is_valid = is_whole(value) and value in BITS
+        else:
+            is_valid = isinstance(value, bool)
+        if not is_valid:
+            raise _damaged(f"{key}: {name}", value)
+    return LayerPlan(**parts)
+
+
+# Checks of single values
+
+
+_WHERE = "the description of the network is damaged"
+
+
+def _damaged(key: str, value: object) -> CheckpointError:
+    shown = repr(value)
+    if len(shown) > 60:
+        shown = f"{shown[:60]}..."
+    return CheckpointError(f"{_WHERE}: {key}: {shown} can't be")
+
+
+def _parts(key: str, described: object, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass, all of them and no others."""
+    parts = _mapping(key, described)
+    names = [field.name for field in fields(kind)]
+    for name in names:
+        if name not in parts:
+            raise CheckpointError(f"{_WHERE}: {key}: {name} is missing")
+    for name in parts:
+        if name not in names:
+            raise CheckpointError(f"{_WHERE}: {key}: unknown key {name!r}")
+    return parts
+
+
+def _mapping(key: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _damaged(key, value)
+    return value
+
+
+def _list(key: str, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise _damaged(key, value)
+    return value
+
+
+def _texts(key: str, value: object) -> list[str]:
+    for text in _list(key, value):
+        if not isinstance(text, str):
+            raise _damaged(key, text)
+    return _list(key, value)
+
+
+def _names_among(key: str, value: object, known: Iterable[str]) -> list[str]:
+    """Names of layers and products, each of which is known."""
+    names = _texts(key, value)
+    unknown = set(names).difference(known)
+    if unknown:
+        raise _damaged(key, min(unknown))
+    return names
+
+
+def _text_mapping(key: str, value: object) -> dict[str, str]:
+    found = _mapping(key, value)
+    _texts(key, list(found.values()))
+    return found
+
+
+def _counts(key: str, value: object, lowest: int) -> dict[str, int]:
+    found = _mapping(key, value)
+    for name, count in found.items():
+        _whole(f"{key}: {name}", count, lowest, MAX_MACS)
+    return found
+
+
+def _whole(key: str, value: object, lowest: int, highest: int) -> int:
+    if not is_whole(value) or not lowest <= value <= highest:
+        raise _damaged(key, value)
+    return value
