@@ -53,7 +53,9 @@ def held_by(tensors: Iterable[Tensor]) -> Held:
     count = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        values[storage.data_ptr()] = storage.nbytes()
+        place = storage.data_ptr()
+        held = storage.nbytes() // tensor.element_size()
+        values[place] = max(held, values.get(place, 0))
         count += 1
     return Held(sum(values.values()), count)
 

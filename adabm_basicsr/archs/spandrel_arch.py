@@ -26,7 +26,7 @@ from adabm_basicsr.quantization.checks import check_finite
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from spandrel import ImageModelDescriptor
+    from spandrel import Architecture, ImageModelDescriptor
 
 WHERE = "network_g: network"
 PURPOSES = ("SR", "Restoration")
@@ -168,10 +168,13 @@ def _rebuild(
             f"{did_you_mean(architecture, names)}"
         )
     found = spandrel.MAIN_REGISTRY[architecture].architecture
-    kind: Any = getattr(sys.modules[type(found).__module__], str(variant), None)
-    is_network = isinstance(kind, type) and issubclass(kind, nn.Module)
-    if not is_network:
-        raise OptionError(f"{WHERE}: variant: {variant!r} is no network of {architecture}")
+    kinds = _network_classes(found)
+    if not isinstance(variant, str) or variant not in kinds:
+        raise OptionError(
+            f"{WHERE}: variant: {variant!r} is no network of {architecture}; "
+            f"{did_you_mean(variant, kinds)}"
+        )
+    kind = kinds[variant]
     if not isinstance(hyperparameters, dict):
         raise OptionError(f"{WHERE}: hyperparameters: {hyperparameters!r} is no section of keys")
     try:
@@ -193,6 +196,16 @@ def _rebuild(
             "those of another network"
         )
     return descriptor
+
+
+def _network_classes(architecture: Architecture) -> dict[str, Any]:
+    """Classes of networks that an architecture of spandrel's has, by name."""
+    module = sys.modules[type(architecture).__module__]
+    found = {}
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            found[value.__name__] = value
+    return found
 
 
 def _recognise(spandrel: ModuleType, path: str | None) -> ImageModelDescriptor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from adabm_basicsr.deployment.freeze import freeze, set_grid_indices, untie, weighted_layers
 from adabm_basicsr.errors import AdaBMError, CheckpointError, ExportError, not_found, one_line
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY, parse_description
 from adabm_basicsr.quantization.config import MIN_BITS
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
@@ -134,20 +134,18 @@ def read_packed(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tens
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            description = json.loads(metadata[DESCRIPTION_KEY])
+            description = parse_description(metadata[DESCRIPTION_KEY])
             for key in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensors[key] = file.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"packed file {path} cannot be read (truncated or corrupt): {error}"
         ) from error
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is no packed file of adabm-basicsr: its description is missing"
+            f"{path} is no packed file of adabm-basicsr: its description is missing or damaged"
         ) from error
-    found = None
-    if isinstance(description, dict):
-        found = description.get("format")
+    found = description.get("format")
     if found != FORMAT:
         raise CheckpointError(
             f"packed file {path} has format {found!r}; this version reads {FORMAT}"
@@ -315,9 +313,7 @@ def _stored(key: str, tensor: Tensor) -> tuple[str, Tensor]:
         if value.is_floating_point() and not torch.isfinite(value).all():
             break
         return kind, value
-    raise ExportError(
-        f"{key}: a packed file can't hold NaN, infinite values or whole numbers beyond 64 bits"
-    )
+    raise ExportError(f"{key}: a packed file can't hold NaN or infinite values")
 
 
 def _kinds_for(tensor: Tensor) -> str:

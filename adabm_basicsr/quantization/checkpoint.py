@@ -27,6 +27,7 @@ BLUEPRINT_KEY = "blueprint"  # of a description; files that were written earlier
 PARALLEL_PREFIX = "module."  # what DataParallel and its like put before all keys
 COMPILED_PREFIX = "_orig_mod."  # and torch.compile
 MAX_LISTED = 4
+WHOLE_BITS = 63  # of the largest number in a description
 
 
 # Reading
@@ -192,12 +193,31 @@ def _description_of(content: object) -> dict[str, Any] | None:
     if not isinstance(text, str):
         return None
     try:
-        description = json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_description(text)
+    except ValueError:
         return None
+
+
+def parse_description(text: str) -> dict[str, Any]:
+    """What a file says of its network.
+
+    Raises:
+        ValueError: It is no JSON of sections, or holds whole numbers that no tensor could.
+    """
+    try:
+        description = json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(description, dict):
-        return None
+        raise ValueError("it is no section of keys")
     return description
+
+
+def _whole_number(digits: str) -> int:
+    value = int(digits)
+    if value.bit_length() > WHOLE_BITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return value
 
 
 def read_described(path: str | os.PathLike) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -315,11 +315,9 @@ class QuantizedNetwork(nn.Module):
         Raises:
             CheckpointError: They can't.
         """
-        rows = zip(
-            self.plan.layers, state[QUANTIZED_KEY].tolist(), self.layer_bits.tolist(), strict=True
-        )
-        for name, have, want in rows:
-            _check_bits(name, have, want)
+        rows = state[QUANTIZED_KEY].tolist()
+        for (name, plan), row in zip(self.plan.layers.items(), rows, strict=True):
+            _check_bits(name, row, _row(plan))
         stage = int(state["stage"])
         if stage not in set(Stage):
             raise CheckpointError(f"the checkpoint is damaged: it is of a stage {stage}")

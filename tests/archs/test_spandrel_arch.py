@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from basicsr.archs import build_network
 
-from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save_checkpoint
+from adabm_basicsr import (
+    AdaBMError,
+    calibrate,
+    finetune,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    save_packed,
+)
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork, build_base, example_input
 from adabm_basicsr.quantization.structure.roles import Role
 
@@ -108,6 +117,62 @@ def test_train_then_test_without_another_checkpoint(spandrel, workspace):
     full = json.loads(Path("results/full/metrics.json").read_text())["Val"]
     assert full["fab"] == 32
     assert full["psnr"] != metrics["psnr"]
+
+
+def quantized_drunet(tmp_path):
+    """A quantized network that takes a noise level besides; its checkpoint is gone."""
+    from spandrel.architectures.DRUNet import DRUNet
+
+    torch.manual_seed(0)
+    path = tmp_path / "net.pth"
+    torch.save(DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=2).state_dict(), path)
+    net = AdaBMNetwork(network={"type": "Spandrel", "path": str(path)}, recipe="static")
+    path.unlink()
+    return calibrate(net, [image(16, 24)])
+
+
+def test_files_name_the_architecture_and_no_path(spandrel, tmp_path):
+    net = quantized_drunet(tmp_path)
+    save_checkpoint(net, tmp_path / "quantized.pth")
+    save_packed(net, tmp_path / "quantized.safetensors")
+    for name in ("quantized.pth", "quantized.safetensors"):
+        assert str(tmp_path).encode() not in (tmp_path / name).read_bytes()
+        again = load_network(tmp_path / name)
+        assert again.description == net.description
+        with torch.no_grad():
+            assert torch.equal(again(image(20, 30)), net(image(20, 30)))
+
+
+def test_a_path_that_a_file_names_is_not_opened(spandrel, tmp_path):
+    net = quantized_drunet(tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # opening it would wait for ever
+    net.network_options = {"type": "Spandrel", "path": str(fifo)}
+    for save, name in ((save_checkpoint, "quantized.pth"), (save_packed, "quantized.safetensors")):
+        save(net, tmp_path / name)
+        with pytest.raises(AdaBMError, match="which isn't opened because a file says so"):
+            load_network(tmp_path / name)
+
+
+REBUILT = {"type": "Spandrel", "architecture": "Compact", "variant": "SRVGGNetCompact"}
+WRONG = {
+    "architecture: 'Compakt' is none of spandrel's; did you mean 'Compact'": {
+        "architecture": "Compakt"
+    },
+    "variant: 'os' is no network of Compact; valid: 'SRVGGNetCompact'": {"variant": "os"},
+    "hyperparameters: None is no section of keys": {"hyperparameters": None},
+    "Compact cannot be built from hyperparameters ['num_feats']": {
+        "hyperparameters": {"num_feats": 8}
+    },
+    "path and architecture are given; give one of them": {"path": "x.pth"},
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_architectures(spandrel, text):
+    with pytest.raises(AdaBMError) as caught:
+        build_base({**REBUILT, "hyperparameters": {"num_feat": 8}, **WRONG[text]})
+    assert text in str(caught.value)
 
 
 def test_missing_package(monkeypatch):
@@ -250,11 +315,13 @@ def test_round_trip(spandrel, tmp_path, name):
     finetune(calibrate(net, [batch]), [batch] * 2, iterations_per_epoch=1)
     save_checkpoint(net, tmp_path / "quantized.pth")
     again = load_checkpoint(network(), tmp_path / "quantized.pth")
+    alone = load_network(tmp_path / "quantized.pth")
     with torch.no_grad():
         output = net(batch)
         with net.full_precision():
             teacher = net(batch)
         assert torch.equal(again(batch), output)
+        assert torch.equal(alone(batch), output)
     assert (output - teacher).square().mean() <= 1e-3 * teacher.var()
     macs, roles = net.structure.macs, net.structure.roles
     assert sum(macs[layer] for layer, role in roles.items() if role is Role.BODY) >= 0.4 * sum(

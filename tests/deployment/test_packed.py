@@ -115,6 +115,74 @@ def test_parameters_that_a_quantized_layer_shares_with_another(tiny, excluded, r
         assert torch.equal(again(IMAGES), net(IMAGES))
 
 
+class Spectral(nn.Module):
+    """Weighs frequencies by complex parameters, and has a buffer of a kind."""
+
+    def __init__(self, dtype, size):
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.weight = nn.Parameter(torch.randn(3, 24, 13, dtype=torch.cfloat))
+        values = torch.rand(size, dtype=torch.float64) * 3
+        self.register_buffer("kept", (values * 1.5j if dtype.is_complex else values).to(dtype))
+
+    def forward(self, x):
+        x = self.first(x)
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * self.weight, s=x.shape[-2:])
+        return self.last(x + self.kept.sum().abs().float())
+
+
+def spectral(dtype, size):
+    return quantize(Spectral(dtype, size), IMAGES[:1], size_multiple=24, fully_quantized=True)
+
+
+KINDS = [
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+]
+
+
+@pytest.mark.parametrize("size", [0, 5, 5_000])
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_tensors_of_every_kind_come_back_to_the_bit(dtype, size):
+    net, again = (spectral(dtype, size) for _ in range(2))
+    calibrate(net, [IMAGES])
+    unpack(again, *pack(net))
+    assert torch.equal(again.network.weight, net.network.weight)
+    assert torch.equal(again.network.kept, net.network.kept)
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), net(IMAGES))
+
+
+def test_tensors_that_a_packed_file_cannot_hold():
+    net = calibrate(spectral(torch.float32, 5), [IMAGES])
+    for value in (
+        torch.tensor([-float("inf")] * 5),
+        torch.tensor([float("nan")] * 5),
+        torch.ones(5).to_sparse(),
+    ):
+        net.network.kept = value
+        with pytest.raises(AdaBMError, match=r"network\.kept: a packed file can't hold"):
+            pack(net)
+
+
+def test_small_tensors_of_other_kinds_are_rejected():
+    net, again = (spectral(torch.bool, 5) for _ in range(2))
+    tensors, kinds = pack(calibrate(net, [IMAGES]))
+    tensors["small.u"][9:14] = 2  # after the bits of two layers and the stage
+    with pytest.raises(AdaBMError, match=r"network\.kept isn't of the type bool"):
+        unpack(again, tensors, kinds)
+
+
 def test_a_packed_network_packs_to_the_same_file(packed, content):
     save_packed(load_packed(packed), packed)
     assert packed.read_bytes() == content
@@ -194,6 +262,13 @@ BAD_TENSORS = {
     "NaN or infinite": lambda t: t["small.f"].fill_(float("nan")),
     "holds more than the network": lambda t: t.update(extra=torch.zeros(3)),
     "is missing or of another size": lambda t: t.update({"small.f": t["small.f"][:-1].clone()}),
+    "has w_bits 3, a_bits 4, adaptive; the options say w_bits 4": lambda t: t["small.u"][:1].fill_(
+        3
+    ),
+    "is of a stage 9": lambda t: t["small.u"][16:17].fill_(9),
+    "no ranges yet": lambda t: t["small.u"][16:17].fill_(0),
+    "body.0.conv1 has weights of 0 bits": lambda t: t["small.u"][17:18].fill_(0),
+    "isn't of the type float32": lambda t: t.update({"small.f": t["small.f"].double() + 1e-12}),
 }
 
 
