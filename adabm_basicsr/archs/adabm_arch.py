@@ -32,6 +32,7 @@ from adabm_basicsr.errors import (
     check_range,
     did_you_mean,
     near_paths,
+    one_line,
 )
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY
@@ -153,6 +154,12 @@ def build_described(
         raise NotRegisteredError(
             f"the network {network.get('type')!r} is registered by {', '.join(needed)}: name what "
             f"you trust as custom_imports (--custom-imports)"
+        ) from error
+    except AdaBMError:
+        raise
+    except Exception as error:  # a network without channels, say, can't be quantized
+        raise CheckpointError(
+            f"the network that it describes cannot be built: {one_line(error)}"
         ) from error
 
 

@@ -245,7 +245,12 @@ class _SmallTensors:
         self._kinds = list(kinds) if isinstance(kinds, str) else []
         self._values = {}
         for kind, dtype in KINDS.items():
-            self._values[kind] = tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype))
+            values = tensors.pop(SMALL + kind, torch.empty(0, dtype=dtype))
+            if values.dtype is not dtype or values.dim() != 1:
+                raise CheckpointError(
+                    f"the packed file is damaged: {SMALL}{kind} is of another type or shape"
+                )
+            self._values[kind] = values
 
     def next(self, size: int) -> Tensor | None:
         """The next one, of ``size`` values or fewer if they have run out; None if none is left."""
@@ -332,17 +337,15 @@ def _count(own: Tensor) -> int:
 
 def _fill(key: str, own: Tensor, value: Tensor | None) -> None:
     """Copy what the file holds of the tensor ``key`` to the network's own."""
-    if value is None or value.numel() != _count(own):
+    if value is None or value.dtype not in KINDS.values() or value.numel() != _count(own):
         raise CheckpointError(
             f"the packed file doesn't fit the network: {key} is missing or of another size"
         )
     if value.is_floating_point() and not torch.isfinite(value).all():
         raise CheckpointError(f"the packed file is damaged: {key} holds NaN or infinite values")
-    is_real = not value.is_complex()
     target = torch.view_as_real(own) if own.is_complex() else own
     # As the file holds each tensor exactly, its values are those of the network's own type.
-    is_exact = is_real and torch.equal(value.to(target.dtype).to(value.dtype), value)
-    if not is_exact:
+    if not torch.equal(value.to(target.dtype).to(value.dtype), value):
         raise CheckpointError(
             f"the packed file doesn't fit the network: {key} isn't of the type "
             f"{str(own.dtype).removeprefix('torch.')}"

@@ -74,10 +74,15 @@ def _state_of(
             raise CheckpointError(
                 f"checkpoint {path}: {key} is larger than what the file holds of it"
             )
-        has_fractions = value.is_floating_point() or value.is_complex()
-        if has_fractions and not torch.isfinite(value).all():
+        if not _is_finite(value):
             raise CheckpointError(f"checkpoint {path}: {key} holds NaN or infinite values")
     return state
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_floating_point() and value.element_size() == 1:
+        value = value.float()  # torch doesn't know of smaller ones whether they are finite
+    return bool(torch.isfinite(value).all())
 
 
 def _check_param_key(path: str | os.PathLike, content: object, param_key: str | None) -> None:

@@ -28,7 +28,7 @@ FIXED_BITS = 8  # head and tail, where they are quantized at all
 MIN_BITS = 2
 MAX_BITS = 8
 BITS = (*range(MIN_BITS, MAX_BITS + 1), FLOAT_BITS)
-MAX_SIZE_MULTIPLE = 1024  # pixels; images are mirrored up to it, however small they are
+MAX_SIZE_MULTIPLE = 256  # pixels; images are mirrored up to it, however small they are
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 # Targets, and what their values lie below: dB, and shares of full precision.
 TARGETS = {"self_psnr": 100, "bitops": 1, "size": 1}

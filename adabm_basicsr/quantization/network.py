@@ -307,7 +307,7 @@ class QuantizedNetwork(nn.Module):
         self.check_values(state)
 
     def check_values(self, state: Mapping[str, Tensor]) -> None:
-        """Reject a quantized state whose bits or stage can't be those of this network.
+        """Reject a quantized state whose bits, stage or scales can't be those of this network.
 
         Args:
             state: Of the keys and shapes of this network's own.
@@ -321,6 +321,9 @@ class QuantizedNetwork(nn.Module):
         stage = int(state["stage"])
         if stage not in set(Stage):
             raise CheckpointError(f"the checkpoint is damaged: it is of a stage {stage}")
+        for key, value in state.items():
+            if key.endswith("_quantizer.channel_scale") and not bool((value > 0).all()):
+                raise CheckpointError(f"the checkpoint is damaged: {key} isn't above 0")
         for name, quantizer in self.weight_quantizers().items():
             if quantizer.allocated is None:
                 continue

@@ -61,7 +61,7 @@ HUGE = [
     ("network", {"num_in_ch": 10**9}),
     ("network", {"img_range": 10**400}),
     ("options", {"size_multiple": 10**6}),
-    ("options", {"size_multiple": 1025}),
+    ("options", {"size_multiple": 257}),
 ]
 
 

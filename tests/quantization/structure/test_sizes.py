@@ -102,7 +102,7 @@ def test_quantized_network_takes_any_size():
 
 def test_size_multiple_can_be_given():
     assert quantize(Windowed(4), EXAMPLE, size_multiple=12).size_multiple == 12
-    with pytest.raises(AdaBMError, match="size_multiple: 0 is out of range; valid: 1 to 1024"):
+    with pytest.raises(AdaBMError, match="size_multiple: 0 is out of range; valid: 1 to 256"):
         quantize(Windowed(4), EXAMPLE, size_multiple=0)
 
 
