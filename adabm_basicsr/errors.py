@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
@@ -86,6 +87,21 @@ def first_line(error: Exception, skipped: tuple[str, ...] = ()) -> str:
     return repr(error)
 
 
+@contextmanager
+def within(section: str) -> Iterator[None]:
+    """Context in which errors of options name the section that they stand in, if they don't.
+
+    Args:
+        section: Its name in option files.
+    """
+    try:
+        yield
+    except OptionError as error:
+        if str(error).startswith(f"{section}:"):
+            raise
+        raise type(error)(f"{section}: {error}") from error
+
+
 def one_line(error: Exception) -> str:
     """The message of an error in one line, as names in files may hold any characters."""
     return " ".join(str(error).split())
@@ -149,8 +165,10 @@ def check_positive(where: str, value: object) -> int:
     Raises:
         OptionError: It is not a positive whole number, or far too large.
     """
-    if not is_whole(value) or not 1 <= value <= MAX_COUNT:
+    if not is_whole(value) or value < 1:
         raise OptionError(f"{where}: {value!r} is not a positive whole number")
+    if value > MAX_COUNT:
+        raise OptionError(f"{where}: {value!r} is out of range; valid: 1 to {MAX_COUNT}")
     return value
 
 

@@ -13,6 +13,7 @@ from adabm_basicsr.errors import (
     first_line,
     near_paths,
     not_found,
+    within,
 )
 
 NUMBERS = [str(number) for number in range(20)]
@@ -52,7 +53,21 @@ def test_paths_that_are_not_there(tmp_path):
     assert near_paths(tmp_path / ("a" * 300) / "net.pth") == ""
 
 
-@pytest.mark.parametrize("wrong", [0, -1, True, 1.0, "1", None, 2**31])
+def test_counts_that_are_too_large():
+    with pytest.raises(
+        OptionError, match="batch: 2147483648 is out of range; valid: 1 to 2147483647"
+    ):
+        check_positive("batch", 2**31)
+
+
+def test_sections_are_named_once():
+    for message in ("w_bits: 9", "network_g: w_bits: 9"):
+        with pytest.raises(OptionError) as caught, within("network_g"):
+            raise OptionError(message)
+        assert str(caught.value) == "network_g: w_bits: 9"
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.0, "1", None])
 def test_counts(wrong):
     assert check_positive("batch", 1) == 1
     with pytest.raises(OptionError) as caught:

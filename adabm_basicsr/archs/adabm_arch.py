@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -241,8 +242,9 @@ def build_base(options: dict[str, Any], where: str = "network_g: network") -> nn
     if reason := REFUSED.get(name.removesuffix(OWN_ENDING)):
         raise OptionError(f"{where}: type: {name} can't be quantized here: {reason}")
     registered = _registered_name(name, where)
-    given = [key for key in options if key != "type"]
-    _check_arch_options(f"{where}: {name}", ARCH_REGISTRY.get(registered), given)
+    arch = ARCH_REGISTRY.get(registered)
+    given = {key: value for key, value in options.items() if key != "type"}
+    _check_arch_options(f"{where}: {name}", arch, list(given))
     asked = dict(options)
     asked["type"] = registered
     try:
@@ -250,8 +252,10 @@ def build_base(options: dict[str, Any], where: str = "network_g: network") -> nn
     except AdaBMError:
         raise
     except Exception as error:  # whatever its own code raises
+        _check_kinds(f"{where}: {name}", arch, given)
+        shown = ", ".join(f"{key}: {reprlib.repr(value)}" for key, value in given.items())
         raise OptionError(
-            f"{where}: {name} cannot be built from {given}: {failure(error)}"
+            f"{where}: {name} cannot be built from {{{shown}}}: {failure(error)}"
         ) from error
 
 
@@ -269,16 +273,59 @@ def _registered_name(name: str, where: str) -> str:
 
 
 def _check_arch_options(where: str, arch: type[nn.Module], given: list[str]) -> None:
-    parameters = dict(inspect.signature(arch).parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    check_keys(where, given, parameters)
+    """Check that an architecture takes the options that are given, and needs no others."""
+    named = []
     missing = []
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in given:
+    takes_any = False
+    for key, parameter in inspect.signature(arch).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        is_needed = parameter.default is parameter.empty
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            if is_needed:
+                raise OptionError(
+                    f"{where}: its argument {key} can't be given by name, as options are; remove "
+                    "the / behind it"
+                )
+            continue
+        named.append(key)
+        if is_needed and key not in given:
             missing.append(key)
+    if takes_any:
+        return
+    check_keys(where, given, named)
     if missing:
         raise OptionError(f"{where} needs {', '.join(missing)}")
+
+
+def _check_kinds(where: str, arch: type[nn.Module], given: Mapping[str, Any]) -> None:
+    """Name an option of another kind than its default, as the likely reason of a failure.
+
+    Raises:
+        OptionError: There is one.
+    """
+    parameters = inspect.signature(arch).parameters
+    for key, value in given.items():
+        if key not in parameters:
+            continue
+        default = parameters[key].default
+        if default is parameters[key].empty or default is None:
+            continue
+        if not _is_like(value, default):
+            raise OptionError(
+                f"{where}: {key}: {reprlib.repr(value)} is not of the kind of {default!r}, its "
+                "default"
+            )
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether both are numbers, lists, texts, or true or false."""
+    for kind in (bool, (int, float), (list, tuple), str):
+        if isinstance(default, kind):
+            return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+    return True
 
 
 def example_input(network: nn.Module, options: Mapping[str, Any]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from basicsr.archs import build_network
 from basicsr.utils import registry
 
 from adabm_basicsr.archs.adabm_arch import build_base, import_modules
-from adabm_basicsr.errors import NotRegisteredError, OptionError, did_you_mean
+from adabm_basicsr.errors import NotRegisteredError, OptionError, did_you_mean, within
 from adabm_basicsr.models.adabm_model import AdaBMModel
 from adabm_basicsr.models.setup import set_up_training
 from adabm_basicsr.options.datasets import check_datasets, check_metrics
@@ -86,7 +86,8 @@ def _check_network(opt: dict[str, Any], is_train: bool) -> None:
     paths = opt["path"]
     is_quantized = opt["network_g"]["type"] == QUANTIZED
     if is_quantized:
-        net = build_network(opt["network_g"])
+        with within("network_g"):
+            net = build_network(opt["network_g"])
     else:
         net = build_base(opt["network_g"], "network_g")
     if paths.get("pretrain_network_g") and not paths.get("resume_state"):

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from adabm_basicsr.errors import OptionError, check_keys, did_you_mean
+from adabm_basicsr.errors import OptionError, check_keys, did_you_mean, within
 from adabm_basicsr.options.kinds import Kind, Range
 from adabm_basicsr.options.table import (
     DATASETS,
@@ -64,7 +64,8 @@ def check_table(opt: Mapping[str, Any]) -> None:
     if network.get("type") == AdaBMNetwork.__name__:
         check_section("network_g", AdaBMNetwork, network)
         # The method checks the values of its own options.
-        make_config({key: network.get(key) for key in QuantizationConfig.__dataclass_fields__})
+        with within("network_g"):
+            make_config({key: network.get(key) for key in QuantizationConfig.__dataclass_fields__})
     else:
         check_section("network_g", PlainNetwork, network)
 

@@ -141,7 +141,7 @@ class Preparation:
         """
         modules = dict(network.named_modules())
         for name in self.rewritten:
-            if not name or type(modules.get(name)) not in _REWRITINGS:
+            if not name or name not in modules or _rewriting(modules[name]) is None:
                 raise _not_there("rewritten", name)
         for name in self.normalised:
             if name not in modules or not _normalises_weight(modules[name]):
