@@ -301,8 +301,9 @@ class QuantizedNetwork(nn.Module):
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         """Reject a quantized state of other layers, keys, shapes or bits."""
         saved = state[QUANTIZED_KEY]
-        if len(saved) != len(self.layer_bits):
-            raise _other_count(len(saved), len(self.layer_bits))
+        count = len(saved) if saved.dim() else 0
+        if count != len(self.layer_bits):
+            raise _other_count(count, len(self.layer_bits))
         check_same(self.state_dict(), state, f"quantized {type(self.network).__name__}")
         self.check_values(state)
 

@@ -117,3 +117,26 @@ def test_network_with_a_child_called_module(tiny, tmp_path, kind):
             loaded = load_checkpoint(kind_of_network, tmp_path / f"{index}.pth")
             with torch.no_grad(), net.full_precision():
                 assert torch.equal(loaded(IMAGES), source(IMAGES))
+
+
+CHANGES = {
+    "it has 0 quantized layers, the options give 4": {"layer_bits": torch.tensor(3)},
+    "1 of another kind \\(network.conv_last.bias is complex64 instead of float32\\)": {
+        "network.conv_last.bias": torch.ones(3, dtype=torch.cfloat)
+    },
+    "stage is int64 instead of uint8": {"stage": torch.tensor(256)},
+    "it is of a stage 7": {"stage": torch.tensor(7)},
+    "body.0.conv1 has weights of 9 bits": {
+        "network.body.0.conv1.weight_quantizer.allocated": torch.tensor(9)
+    },
+    "channel_scale isn't above 0": {
+        "network.body.0.conv1.input_quantizer.channel_scale": torch.zeros(1, 8, 1, 1)
+    },
+}
+
+
+@pytest.mark.parametrize("text", CHANGES)
+def test_values_that_no_quantized_network_has(text, tiny):
+    net = quantize(tiny, IMAGES[:1])
+    with pytest.raises(AdaBMError, match=text):
+        net.load_state_dict({**calibrated(tiny).state_dict(), **CHANGES[text]})
