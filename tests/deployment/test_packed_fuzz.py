@@ -218,7 +218,7 @@ def changed_tensor(tensor, how, value):
     filling = FILLINGS[value % len(FILLINGS)]
     if not tensor.is_floating_point():
         filling = int(filling) % 256 if abs(filling) < 1e9 else 7
-    part.fill_(filling)
+    part.copy_(torch.tensor(filling).to(part.dtype))
     return filled
 
 
