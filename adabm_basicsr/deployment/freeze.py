@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
+from adabm_basicsr.quantization.structure.preparation import copy_of
 
 
 class WeightedLayer(NamedTuple):
@@ -46,7 +46,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         raise ExportError(
             "the network has not been quantized yet: calibrate it or load a quantized checkpoint"
         )
-    frozen = copy.deepcopy(net).requires_grad_(False)
+    frozen = copy_of(net).requires_grad_(False)
     untie(frozen)
     for own, original in zip(weighted_layers(frozen), weighted_layers(net), strict=True):
         name, layer, quantizer = own

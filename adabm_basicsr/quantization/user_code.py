@@ -17,6 +17,7 @@ from torch import nn
 
 from adabm_basicsr.errors import AdaBMError, first_line
 
+PYTHON = Path(traceback.__file__).parent
 TORCH = Path(torch.__file__).parent
 PACKAGE = Path(__file__).parents[1]
 ARCHS = PACKAGE / "archs"  # networks, as those of users are
@@ -122,10 +123,12 @@ def _origin(error: Exception, network: nn.Module | None) -> tuple[str, str]:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file holds a network's code, rather than torch's or ours."""
+    """Whether a file holds a network's code, rather than Python's, torch's or ours."""
     path = Path(filename)
     if path.is_relative_to(ARCHS):
         return True
+    if path.is_relative_to(PYTHON) and "site-packages" not in path.parts:
+        return False
     is_library = path.is_relative_to(TORCH) or path.is_relative_to(PACKAGE)
     return not is_library and not filename.startswith("<frozen")
 

@@ -1,5 +1,7 @@
 """What a user's network raises becomes one line that names module, file and line."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,16 @@ def test_an_error_is_one_line_with_module_file_and_line(error, text):
     with pytest.raises(AdaBMError, match=line) as caught:
         failing(error)
     assert caught.value.__cause__ is error
+
+
+def test_the_place_is_not_in_a_library():
+    class Choosing(nn.Module):
+        def forward(self, x):
+            return random.choice([])
+
+    line = r"IndexError: .* \(\S*test_user_code\.py:\d+\)$"
+    with pytest.raises(AdaBMError, match=line), users_code(None, "Net fails"):
+        Choosing()(IMAGES)
 
 
 @pytest.mark.parametrize(

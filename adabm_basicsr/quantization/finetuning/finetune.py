@@ -223,6 +223,7 @@ class Finetuner:
             self.clip(images)
         return False
 
+    @torch.enable_grad()  # a network's module may switch them off for all code
     def step(
         self,
         images: Tensor,

@@ -8,9 +8,10 @@ folded for any network; other rewritings stand in a table by module type, which
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 from adabm_basicsr.errors import AdaBMError, CheckpointError
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
-from adabm_basicsr.quantization.user_code import users_code
+from adabm_basicsr.quantization.user_code import is_out_of_memory, message, users_code
 
+Network = TypeVar("Network", bound=nn.Module)
 Rewriting = Callable[[nn.Module], nn.Module]
 
 _REWRITINGS: dict[type[nn.Module], Rewriting] = {}
@@ -45,13 +47,14 @@ def register_preparation(kind: type[nn.Module]) -> Callable[[Rewriting], Rewriti
     return register
 
 
-def copy_of(network: nn.Module) -> nn.Module:
+def copy_of(network: Network) -> Network:
     """A deep copy of ``network``, also of what its parameters were made into.
 
     Old normalisations keep a weight together with its graph, which `copy.deepcopy` rejects.
 
     Raises:
-        AdaBMError: A module keeps something in ``__slots__``, which copies of modules lose.
+        AdaBMError: A module keeps something that can't be copied, or keeps it in ``__slots__``,
+            which copies of modules lose.
     """
     copies = {}
     for name, module in network.named_modules():
@@ -64,7 +67,30 @@ def copy_of(network: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 copies[id(value)] = value.detach().clone()
-    return copy.deepcopy(network, copies)
+    try:
+        # Without gradients, as modules of TorchScript copy their weights as any tensors.
+        with torch.no_grad():
+            return copy.deepcopy(network, copies)
+    except Exception as error:  # whatever an attribute's own code raises
+        if is_out_of_memory(error):
+            raise
+        raise AdaBMError(
+            f"{type(network).__name__} cannot be copied: {_uncopied(network)}{message(error)}"
+        ) from error
+
+
+def _uncopied(network: nn.Module) -> str:
+    """Name of the attribute that can't be copied, the beginning of a message; may be empty."""
+    own = vars(nn.Module())
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key in own:
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # the same again
+                return f"{name}.{key}: ".lstrip(".")
+    return ""
 
 
 def _slots(module: nn.Module) -> list[str]:
@@ -87,7 +113,7 @@ def uncompiled(network: nn.Module) -> nn.Module:
         if module._compiled_call_impl is not None:
             module._compiled_call_impl = None
         forward = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
-        if getattr(forward, "__func__", None) is type(module).forward:
+        if inspect.ismethod(forward) and forward.__func__ is type(module).forward:
             del module.forward
     return network
 

@@ -1,6 +1,7 @@
 """Networks that hide or split their convolutions are rewritten without a change of their output."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -228,6 +229,26 @@ def test_lazy_layers_get_their_weights():
     network = nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyConv2d(8, 3), nn.LazyConv2d(3, 3))
     net = quantize(network, IMAGES[:1])
     assert net.layers()["1"].weight.shape == (8, 8, 3, 3)
+
+
+def test_what_cannot_be_copied_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+    network[1].lock = threading.Lock()
+    with pytest.raises(AdaBMError, match=r"^Sequential cannot be copied: 1\.lock: TypeError: "):
+        quantize(network, IMAGES[:1])
+
+
+def test_a_network_that_keeps_what_it_computed_is_copied():
+    class Keeping(Plain):
+        def forward(self, x):
+            self.kept = super().forward(x)
+            return self.kept
+
+    net = calibrate(quantize(Keeping(), IMAGES[:1], recipe="best"), [IMAGES])
+    output = net(IMAGES)
+    assert net.network.kept.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(freeze(net)(IMAGES), output)
 
 
 def test_what_copies_lose_is_rejected():
