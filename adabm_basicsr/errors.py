@@ -117,12 +117,28 @@ def not_found(
         path: The path. If there is nothing there, the message names paths that are spelt alike.
         kind: Class of the error.
     """
+    why = why_link_is_broken(path)
+    if why:
+        return kind(f"{what} {path} {why}".strip())
     # Path.exists and its like raise for names that no file can have.
     if not os.path.exists(path):  # noqa: PTH110
         return kind(f"{what} {path} does not exist{near_paths(path)}".strip())
     if os.path.isdir(path):  # noqa: PTH112
         return kind(f"{what} {path} is a folder, not a file".strip())
     return kind(f"{what} {path} is a file, not a folder".strip())
+
+
+def why_link_is_broken(path: str | os.PathLike) -> str:
+    """What is wrong with a link that leads to no file; empty for what isn't such a link."""
+    is_broken = os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114
+    if not is_broken:
+        return ""
+    target = Path(path).readlink()
+    # Where it ends; in a circle there are links all along.
+    end = os.path.realpath(path)
+    if os.path.islink(end):  # noqa: PTH114
+        return "is a link that leads back to itself"
+    return f"is a link to {target}, which does not exist"
 
 
 def near_paths(path: str | os.PathLike) -> str:

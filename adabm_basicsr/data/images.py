@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from adabm_basicsr.data.headers import MAX_PIXELS, TIFF_STARTS, check_header
-from adabm_basicsr.errors import ImageError, not_found
+from adabm_basicsr.errors import ImageError, not_found, why_link_is_broken
 from adabm_basicsr.files import atomic_path, exists, is_file, is_folder
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -62,6 +62,9 @@ def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def _content(path: Path) -> bytes:
+    why = why_link_is_broken(path)
+    if why:
+        raise ImageError(f"image {path} {why}")
     # A pipe or a device would be read for ever.
     if exists(path) and not is_file(path):
         raise ImageError(f"image {path} cannot be read: it is no file")

@@ -21,7 +21,7 @@ from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_u
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
 from adabm_basicsr.deployment.tiles import Block, finished_blocks
-from adabm_basicsr.errors import AdaBMError, ImageError, OptionError, first_line
+from adabm_basicsr.errors import AdaBMError, ImageError, OptionError, first_line, why_link_is_broken
 from adabm_basicsr.files import atomic_path, is_file, is_folder
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -29,6 +29,8 @@ DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with 
 GREY, GREY_ALPHA, BGR, BGR_ALPHA = 1, 2, 3, 4  # channels
 DEEP_EXTENSIONS = {".png", ".tif", ".tiff"}  # that hold 16 bits
 WITHOUT_ALPHA = {".jpg", ".jpeg", ".bmp", ".ppm", ".pgm"}
+COLOUR_ALONE = ".ppm"
+GREY_ALONE = ".pgm"
 QUALITY = {
     ".jpg": cv2.IMWRITE_JPEG_QUALITY,
     ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
@@ -115,7 +117,7 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
     """Which file becomes which.
 
     Args:
-        inputs: Files, folders and patterns.
+        inputs: Files, folders and patterns. A file that several of them name is taken once.
         out: A folder; or a file, if a single file is put in.
         extension: Of the files to write, such as ``png``; those of the inputs by default.
 
@@ -129,7 +131,7 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
     if extension is not None and f".{extension}".lower() not in EXTENSIONS:
         valid = ", ".join(sorted(ending.removeprefix(".") for ending in EXTENSIONS))
         raise OptionError(f"--ext: {extension!r} is no image format; valid: {valid}")
-    jobs = _name_outputs(sources, out, extension)
+    jobs = _name_outputs(_each_once(sources), out, extension)
     _check_jobs(jobs)
     return jobs
 
@@ -138,18 +140,32 @@ def _find(given: str) -> list[Path]:
     """The images that an input names."""
     if is_folder(given):
         return list_images(given, "--input")
-    if is_file(given):
+    # A link that leads nowhere is named with the images that fail; the others are done.
+    if is_file(given) or why_link_is_broken(given):
         return [Path(given)]
     found = []
     for name in sorted(glob.glob(given, recursive=True)):  # noqa: PTH207 (it may be absolute)
         path = Path(name)
-        if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        is_image = path.suffix.lower() in EXTENSIONS
+        if is_image and (is_file(path) or why_link_is_broken(path)):
             found.append(path)
     if not found:
         raise OptionError(
             f"--input: {given} is no file, no folder, and no pattern that matches an image"
         )
     return found
+
+
+def _each_once(sources: list[Path]) -> list[Path]:
+    """``sources`` without files that came before under the same name, by whatever way."""
+    seen = set()
+    kept = []
+    for source in sources:
+        file = (os.path.realpath(source), source.name)
+        if file not in seen:
+            seen.add(file)
+            kept.append(source)
+    return kept
 
 
 def _name_outputs(sources: list[Path], out: Path, extension: str | None) -> list[Job]:
@@ -170,12 +186,13 @@ def _name_outputs(sources: list[Path], out: Path, extension: str | None) -> list
 
 
 def _check_jobs(jobs: list[Job]) -> None:
-    inputs = {source.resolve() for source, _ in jobs}
+    # Path.resolve raises for links that lead back to themselves.
+    inputs = {os.path.realpath(source) for source, _ in jobs}
     made: dict[Path, Path] = {}
     for source, target in jobs:
         if target in made:
             raise OptionError(f"--out: {made[target]} and {source} would both become {target}")
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise OptionError(
                 f"--out: {target} would be overwritten, but is put in itself; "
                 f"name another folder or file"
@@ -304,13 +321,24 @@ def upscale_file(
     if alpha is not None and kind not in WITHOUT_ALPHA:
         resized = cv2.resize(to_unit_range(alpha), (width, height), interpolation=cv2.INTER_CUBIC)
         result = np.dstack([result, _to_integers(resized, depth)])
+    content = _encode(result, kind)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+    return height * width
+
+
+def _encode(image: np.ndarray, kind: str) -> bytes:
+    """The file of ``kind``, such as ``.png``, of an image ``(H, W, C)``."""
+    height, width, channels = image.shape
+    if kind == COLOUR_ALONE and channels == GREY:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if kind == GREY_ALONE and channels != GREY:
+        raise ImageError(f"{kind} holds grey images, this one has colours; take --ext ppm")
     quality = [QUALITY[kind], BEST_LOSSY] if kind in QUALITY else []
-    is_encoded, content = cv2.imencode(kind, result, quality)
+    is_encoded, content = cv2.imencode(kind, image, quality)
     if not is_encoded:
         raise ImageError(f"{kind} can't hold an image of {width}x{height} pixels")
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content.tobytes())
-    return height * width
+    return content.tobytes()
 
 
 def _split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

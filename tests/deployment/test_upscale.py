@@ -151,6 +151,56 @@ def test_a_broken_image_doesnt_stop_the_rest(models, folder, capsys):
     assert "images upscaled: 2" in printed.out
 
 
+def test_links_that_lead_nowhere_dont_stop_the_rest(models, folder, capsys):
+    cv2.imwrite("in/z.png", IMAGE)
+    inside = folder / "in"
+    (inside / "a.png").symlink_to("b.png")
+    (inside / "b.png").symlink_to("a.png")
+    (inside / "gone.png").symlink_to("nothing.png")
+    (inside / "loop").symlink_to(".")
+    expected = {
+        "a.png": "is a link that leads back to itself",
+        "b.png": "is a link that leads back to itself",
+        "gone.png": "is a link to nothing.png, which does not exist",
+    }
+    names = [f"in/{name}" for name in (*expected, "z.png")]
+    for given in (["in"], ["in/*"], names):
+        with pytest.raises(SystemExit):
+            upscale(models, "-i", *given, "--overwrite")
+        errors = capsys.readouterr().err
+        assert "3 of 4 images failed" in errors
+        for name, reason in expected.items():
+            assert f"image in/{name} {reason}" in errors
+        assert [path.name for path in (folder / "out").iterdir()] == ["z.png"]
+    assert len(plan_outputs(["in/**/z.png"], folder / "out")) == 1
+    (folder / "gone.safetensors").symlink_to("nothing")
+    with pytest.raises(SystemExit):
+        upscale(folder, "-i", "in/z.png", model="gone.safetensors")
+    assert "gone.safetensors is a link to nothing, which does not exist" in capsys.readouterr().err
+
+
+def test_a_file_that_is_named_twice_is_taken_once(models, folder, capsys):
+    cv2.imwrite("in/a.png", IMAGE)
+    (folder / "in/same.png").symlink_to("a.png")
+    (folder / "way").symlink_to("in")
+    upscale(models, "-i", "in/a.png", "in", "./in/../in/a.png", "way/*.png", str(folder / "in"))
+    assert "images upscaled: 2," in capsys.readouterr().out
+    assert np.array_equal(written("a.png"), written("same.png"))
+
+
+def test_portable_maps_hold_what_they_are_for(models, folder, capsys):
+    cv2.imwrite("in/a.png", IMAGE[..., 0])
+    upscale(models, "-i", "in", "--ext", "pgm")
+    assert written("a.pgm").shape == (40, 52)
+    upscale(models, "-i", "in", "--ext", "ppm")
+    assert np.array_equal(written("a.ppm"), np.dstack([written("a.pgm")] * 3))
+    cv2.imwrite("in/a.png", IMAGE)
+    with pytest.raises(SystemExit):
+        upscale(models, "-i", "in", "--ext", "pgm", "--overwrite")
+    reason = "in/a.png: .pgm holds grey images, this one has colours; take --ext ppm"
+    assert reason in capsys.readouterr().err
+
+
 def test_quiet_and_json(models, folder, capsys):
     cv2.imwrite("in/a.png", IMAGE)
     upscale(models, "-i", "in", "--quiet")
