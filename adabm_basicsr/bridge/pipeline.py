@@ -64,11 +64,11 @@ def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log
                 _run(opt, args, root)
             if own_log and opt["rank"] == 0:
                 _report(opt, args.json)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         advice = ""
         if is_train:
             advice = _how_to_go_on(opt, start)
-        raise KeyboardInterrupt(advice) from None
+        raise type(interruption)(advice) from None
     finally:
         if own_log:
             close_logger()

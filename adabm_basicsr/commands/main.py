@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 from adabm_basicsr.errors import AdaBMError, OptionError, did_you_mean
@@ -16,6 +19,11 @@ from adabm_basicsr.version import __version__
 MISTAKE = 2  # exit code
 INTERRUPTED = 130  # as of a process that Ctrl-C ended
 PIPE_CLOSED = 141  # as of a process whose reader is gone
+TERMINATED = 143  # as of a process that SIGTERM ended
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: everything tidies up as after Ctrl-C."""
 
 
 class Command(NamedTuple):
@@ -86,14 +94,16 @@ COMMANDS = {
 def one_line_errors() -> Iterator[None]:
     """Turn an `AdaBMError`, or a file that the system refuses, into one line and exit code 2.
 
-    Ctrl-C gives a line too, with what its exception says of how to go on, and exit code 130. Lines
-    go to stderr. Where nobody reads the output any more (``| head``), the command ends quietly.
+    Ctrl-C and SIGTERM give a line too, with what their exception says of how to go on, and exit
+    codes 130 and 143. Lines go to stderr. Where nobody reads the output any more (``| head``), the
+    command ends quietly.
     """
     # What is wrong with an image is in that line; OpenCV needn't say it too.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
-        yield
-        sys.stdout.flush()
+        with _raising_on_sigterm():
+            yield
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,9 +111,33 @@ def one_line_errors() -> Iterator[None]:
     except (AdaBMError, OSError) as error:
         print(f"adabm-basicsr: error: {error}", file=sys.stderr)
         raise SystemExit(MISTAKE) from None
+    except Terminated as termination:
+        print(f"adabm-basicsr: terminated{termination}", file=sys.stderr)
+        raise SystemExit(TERMINATED) from None
     except KeyboardInterrupt as interruption:
         print(f"adabm-basicsr: interrupted{interruption}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, by which Python would end at once and leave things half-done.
+
+    Only the main thread can; where the process ignores the signal, it still does.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,9 +16,12 @@ from tqdm import tqdm
 from adabm_basicsr.data.headers import MAX_PIXELS, check_max_pixels
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.errors import ImageError, OptionError
-from adabm_basicsr.files import atomic_path
+from adabm_basicsr.files import TEMPORARY_PREFIX, atomic_path
 
 LMDB_SUFFIX = ".lmdb"
+ROOM = 10  # times the size of its images that an LMDB may grow to; only what it uses is written
+SPARE_ROOM = 1 << 24
+UNFINISHED = f"{TEMPORARY_PREFIX}images"
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
@@ -57,7 +60,7 @@ def prepare(
         max_pixels: Larger images are rejected: they may be made to fill the memory.
 
     Returns:
-        The LR images that were written; for an LMDB, as they were before they went into it.
+        The LR images that were written; for an LMDB, as they would be called in a folder.
 
     Raises:
         AdaBMError: A folder is missing or empty, an image is broken or too small, or a target is
@@ -72,34 +75,46 @@ def prepare(
     _check_is_new("--out", out)
     if mod is not None:
         _check_is_new("--mod", mod)
-    folder = out.with_suffix(".lmdb.images") if to_lmdb else out
     written = []
-    with _all_or_nothing(folder, mod):
+    with ExitStack() as folders:
+        unfinished = folders.enter_context(_all_or_nothing(out))
+        unfinished_mod = None
+        if mod is not None:
+            unfinished_mod = folders.enter_context(_all_or_nothing(mod))
         for path in tqdm(paths, "Bicubic", unit="image", disable=None):
             image = read_image(path, max_pixels=max_pixels)
-            written.append(_prepare_one(path, image, scale, folder, mod))
+            written.append(_prepare_one(path, image, scale, unfinished, unfinished_mod))
         if to_lmdb:
-            _to_lmdb(folder, written, out)
-            shutil.rmtree(folder)
-    return written
+            _to_lmdb(unfinished, written)
+    return [out / path.name for path in written]
 
 
 def _check_is_new(key: str, target: Path) -> None:
+    """Check that nothing is there, or what a killed run left, which is removed."""
     if not target.exists():
         return
+    if target.is_dir():
+        shutil.rmtree(target / UNFINISHED, ignore_errors=True)
     if not target.is_dir() or any(target.iterdir()):
         raise OptionError(f"{key}: {target} exists and is not an empty folder")
 
 
 @contextmanager
-def _all_or_nothing(*folders: Path | None) -> Iterator[None]:
-    """Remove the new folders if it fails: half of the images would pass for all of them."""
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    """Give a folder within ``folder`` to write to; what it holds moves up in the end.
+
+    If it fails, ``folder`` is removed: half of the images would pass for all of them. If the
+    process is killed, the hidden folder is left, which the next run removes.
+    """
+    unfinished = folder / UNFINISHED
     try:
-        yield
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in unfinished.iterdir():
+            path.rename(folder / path.name)
+        unfinished.rmdir()
     except BaseException:
-        for folder in folders:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -139,10 +154,16 @@ def _write_png(path: Path, image: np.ndarray) -> None:
             raise OSError(f"OpenCV could not write {path.name}")
 
 
-def _to_lmdb(folder: Path, images: list[Path], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.exists():
-        out.rmdir()
+def _to_lmdb(folder: Path, images: list[Path]) -> None:
+    """Put the images into an LMDB, which takes their place in ``folder``."""
+    made = folder / f"made{LMDB_SUFFIX}"
     names = [path.name for path in images]
     keys = [path.stem for path in images]
-    make_lmdb_from_imgs(str(folder), str(out), names, keys)
+    # BasicSR's own guess goes by the size of the first image.
+    map_size = ROOM * sum(path.stat().st_size for path in images) + SPARE_ROOM
+    make_lmdb_from_imgs(str(folder), str(made), names, keys, map_size=map_size)
+    for path in images:
+        path.unlink()
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()

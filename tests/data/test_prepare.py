@@ -4,9 +4,27 @@ import cv2
 import numpy as np
 import pytest
 from conftest import write_images
+from faults import FORKS, kill_this_process
 
+from adabm_basicsr.data import prepare as prepare_module
 from adabm_basicsr.data.prepare import downscale, prepare
 from adabm_basicsr.errors import AdaBMError
+
+IMAGES = ["img_000.png", "img_001.png", "img_002.png"]
+
+
+def prepare_and_die(hr, out, mod):
+    """Kill this process where the third image is read."""
+    original, read = prepare_module.read_image, []
+
+    def read_image(*args, **kwargs):
+        read.append(args)
+        if len(read) == 3:
+            kill_this_process()
+        return original(*args, **kwargs)
+
+    prepare_module.read_image = read_image
+    prepare(hr, 2, out, mod)
 
 
 @pytest.mark.shared
@@ -62,6 +80,21 @@ def test_names_that_make_no_key_of_an_lmdb(tmp_path, name):
         AdaBMError, match=f"{name} makes no key of an LMDB; name it in ASCII, with one dot"
     ):
         prepare(hr, 4, tmp_path / "lr.lmdb")
+
+
+@pytest.mark.parametrize("name", ["lr", "lr.lmdb"])
+def test_a_run_that_was_killed_is_done_anew(tmp_path, name):
+    write_images(tmp_path / "hr", [(32, 32)] * 3)
+    out, mod = tmp_path / name, tmp_path / "mod"
+    child = FORKS.Process(target=prepare_and_die, args=(tmp_path / "hr", out, mod))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+    assert [path for folder in (out, mod) for path in folder.glob("[!.]*")] == []
+    prepare(tmp_path / "hr", 2, out, mod)
+    made = {"lr": IMAGES, "lr.lmdb": ["data.mdb", "lock.mdb", "meta_info.txt"]}[name]
+    assert sorted(path.name for path in out.iterdir()) == made
+    assert sorted(path.name for path in mod.iterdir()) == IMAGES
 
 
 def test_larger_images_than_allowed(tmp_path):
