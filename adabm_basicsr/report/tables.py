@@ -201,6 +201,7 @@ LAYER_COLUMNS: dict[str, tuple[str, Writer]] = {
     "upper": ("upper", "{:.4g}".format),
     "lowest": ("lowest", "{:.4g}".format),
     "highest": ("highest", "{:.4g}".format),
+    "clipped": ("clipped", lambda share: f"{100 * share:.2f} %"),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,17 @@ def test_quantized_checkpoint_and_packed_file_hold_the_same(at_run, capsys):
         "8"
     ] * 3
     assert sum(row["macs"] for row in checkpoint["rows"]) == pytest.approx(1)
+
+
+def test_ranges_are_those_of_the_report(at_run, capsys):
+    main(["inspect", CHECKPOINT, "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    recorded = json.loads(Path("experiments/tiny/run.json").read_text())["layers"]
+    assert [row["name"] for row in rows] == [layer["name"] for layer in recorded]
+    for row, layer in zip(rows, recorded, strict=True):
+        ends = (layer["lower"], layer["upper"])
+        assert (row["lower"], row["upper"]) == pytest.approx(ends, rel=1e-3)
+        assert 0 <= layer["clipped"] < 0.1
 
 
 def test_table_for_the_terminal(at_run, capsys):

@@ -28,6 +28,7 @@ HEADERS = (
     "upper",
     "lowest",
     "highest",
+    "clipped",
     "SQNR (dB)",
     "MACs",
 )
@@ -43,13 +44,15 @@ class LayerSummary:
         w_bits: Bits of its weight; 32 where it has none.
         a_bits: Bits of its input (of a product: of one operand), averaged over the images; 32 for
             full precision.
-        lower: Lower end of its clipping range; where channels have ranges of their own, the common
-            one that these and the values below are moved to.
-        upper: Upper end of its clipping range.
+        lower: Lower end of its clipping range, in units of its input as all values here; where
+            channels and image classes have ranges of their own, the lowest of their ends.
+        upper: Upper end of its clipping range, or the highest.
         lowest: Smallest value of its input that was seen.
         highest: Largest value of its input that was seen.
         counts: How many values of its input lay in each of `BINS` equal parts of
             ``[lowest, highest]``.
+        clipped: Share of the values of its input outside the range of their channel and image
+            class by more than half a scale, 0..1.
         sqnr_db: Signal to quantization noise of its input, in dB.
         macs_share: Its share of the network's MACs, 0..1.
     """
@@ -63,6 +66,7 @@ class LayerSummary:
     lowest: float
     highest: float
     counts: list[int]
+    clipped: float
     sqnr_db: float
     macs_share: float
 
@@ -77,6 +81,7 @@ class LayerSummary:
             f"{self.upper:.4g}",
             f"{self.lowest:.4g}",
             f"{self.highest:.4g}",
+            f"{100 * self.clipped:.2f} %",
             f"{self.sqnr_db:.1f}",
             f"{100 * self.macs_share:.1f} %",
         ]
@@ -104,7 +109,7 @@ class Summary:
             [layer.cells() for layer in self.layers],
             headers=HEADERS,
             disable_numparse=True,
-            colalign=("left", "left", *["right"] * 8),
+            colalign=("left", "left", *["right"] * (len(HEADERS) - 2)),
         )
         bits = f"average bits (FAB): {self.fab:.2f}, weighted by MACs {self.bits_by_macs:.2f}"
         return f"{table}\n{self.coverage}; {bits}"
@@ -155,11 +160,12 @@ def _bits_by_macs(rows: list[LayerSummary], otherwise: float) -> float:
 
 
 class _Seen(NamedTuple):
-    """What came by a quantizer, in units of its range, to which each channel is moved."""
+    """What came by a quantizer; the fields are those of `LayerSummary`."""
 
     lowest: float
     highest: float
     counts: list[int]
+    clipped: float
     sqnr_db: float
 
 
@@ -167,12 +173,11 @@ def _see(quantizer: ActivationQuantizer, x: Tensor, output: Tensor) -> _Seen:
     signal = x.square().mean()
     error = (output - x).square().mean()
     sqnr_db = 10 * torch.log10(signal / error)
-    values = quantizer.in_common_range(x)
-    smallest, largest = torch.aminmax(values)
+    smallest, largest = torch.aminmax(x)
     lowest = smallest.item()
     highest = largest.item()
-    counts = torch.histc(values, BINS, lowest, highest).long().tolist()
-    return _Seen(lowest, highest, counts, float(sqnr_db))
+    counts = torch.histc(x, BINS, lowest, highest).long().tolist()
+    return _Seen(lowest, highest, counts, quantizer.clipped_share(x), float(sqnr_db))
 
 
 def _rows(
@@ -191,11 +196,11 @@ def _rows(
             if quantizer.last_bits is not None:
                 a_bits = float(quantizer.last_bits.mean())
             lower, upper = quantizer.clipping_range
-            values = seen.get(quantizer, _Seen(NAN, NAN, [], NAN))
+            values = seen.get(quantizer, _Seen(NAN, NAN, [], NAN, NAN))
         else:
             a_bits = FLOAT_BITS
             lower, upper = -INFINITE, INFINITE
-            values = _Seen(NAN, NAN, [], INFINITE)
+            values = _Seen(NAN, NAN, [], 0.0, INFINITE)
         row = LayerSummary(
             name=row_name,
             role=net.structure.roles[name].value,
@@ -206,6 +211,7 @@ def _rows(
             lowest=values.lowest,
             highest=values.highest,
             counts=values.counts,
+            clipped=values.clipped,
             sqnr_db=values.sqnr_db,
             macs_share=share / len(inputs),
         )

@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.bit_mapping import image_class, layer_factor
 from adabm_basicsr.quantization.config import FLOAT_BITS
-from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize, integer_grid
+from adabm_basicsr.quantization.quantizers.fake_quantize import (
+    fake_quantize,
+    integer_grid,
+    range_width,
+)
 
 
 class ActivationQuantizer(nn.Module):
@@ -135,7 +139,10 @@ class ActivationQuantizer(nn.Module):
 
         They differ by sample where images have classes, and by channel where channels have grids.
         """
-        lower, upper = self.common_ends(x)
+        return self._of_channels(*self.common_ends(x))
+
+    def _of_channels(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Ends of the range of each channel in units of the input, from those of the common one."""
         if self.channel_scale is None or self.channel_shift is None:
             return lower, upper
         lower, upper = shifted(lower, upper, self.channel_shift)
@@ -171,15 +178,33 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def clipping_range(self) -> tuple[float, float]:
-        """Ends of the common range, in units of channel scales, before shifts.
+        """Lowest and highest end over all channels and image classes, in units of the input.
 
-        Integer quantizers widen it to hold zero.
+        Integer quantizers widen the range to hold zero.
         """
-        lower = self.lower.item()
-        upper = self.upper.item()
-        if self.integer or self.channel_shift is not None:
-            return min(lower, 0.0), max(upper, 0.0)
-        return lower, upper
+        widest = 1.0
+        if self.level_ranges is not None:
+            widest = self.level_ranges.max().item()
+        lower, upper = self._of_channels(self.lower * widest, self.upper * widest)
+        lower, upper = self._holding_zero(lower, upper)
+        return lower.min().item(), upper.max().item()
+
+    def clipped_share(self, x: Tensor) -> float:
+        """Share of the values of ``x`` outside the range of their channel and image class, 0..1.
+
+        What lies outside by less than half a scale doesn't count: rounding moves values as far.
+        """
+        lower, upper = self._holding_zero(*self.ends(x))
+        highest = 2 ** _per_sample(self.bits_used(), x) - 1
+        half = range_width(lower, upper) / highest / 2
+        is_clipped = (x < lower - half) | (x > upper + half)
+        return is_clipped.double().mean().item()
+
+    def _holding_zero(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The range that is used: that of integers holds zero."""
+        if not self.integer:
+            return lower, upper
+        return lower.clamp(max=0), upper.clamp(min=0)
 
 
 def mean_bits(network: nn.Module) -> Tensor:
