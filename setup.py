@@ -35,6 +35,7 @@ setup(
     },
     install_requires=[
         "basicsr==1.4.2",
+        "filelock>=3.12",  # one run at a time in a folder
         "imagesize>=2",  # before an image is decoded
         "jinja2>=3.1",  # the report's page
         "lmdb",

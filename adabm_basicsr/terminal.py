@@ -92,11 +92,12 @@ class ConsoleHandler(logging.Handler):
 
 
 def with_console(
-    get_root_logger: Callable[..., logging.Logger], quiet: bool
+    get_root_logger: Callable[..., logging.Logger], quiet: bool, note: str = ""
 ) -> Callable[..., logging.Logger]:
     """BasicSR's ``get_root_logger`` with a `ConsoleHandler` in its log.
 
-    It takes the place of the handler that repeats the whole log.
+    It takes the place of the handler that repeats the whole log. A ``note`` is the first line that
+    it shows.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> logging.Logger:
@@ -105,6 +106,8 @@ def with_console(
             if type(handler) is logging.StreamHandler:
                 logger.removeHandler(handler)
                 logger.addHandler(ConsoleHandler(quiet))
+                if note:
+                    say(note)
         return logger
 
     return wrapped

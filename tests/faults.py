@@ -33,6 +33,13 @@ def _train(folder: Path, flags: tuple[str, ...]) -> None:
         main(["-opt", "options.yml", *flags])
 
 
+def start_training(folder: Path, *flags: str) -> multiprocessing.Process:
+    """Run `adabm-basicsr train -opt options.yml` in a child that goes on."""
+    child = FORKS.Process(target=_train, args=(folder, flags))
+    child.start()
+    return child
+
+
 def train_to_death(folder: Path, prepare: Callable[[], None], *flags: str) -> int:
     """Run `adabm-basicsr train -opt options.yml` in a child; returns its exit code.
 

@@ -13,6 +13,7 @@ What happens between an option file and the first batch of calibration::
         options/reading.py             check_options: every key against the table, defaults
         bridge/processes.py            join_processes
         bridge/named.py                images, architecture, checkpoint and metrics that are named
+      runs/lock.py                   take_folder: one run at a time
       basicsr.train                  train_pipeline, with what bridge/patches.py replaces in it
         data/calibration_dataset.py    CalibrationDataset reads the images
         archs/adabm_arch.py            AdaBMNetwork builds the network, and replaces its layers

@@ -6,6 +6,7 @@ Nothing else is patched. `before_import` runs before the first import of ``basic
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import logging
 import re
@@ -193,9 +194,9 @@ def root_folder(root_path: str) -> str:
 def _replace_parse_options(replaced: dict[str, Callable]) -> None:
     """Let BasicSR's own entry points read options as ours do where they would fail.
 
-    They would write into site-packages, draw another seed in each process, and ask for
-    ``network_g`` where the checkpoint holds it. Can go once BasicSR has a folder to write to, one
-    seed, and checkpoints that describe their networks.
+    They would write into site-packages, draw another seed in each process, ask for ``network_g``
+    where the checkpoint holds it, and mix runs of one name. Can go once BasicSR has a folder to
+    write to that one run has to itself, one seed, and checkpoints that describe their networks.
 
     Args:
         replaced: What stands in for functions of the same name in ``basicsr.train``.
@@ -207,6 +208,7 @@ def _replace_parse_options(replaced: dict[str, Callable]) -> None:
 
     def parse_options(root_path: str, is_train: bool = True) -> tuple[dict[str, Any], Any]:
         from adabm_basicsr.bridge.described import take_network
+        from adabm_basicsr.runs.lock import leave_folder, take_folder
 
         # `python -m basicsr.train` runs a second copy of basicsr.train as __main__, so the
         # caller's own globals count.
@@ -218,6 +220,10 @@ def _replace_parse_options(replaced: dict[str, Callable]) -> None:
         if not is_train:
             take_network(opt)
         share_seed(opt)
+        atexit.register(leave_folder, opt)
+        note = take_folder(opt)
+        if note:
+            print(note)
         return _RootedOptions(opt), args
 
     basicsr.utils.options.parse_options = parse_options

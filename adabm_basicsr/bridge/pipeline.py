@@ -16,6 +16,7 @@ from typing import Any
 from adabm_basicsr.bridge.run_options import make_parser, parse_options
 from adabm_basicsr.environment import keep_freed_memory, weights_only
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.runs.lock import leave_folder, take_folder
 from adabm_basicsr.runs.training_state import find_state
 from adabm_basicsr.terminal import ConsoleHandler, add_output_flags, bars, json_alone, with_console
 
@@ -60,8 +61,9 @@ def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log
         close_logger()  # one that something opened earlier in this process would take the messages
     try:
         with _clear_write_errors():
+            note = take_folder(opt)
             with bars(_shows_bars(opt, args.quiet)), json_alone(args.json):
-                _run(opt, args, root)
+                _run(opt, args, root, note)
             if own_log and opt["rank"] == 0:
                 _report(opt, args.json)
     except KeyboardInterrupt as interruption:
@@ -70,6 +72,7 @@ def _run_checked(args: argparse.Namespace, command: str, is_train: bool, own_log
             advice = _how_to_go_on(opt, start)
         raise type(interruption)(advice) from None
     finally:
+        leave_folder(opt)
         if own_log:
             close_logger()
 
@@ -85,8 +88,8 @@ def _how_to_go_on(opt: dict[str, Any], start: float) -> str:
     return " before a training state was saved: run it again"
 
 
-def _run(opt: dict[str, Any], args: argparse.Namespace, root: Path) -> None:
-    """Run BasicSR's pipeline on our options, with our console."""
+def _run(opt: dict[str, Any], args: argparse.Namespace, root: Path, note: str) -> None:
+    """Run BasicSR's pipeline on our options, with our console; ``note`` is said first."""
     import basicsr.test
     import basicsr.train
 
@@ -96,11 +99,11 @@ def _run(opt: dict[str, Any], args: argparse.Namespace, root: Path) -> None:
     module: Any = basicsr.test
     replaced = {
         "parse_options": lambda root_path, is_train: (opt, args),
-        "get_root_logger": with_console(basicsr.test.get_root_logger, args.quiet),
+        "get_root_logger": with_console(basicsr.test.get_root_logger, args.quiet, note),
     }
     if opt["is_train"]:
         module = basicsr.train
-        replaced["get_root_logger"] = with_console(basicsr.train.get_root_logger, args.quiet)
+        replaced["get_root_logger"] = with_console(basicsr.train.get_root_logger, args.quiet, note)
         replaced["init_tb_loggers"] = keeping_writer(basicsr.train.init_tb_loggers)
     original = {name: getattr(module, name) for name in replaced}
     vars(module).update(replaced)

@@ -102,14 +102,16 @@ def describe_phase(phase: Mapping) -> str:
     return line
 
 
+def command_of(opt: Mapping) -> str:
+    """The command of a run, as one would type it."""
+    return opt.get("command") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def _describe_run(opt: Mapping) -> dict[str, Any]:
     # Heavy, and reading a record needs neither.
     import basicsr
     import torch
 
-    command = opt.get("command")
-    if not command:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     device = f"CPU, threads: {torch.get_num_threads()}"
     if opt["num_gpu"] != 0 and torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -118,7 +120,7 @@ def _describe_run(opt: Mapping) -> dict[str, Any]:
         "format": FORMAT,
         "name": opt["name"],
         "kind": "train" if opt["is_train"] else "test",
-        "command": command,
+        "command": command_of(opt),
         "directory": str(Path.cwd()),
         "started": datetime.now().isoformat(timespec="seconds"),
         "versions": {

@@ -3,15 +3,13 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_images
-from faults import FORKS
+from faults import FORKS, start_training
 
 from adabm_basicsr import save_checkpoint
 from adabm_basicsr.commands.main import main
@@ -88,13 +86,13 @@ def test_export_leaves_nothing(folder, edsr, name):
 def test_a_run_says_how_to_go_on(workspace):
     options = workspace.train_options(train__total_iter=3000, logger__save_checkpoint_freq=1)
     workspace.write(options)
-    command = [sys.executable, "-m", "adabm_basicsr", "train", "-opt", "options.yml"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
-        states = Path("experiments/tiny/training_states")
-        while not list(states.glob("[0-9]*.state")) and run.poll() is None:
-            time.sleep(0.1)
-        os.kill(run.pid, signal.SIGTERM)
-        last = run.communicate()[1].splitlines()[-1]
-    assert run.returncode == 143
+    run = start_training(workspace.root)
+    states = Path("experiments/tiny/training_states")
+    while not list(states.glob("[0-9]*.state")) and run.is_alive():
+        time.sleep(0.1)
+    run.terminate()
+    run.join()
+    assert run.exitcode == 143
+    last = Path("output.txt").read_text().splitlines()[-1]
     assert last.startswith("adabm-basicsr: terminated; --auto_resume goes on from experiments/")
     assert not list(Path("experiments").rglob(f"{TEMPORARY_PREFIX}*"))
