@@ -144,12 +144,12 @@ def _inspect_plain(path: Path) -> Contents:
 def _inspect_onnx(path: Path) -> Contents:
     import_runtime("onnx")
     # Imports onnx, which not everyone has.
-    from adabm_basicsr.deployment.onnx.reading import read_file, stored_layers
+    from adabm_basicsr.deployment.onnx.reading import opset_of, read_file, stored_layers
 
     model, description, _ = read_file(path)
     facts = describe(description) if description else {}
     facts["nodes"] = len(model.graph.node)
-    facts["opset"] = model.opset_import[0].version
+    facts["opset"] = opset_of(model)
     rows = []
     for layer in stored_layers(model):
         row = {

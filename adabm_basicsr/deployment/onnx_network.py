@@ -7,6 +7,7 @@ folds, which is what runtimes need to run integers. A small graph of its own cho
 from __future__ import annotations
 
 import os
+import reprlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ from adabm_basicsr.deployment.runtimes import (
     import_runtime,
     release_nothing,
 )
-from adabm_basicsr.errors import OptionError, did_you_mean
+from adabm_basicsr.errors import CheckpointError, OptionError, did_you_mean, first_line
 from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.structure.sizes import run_padded
 
 if TYPE_CHECKING:
     import onnx
+
+LEVELS = (0, 1, 2)
 
 
 class OnnxNetwork:
@@ -86,7 +89,12 @@ class OnnxNetwork:
         with self._lock:
             if self._chooser is None:
                 self._chooser = self._compile_chooser()
-        return int(self._chooser.run(image.numpy()))
+        level = self._chooser.run(image.numpy())
+        if level.shape != () or level not in LEVELS:
+            raise self._damaged(
+                f"its graph chooses {reprlib.repr(level.tolist())}, which is no class"
+            )
+        return int(level)
 
     def compiled(self, level: int) -> Run:
         """The network at one image class.
@@ -145,7 +153,9 @@ class OnnxNetwork:
         run = self.compiled(level)
 
         def run_tensor(x: Tensor) -> Tensor:
-            return torch.from_numpy(run(x.contiguous().numpy()))
+            output = run(x.contiguous().numpy())
+            self._check_output(x, output)
+            return torch.from_numpy(output)
 
         return run_padded(run_tensor, image, self.size_multiple)
 
@@ -155,20 +165,42 @@ class OnnxNetwork:
         Args:
             level: 0, 1 or 2.
         """
+        from adabm_basicsr.deployment.onnx.editing import check_grids
         from adabm_basicsr.deployment.onnx.fusion import fuse
         from adabm_basicsr.deployment.onnx.level import at_level, take_batches
         from adabm_basicsr.deployment.onnx.overflow import avoid_overflow
+        from adabm_basicsr.deployment.onnx.reading import check_shapes
 
-        model = fuse(at_level(self._model, level), RUNTIMES[self.runtime].form)
-        model = take_batches(model)
-        if not has_exact_int8():
-            model = avoid_overflow(model)
+        try:
+            model = fuse(at_level(self._model, level), RUNTIMES[self.runtime].form)
+            check_grids(model)
+            check_shapes(model, self.size_multiple)
+            model = take_batches(model)
+            if not has_exact_int8():
+                model = avoid_overflow(model)
+        except Exception as error:  # of onnx, NumPy or a rewrite: it depends on the damage
+            raise self._damaged(f"its graph can't be rewritten: {first_line(error)}") from error
         return model
+
+    def _check_output(self, image: Tensor, output: np.ndarray) -> None:
+        """Reject what is no image for each image, which only a damaged graph makes."""
+        is_image = output.ndim == image.dim() and output.dtype == np.float32
+        if not is_image or len(output) != len(image) or output.size == 0:
+            raise self._damaged(f"its graph makes {output.shape} of an image {tuple(image.shape)}")
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        from adabm_basicsr.deployment.onnx.reading import damaged
+
+        return damaged(self.path, reason)
 
     def _compile_chooser(self) -> Compiled:
         from adabm_basicsr.deployment.onnx.level import MIDDLE, chooser, is_adaptive
 
-        if is_adaptive(self._model):
+        try:
+            adaptive = is_adaptive(self._model)
+        except Exception as error:  # of onnx: it depends on the damage
+            raise self._damaged(f"its graph chooses no class: {first_line(error)}") from error
+        if adaptive:
             return self._compile(chooser(self._model))
         return Compiled(lambda image: np.array(MIDDLE), release_nothing)
 

@@ -2,12 +2,16 @@
 
 import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from agreement import agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
+from onnx import helper, numpy_helper
 
 from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
+from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 
 pytestmark = pytest.mark.runtimes
@@ -88,6 +92,62 @@ def test_the_file_describes_its_network(exported):
     assert network.description["options"]["a_bits"] == 4
     assert network.in_channels == 3
     assert network.size_multiple == 1
+
+
+def write_changed(exported, target, change):
+    """Write a copy with a changed graph and a right checksum."""
+    model = onnx.load(exported)
+    del model.metadata_props[1:]
+    change(model.graph)
+    target.write_bytes(sealed(model.SerializeToString()))
+
+
+def choose_five(graph):
+    rename(graph, "level", "real_level")
+    five = numpy_helper.from_array(np.array(5), "five")
+    graph.initializer.append(five)
+    graph.node.append(helper.make_node("Add", ["real_level", "five"], ["level"]))
+
+
+def crop(graph):
+    """Leave out all rows of the output."""
+    rename(graph, "output", "whole")
+    for name, value in (("start", 10**6), ("end", 10**6), ("axis", 2)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    node = helper.make_node("Slice", ["whole", "start", "end", "axis"], ["output"])
+    graph.node.append(node)
+
+
+def rename(graph, old, new):
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+
+
+def shorten_zero_points(graph):
+    """One zero point where channels have a scale each."""
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.uint8), "two"))
+            node.input[2] = "two"
+            return
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (choose_five, r"is damaged: its graph chooses \d, which is no class"),
+        (crop, r"is damaged: its graph makes \(1, 3, 0, 52\) of an image \(1, 3, 24, 26\)"),
+        (shorten_zero_points, r"is damaged: .*"),
+    ],
+)
+def test_changed_graphs_with_a_right_checksum_are_rejected(
+    change, message, runtime, exported, tmp_path
+):
+    write_changed(exported, tmp_path / "bad.onnx", change)
+    with pytest.raises(AdaBMError, match=message):
+        OnnxNetwork(tmp_path / "bad.onnx", runtime)(images()[1])
 
 
 def test_unknown_runtimes_are_rejected(exported):

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
+ZERO = 2  # which input of the two the zero points are
 
 
 class EditedGraph:
@@ -159,6 +160,24 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if found.name == name:
             return helper.get_attribute_value(found)
     return default
+
+
+def check_grids(model: onnx.ModelProto) -> None:
+    """Check that scales and zero points fit together, without which OpenVINO may crash.
+
+    Raises:
+        ValueError: Those of a quantization differ in shape.
+    """
+    edited = EditedGraph(model)
+    for node in edited.of_type(QUANTIZE, DEQUANTIZE):
+        if len(node.input) <= ZERO or not edited.is_constant(node.input[ZERO]):
+            continue
+        scales = edited.scales_of(node)
+        zeros = edited.zeros_of(node)
+        if scales.size != zeros.size:
+            raise ValueError(
+                f"{node.name!r} has scales {scales.shape} and zero points {zeros.shape}"
+            )
 
 
 def set_scales(

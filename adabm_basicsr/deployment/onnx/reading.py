@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
 
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
-from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL
+from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, OUTPUT
 from adabm_basicsr.deployment.onnx.seal import is_whole
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.structure.sizes import trial_size
+from adabm_basicsr.terminal import printable
 
 FORMAT = 1
 MAX_MULTIPLE = 4096  # pixels that the sides of images are multiples of
 IMAGE_AXES = 4
+MAX_VALUES = 2**28  # of a tensor, on an image of some twenty pixels: a gigabyte
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -67,7 +72,8 @@ def read_file(path: str | os.PathLike) -> OnnxFile:
         description = json.loads(metadata.get(DESCRIPTION_KEY, "null"))
     except Exception as error:  # of protobuf, the checker or json: it depends on the damage
         raise CheckpointError(
-            f"ONNX file {path} cannot be read (truncated or corrupt): {first_line(error)}"
+            f"ONNX file {path} cannot be read (truncated or corrupt): "
+            f"{printable(first_line(error))}"
         ) from error
     if not isinstance(description, dict):
         description = None
@@ -88,8 +94,8 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
         )
     if description.get("format") != FORMAT:
         raise CheckpointError(
-            f"ONNX file {path} has format {description.get('format')!r}; this version reads "
-            f"{FORMAT}"
+            f"ONNX file {path} has format {reprlib.repr(description.get('format'))}; this version "
+            f"reads {FORMAT}"
         )
     if LEVEL not in [output.name for output in model.graph.output]:
         raise CheckpointError(
@@ -101,14 +107,14 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
         )
     _check_multiple(path, description.get("size_multiple"))
     _check_input(path, model.graph)
+    _check_graph(path, model, description["size_multiple"])
     return model, description
 
 
 def _check_multiple(path: str | os.PathLike, multiple: object) -> None:
     if type(multiple) is not int or not 1 <= multiple <= MAX_MULTIPLE:
-        raise CheckpointError(
-            f"ONNX file {path} is damaged: its size_multiple is {multiple!r}; valid: 1 to "
-            f"{MAX_MULTIPLE}"
+        raise damaged(
+            path, f"its size_multiple is {reprlib.repr(multiple)}; valid: 1 to {MAX_MULTIPLE}"
         )
 
 
@@ -117,10 +123,59 @@ def _check_input(path: str | os.PathLike, graph: onnx.GraphProto) -> None:
     sizes = [value.type.tensor_type.shape.dim for value in graph.input if value.name == IMAGE]
     is_image = len(graph.input) == 1 and len(sizes) == 1 and len(sizes[0]) == IMAGE_AXES
     if not is_image or sizes[0][1].dim_value < 1:
-        raise CheckpointError(
-            f"ONNX file {path} is damaged: its graph doesn't take one input {IMAGE!r} of "
-            f"{IMAGE_AXES} axes"
-        )
+        raise damaged(path, f"its graph doesn't take one input {IMAGE!r} of {IMAGE_AXES} axes")
+
+
+def _check_graph(path: str | os.PathLike, model: onnx.ModelProto, multiple: int) -> None:
+    """Reject a graph whose values don't fit together, or that keeps some of them elsewhere."""
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise damaged(path, f"it keeps {tensor.name!r} in another file")
+    if OUTPUT not in [output.name for output in model.graph.output]:
+        raise damaged(path, f"its graph doesn't make {OUTPUT!r}")
+    try:
+        check_shapes(model, multiple)
+    except Exception as error:  # of the checker or of shape inference: it depends on the damage
+        raise damaged(path, first_line(error)) from error
+
+
+def check_shapes(model: onnx.ModelProto, multiple: int) -> None:
+    """Check that shapes fit together on a small image; OpenVINO doesn't, and crashes.
+
+    Args:
+        model: A graph that takes an image; left alone.
+        multiple: What heights and widths that the network takes are multiples of.
+
+    Raises:
+        ValueError: A value is too large for any memory; or an error of onnx, which is of several
+            kinds.
+    """
+    trial = onnx.ModelProto()
+    trial.CopyFrom(model)
+    for value in trial.graph.input:
+        if value.name == IMAGE:
+            sizes = value.type.tensor_type.shape.dim
+            sizes[0].dim_value = 1
+            sizes[2].dim_value, sizes[3].dim_value = trial_size(multiple)
+    # Sizes that stand in the file are of other images; what is computed is inferred.
+    del trial.graph.value_info[:]
+    onnx.checker.check_model(trial)
+    inferred = onnx.shape_inference.infer_shapes(trial, check_type=True, strict_mode=True)
+    most = MAX_VALUES * multiple**2
+    for value in inferred.graph.value_info:
+        sizes = value.type.tensor_type.shape.dim
+        if math.prod(max(size.dim_value, 1) for size in sizes) > most:
+            raise ValueError(f"{value.name!r} is too large")
+
+
+def damaged(path: str | os.PathLike, reason: str) -> CheckpointError:
+    """The error for a file of ours whose graph isn't one that `save_onnx` writes.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it; it may quote the file.
+    """
+    return CheckpointError(f"ONNX file {path} is damaged: {printable(reason)}")
 
 
 def stored_layers(model: onnx.ModelProto) -> list[OnnxLayer]:
@@ -138,7 +193,22 @@ def stored_layers(model: onnx.ModelProto) -> list[OnnxLayer]:
         weight = stored.get(integers.get(weight_name, weight_name))
         if weight is None:
             continue
-        kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        kind = _type_name(weight.data_type)
         name = node.name or node.output[0]
         layers.append(OnnxLayer(name, node.op_type, tuple(weight.dims), kind))
     return layers
+
+
+def opset_of(model: onnx.ModelProto) -> int | None:
+    """Version of ONNX's own operators that a graph takes; None where it takes none of them."""
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            return opset.version
+    return None
+
+
+def _type_name(number: int) -> str:
+    kinds = onnx.TensorProto.DataType
+    if number not in kinds.values():
+        return f"unknown ({number})"
+    return kinds.Name(number).lower()

@@ -90,6 +90,56 @@ def test_graphs_that_take_no_image_are_rejected(exported, bad):
             OnnxNetwork(bad)
 
 
+def move_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "weights"
+
+
+def make_nothing(model):
+    del model.graph.output[0]
+
+
+def stride(model):
+    """A convolution whose output no longer fits to what it is added to."""
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    for entry in convs[-3].attribute:
+        if entry.name == "strides":
+            entry.ints[0] = 3
+
+
+def enlarge(model):
+    """Make a value of two gigabytes out of a constant of a few bytes."""
+    sizes = numpy_helper.from_array(np.array([2**29]), "sizes")
+    model.graph.initializer.append(sizes)
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["sizes"], ["huge"]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (move_elsewhere, r"is damaged: it keeps '.*' in another file|cannot be read .*external"),
+        (make_nothing, r"is damaged: its graph doesn't make 'output'"),
+        (stride, r"is damaged: .*Incompatible dimensions"),
+        (enlarge, r"is damaged: 'huge' is too large"),
+    ],
+)
+def test_damaged_graphs_with_a_right_checksum_are_rejected(damage, message, exported, bad):
+    model = onnx.load(exported)
+    damage(model)
+    write_sealed(model, bad)
+    with pytest.raises(AdaBMError, match=message):
+        OnnxNetwork(bad)
+
+
+def test_types_that_onnx_does_not_know_are_shown_as_numbers(exported):
+    model = onnx.load(exported)
+    for tensor in model.graph.initializer:
+        tensor.data_type = 255
+    assert stored_layers(model)[0].type == "unknown (255)"
+
+
 def test_damaged_files_are_rejected(exported, bad):
     for content in (exported.read_bytes()[:2000], b"no protobuf at all " * 40):
         bad.write_bytes(content)
