@@ -234,9 +234,16 @@ JSON = st.recursive(st.sampled_from(VALUES), lambda inner: st.lists(inner) | st.
 KEYS = st.sampled_from(["format", "size_multiple", "network", "options", "version", "zzz"])
 DESCRIPTIONS = st.dictionaries(KEYS, JSON, min_size=1, max_size=3)
 
+MANY = 500  # examples
+
 
 def examples(count):
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=count < MANY,  # more look for what nobody has seen yet
+    )
 
 
 def check_changed_graph(exported, check, runtime, changes):

@@ -134,9 +134,16 @@ BYTE_CHANGES = st.lists(
     max_size=4,
 )
 
+MANY = 500  # examples
+
 
 def examples(count):
-    return settings(max_examples=count, deadline=20_000, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=count,
+        deadline=20_000,
+        suppress_health_check=list(HealthCheck),
+        derandomize=count < MANY,  # more look for what nobody has seen yet
+    )
 
 
 # Changing
