@@ -72,7 +72,7 @@ def test_a_resumed_run_without_gradients_ends_as_the_whole_one(options, workspac
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("ConstructorRaises", "cannot be built from []: KeyError: 'depths' ("),
+        ("ConstructorRaises", "cannot be built from {}: KeyError: 'depths' ("),
         ("AttributeMistake", "blocks.0 (_AttributeMistake) raises AttributeError: "),
         ("GivesTuple", "gives a tuple of Tensor, Tensor instead of one image"),
     ],
