@@ -164,6 +164,24 @@ def keep_order(edited: EditedGraph) -> None:
         node.input[place] = apart
 
 
+def keep_borders(edited: EditedGraph) -> None:
+    """Part an average from what is before it, where it counts zeros beyond the border.
+
+    OpenVINO would take factors and terms that are the same for all pixels of a channel, such as
+    those of a batch normalisation, out of the average. That is the same inside of the image alone::
+
+        before:  x * factor + term -> AveragePool(pads)
+        after:   x * factor + term -> Max(lowest float32) -> AveragePool(pads)
+
+    It would take them out of a ``Clip`` too.
+    """
+    lowest = edited.add_constant(FLOATS.min)
+    for pool in edited.of_type("AveragePool"):
+        counts_zeros = attribute(pool, "count_include_pad", 0)
+        if counts_zeros and any(attribute(pool, "pads", [0])):
+            edited.insert("Max", [lowest], pool, f"{pool.output[0]}_apart")
+
+
 def _place_beside_constant(edited: EditedGraph, node: onnx.NodeProto) -> int | None:
     """Which input of two stands beside a float constant; None beside none, or beside a size."""
     for place, other in ((0, 1), (1, 0)):

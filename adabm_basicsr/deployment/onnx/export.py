@@ -57,6 +57,7 @@ class _Deployed(nn.Module):
         self.multiple = frozen.size_multiple
         self.inputs = use_operators(frozen, symmetric)
         _use_running_statistics(frozen.network)
+        _give_weights(frozen.network)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         level = torch.full((), MIDDLE, dtype=torch.int64)
@@ -141,6 +142,19 @@ def _use_running_statistics(network: nn.Module) -> None:
             batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine)
             batch_norm.load_state_dict(norm.state_dict())
             setattr(parent, key, batch_norm.eval().requires_grad_(False))
+
+
+def _give_weights(network: nn.Module) -> None:
+    """Give batch norms that have no weights some that change nothing.
+
+    Otherwise the exporter makes them, and can't where it doesn't know the number of channels, such
+    as behind an enlargement to the size of another tensor.
+    """
+    for norm in network.modules():
+        is_batch_norm = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        if is_batch_norm and norm.weight is None and norm.running_mean is not None:
+            norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)
+            norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
 
 
 def _example_size(multiple: int) -> int:

@@ -5,12 +5,15 @@ from itertools import product
 import numpy as np
 import onnxruntime
 import pytest
-from agreement import check_agreement, quantized
+import torch.nn.functional as F
+from agreement import check_agreement, quantized, smooth
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from adabm_basicsr import save_onnx
+from adabm_basicsr import calibrate, quantize, save_onnx
 from adabm_basicsr.deployment.onnx.editing import EditedGraph
 from adabm_basicsr.deployment.onnx.exact import add_up_integers, keep_order, round_first
+from adabm_basicsr.deployment.runtimes import RUNTIMES
 
 CHANNELS, OUTPUTS, SIZE = 6, 8, 5
 SR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "upscale": 4}
@@ -197,3 +200,25 @@ def test_both_runtimes_bring_values_to_their_grid_points(kind, bits, tmp_path):
     save_onnx(net, tmp_path / "net.onnx")
     check_agreement(net, tmp_path / "net.onnx")
     check_agreement(net, tmp_path / "net.onnx", typical=TYPICAL[kind], runtimes=["onnxruntime"])
+
+
+class Averaged(nn.Module):
+    """A normalisation that no layer takes in, and an average that counts zeros at the border."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        nn.init.constant_(self.norm.bias, 1.0)
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = F.avg_pool2d(self.norm(x), 3, 1, 1)
+        return x + self.last(F.relu(self.first(y)))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_averages_count_zeros_at_the_border(runtime, tmp_path):
+    net = quantize(Averaged(), smooth(1), fully_quantized=True)
+    calibrate(net, [smooth(8)])
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx", runtimes=[runtime])

@@ -5,11 +5,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from agreement import agreement, images, quantized
+import torch.nn.functional as F
+from agreement import agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
-from adabm_basicsr import AdaBMError, save_onnx
+from adabm_basicsr import AdaBMError, calibrate, quantize, save_onnx
 
 
 def run(path, image, *names):
@@ -66,6 +68,24 @@ def test_files_of_one_class_are_fused(tmp_path):
     nodes = onnx.load(tmp_path / "one.onnx").graph.node
     shuffles = [node for node in nodes if node.op_type == "DepthToSpace"]
     assert shuffles[-1].output[0] == "output"
+
+
+class NormBehindEnlargement(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, x):
+        y = F.interpolate(self.first(x), size=x.shape[2:], mode="bilinear")
+        return x + self.last(self.norm(y))
+
+
+def test_a_norm_without_weights_behind_an_enlargement(tmp_path):
+    net = quantize(NormBehindEnlargement(), smooth(1), fully_quantized=True)
+    calibrate(net, [smooth(8)])
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx", typical=50)
 
 
 def test_published_quantizers_are_rejected(tmp_path):
