@@ -20,10 +20,9 @@ TOP = np.iinfo(np.uint8).max
 def drop_clips(edited: EditedGraph) -> None:
     """Take out clips to 0..255 of what is uint8 anyway."""
     for clip in edited.of_type(CLIP):
-        ends = clip.input[1:]
-        if len(ends) < 2 or not all(edited.is_constant(name) for name in ends):
+        if not _has_ends(edited, clip):
             continue
-        lowest, highest = (edited.constant(name) for name in ends)
+        lowest, highest = (edited.constant(name) for name in clip.input[1:])
         if lowest.dtype == np.uint8 and lowest == 0 and highest == TOP:
             edited.bypass(clip)
 
@@ -43,14 +42,23 @@ def clip_first(edited: EditedGraph) -> None:
     """
     for quantize in edited.of_type(QUANTIZE):
         source = edited.maker(quantize.input[0])
+        if edited.only_taker(quantize.input[0]) is None:
+            # What else takes it, such as the network after a ReLU6 of its own, needs it as it is.
+            source = None
         if source is not None and source.op_type == MINIMUM:
             _absorb_factors_before_ends(edited, quantize, source)
-        elif source is not None and source.op_type == CLIP:
+        elif source is not None and _has_ends(edited, source):
             lowest, highest = _take_out_clip_before(edited, quantize, source)
             _insert_ends(edited, quantize, lowest, highest)
         elif not _may_be_fused(edited, quantize):
             lowest, highest = _take_out_clip_after(edited, quantize)
             _insert_ends(edited, quantize, lowest, highest)
+
+
+def _has_ends(edited: EditedGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node clips to two constants; a network's own may clip to one."""
+    ends = node.input[1:]
+    return node.op_type == CLIP and len(ends) == 2 and all(map(edited.is_constant, ends))
 
 
 def _may_be_fused(edited: EditedGraph, quantize: onnx.NodeProto) -> bool:

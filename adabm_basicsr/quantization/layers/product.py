@@ -88,12 +88,14 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     **_: Any,
 ) -> Tensor:
     """``scaled_dot_product_attention`` in evaluation mode, spelt out into its two products."""
     if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1])
+        # Not as a Python number, which a traced graph would keep for other sizes of image: where
+        # channels attend to channels, it is the image's size.
+        scale = torch.as_tensor(query.shape[-1]).double().rsqrt().to(query.dtype)
     scores = product(torch.matmul, query * scale, key.transpose(-2, -1))
     if is_causal:
         attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()

@@ -137,3 +137,30 @@ def test_factors_of_the_network_stay_its_own(options, tmp_path):
         network = OnnxNetwork(tmp_path / "net.onnx", runtime)
         with torch.no_grad():
             assert agreement(network(image), net(image)) >= 38, runtime
+
+
+class Clipped(nn.Module):
+    """Clips to two ends what more than a layer takes, and to one end what a layer takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = self.head(x).clamp(min=-0.2)
+        for conv in self.convs:
+            x = F.hardtanh(x, -0.1, 0.3)
+            x = x + conv(x)
+        return self.tail(x.clamp(max=0.3))
+
+
+def test_clips_of_the_network_stay_its_own(tmp_path):
+    torch.manual_seed(0)
+    image = smooth(1)
+    net = calibrate(quantize(Clipped(), image, w_bits=8, a_bits=8), [smooth(6)])
+    save_onnx(net, tmp_path / "net.onnx")
+    for runtime in RUNTIMES:
+        network = OnnxNetwork(tmp_path / "net.onnx", runtime)
+        with torch.no_grad():
+            assert agreement(network(image), net(image)) >= 38, runtime

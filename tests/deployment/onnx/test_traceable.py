@@ -82,9 +82,18 @@ class Windows(Plain):
         return super().forward(x.view(batch, channels, height, width))
 
 
-def export(network, folder):
+class AcrossChannels(Plain):
+    """Attention of channels to channels, whose scale is the number of pixels."""
+
+    def forward(self, x):
+        y = x.flatten(2).unsqueeze(1)
+        y = nn.functional.scaled_dot_product_attention(y, y, y)
+        return super().forward(x + y.view_as(x))
+
+
+def export(network, folder, **options):
     torch.manual_seed(0)
-    net = calibrate(quantize(network(), IMAGES[:1], recipe="static"), [IMAGES])
+    net = calibrate(quantize(network(), IMAGES[:1], recipe="static", **options), [IMAGES])
     save_onnx(net, folder / "net.onnx")
 
 
@@ -136,7 +145,7 @@ def test_random_numbers_are_refused(tmp_path):
         export(Noise, tmp_path)
 
 
-@pytest.mark.parametrize("network", [Harmless, Windows])
+@pytest.mark.parametrize("network", [Harmless, Windows, AcrossChannels])
 def test_parameters_and_shapes_may_be_read(network, tmp_path):
-    export(network, tmp_path)
+    export(network, tmp_path, attention_products=True)
     assert (tmp_path / "net.onnx").is_file()
