@@ -23,6 +23,7 @@ FLOATS = np.finfo(np.float32)
 OUTPUT_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the weight
 WEIGHT = 1  # which input of a layer it is
 BIAS = 2
+LITTLE = np.float32(1e-30)  # beside any value but 0 it is nothing
 
 
 def add_up_integers(edited: EditedGraph) -> None:
@@ -180,6 +181,26 @@ def keep_borders(edited: EditedGraph) -> None:
         counts_zeros = attribute(pool, "count_include_pad", 0)
         if counts_zeros and any(attribute(pool, "pads", [0])):
             edited.insert("Max", [lowest], pool, f"{pool.output[0]}_apart")
+
+
+def fill_biases(edited: EditedGraph) -> None:
+    """Give convolutions of integers that have no bias, or zeros for one, a bias of next to nothing.
+
+    Where a sum takes the output of one without a bias, and something else does too, OpenVINO 2026.4
+    adds up what isn't that output.
+    """
+    for layer in edited.of_type("Conv", "ConvTranspose"):
+        dequantize = _dequantization_of(edited, layer.input[WEIGHT])
+        if dequantize is None or not edited.is_constant(dequantize.input[0]):
+            continue
+        channels = edited.constant_of(dequantize, 0).shape[OUTPUT_AXES[layer.op_type]]
+        if layer.op_type == "ConvTranspose":
+            channels *= attribute(layer, "group", 1)
+        bias = edited.add_constant(np.full(channels, LITTLE))
+        if len(layer.input) <= BIAS:
+            layer.input.append(bias)
+        elif edited.is_constant(layer.input[BIAS]) and not edited.constant_of(layer, BIAS).any():
+            layer.input[BIAS] = bias
 
 
 def _place_beside_constant(edited: EditedGraph, node: onnx.NodeProto) -> int | None:

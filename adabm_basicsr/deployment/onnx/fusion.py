@@ -22,6 +22,7 @@ from adabm_basicsr.deployment.onnx.clips import clip_first, drop_clips
 from adabm_basicsr.deployment.onnx.editing import QUANTIZE, EditedGraph, set_scales
 from adabm_basicsr.deployment.onnx.exact import (
     add_up_integers,
+    fill_biases,
     keep_borders,
     keep_order,
     round_first,
@@ -101,7 +102,15 @@ ANY = "any"
 ALWAYS: tuple[Rewrite, ...] = (drop_clips, enlarge_late, convolve_early, enlarge_late)
 FORMS: dict[str, tuple[Rewrite, ...]] = {
     ANY: (*ALWAYS, absorb_scales),
-    "openvino": (*ALWAYS, absorb_scales, clip_first, round_first, keep_order, keep_borders),
+    "openvino": (
+        *ALWAYS,
+        absorb_scales,
+        clip_first,
+        round_first,
+        keep_order,
+        keep_borders,
+        fill_biases,
+    ),
     # As fast with scales of channels where they are, and it rounds as the simulation does then.
     "onnxruntime": (*ALWAYS, add_up_integers),
 }

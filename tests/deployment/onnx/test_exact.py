@@ -222,3 +222,27 @@ def test_averages_count_zeros_at_the_border(runtime, tmp_path):
     calibrate(net, [smooth(8)])
     save_onnx(net, tmp_path / "net.onnx")
     check_agreement(net, tmp_path / "net.onnx", runtimes=[runtime])
+
+
+class WithoutBiases(nn.Module):
+    """Sums take what its layers make, and so do others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, bias=False)
+        self.body = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(8, 3, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.first(x)
+        y = self.up(y + self.body(F.relu(y)))
+        return self.last(y + self.body(F.relu(y)))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sums_of_layers_without_biases(runtime, tmp_path):
+    net = quantize(WithoutBiases(), smooth(1), w_bits=8, a_bits=8, fully_quantized=True)
+    calibrate(net, [smooth(8)])
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx", runtimes=[runtime])
