@@ -24,9 +24,10 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
+from adabm_basicsr.deployment.onnx.modules import write_plainly
 from adabm_basicsr.deployment.onnx.reading import FORMAT
 from adabm_basicsr.deployment.onnx.seal import sealed
-from adabm_basicsr.deployment.onnx.traceable import check_sizes, check_values
+from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
@@ -56,8 +57,7 @@ class _Deployed(nn.Module):
         self.network = frozen.network
         self.multiple = frozen.size_multiple
         self.inputs = use_operators(frozen, symmetric)
-        _use_running_statistics(frozen.network)
-        _give_weights(frozen.network)
+        write_plainly(frozen.network)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         level = torch.full((), MIDDLE, dtype=torch.int64)
@@ -124,37 +124,11 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
         check_values(deployed, shape, name)
         model = _trace(deployed, torch.rand(shape))
         check_sizes(deployed, shape, name)
+        check_graph(model, deployed, shape)
     _store_as_int4(model)
     _describe(model, net)
     _check(model)
     return model
-
-
-def _use_running_statistics(network: nn.Module) -> None:
-    """Write instance norms that have statistics as the batch norms that they are then.
-
-    ONNX has instance norms that compute statistics alone.
-    """
-    for parent in list(network.modules()):
-        for key, norm in list(parent.named_children()):
-            if not isinstance(norm, nn.InstanceNorm2d) or norm.running_mean is None:
-                continue
-            batch_norm = nn.BatchNorm2d(norm.num_features, norm.eps, affine=norm.affine)
-            batch_norm.load_state_dict(norm.state_dict())
-            setattr(parent, key, batch_norm.eval().requires_grad_(False))
-
-
-def _give_weights(network: nn.Module) -> None:
-    """Give batch norms that have no weights some that change nothing.
-
-    Otherwise the exporter makes them, and can't where it doesn't know the number of channels, such
-    as behind an enlargement to the size of another tensor.
-    """
-    for norm in network.modules():
-        is_batch_norm = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
-        if is_batch_norm and norm.weight is None and norm.running_mean is not None:
-            norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)
-            norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
 
 
 def _example_size(multiple: int) -> int:

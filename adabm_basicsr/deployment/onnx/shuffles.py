@@ -65,8 +65,8 @@ def enlarge_late(edited: EditedGraph) -> None:
 
 
 def _is_per_channel(edited: EditedGraph, node: onnx.NodeProto, taken: str) -> bool:
-    """Whether a node that takes an image of the name ``taken`` treats all its pixels alike."""
-    if node.op_type not in PER_CHANNEL:
+    """Whether a node that takes an image of the name ``taken``, once, treats all pixels alike."""
+    if node.op_type not in PER_CHANNEL or list(node.input).count(taken) > 1:
         return False
     for name in node.input:
         if not name or name == taken:

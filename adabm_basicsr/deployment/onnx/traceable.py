@@ -1,7 +1,8 @@
 """Whether a graph can stand for a network.
 
 Tracing keeps what Python code made of one image, for all images: of its values (`check_values`) and
-of its size (`check_sizes`).
+of its size (`check_sizes`). What torch's exporter makes of the trace may keep a size too
+(`check_graph`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +25,8 @@ BRIGHT = 0.95
 # Heights and widths as shares of those that are traced: small, odd, larger.
 OTHER_SIZES = ((0.2, 0.3), (0.42, 0.61), (1.3, 1.2))
 LEAST_AGREEMENT = 80.0  # dB of the output; the same operations in the same order give far more
+# Other programs round otherwise, and a value at another grid point moves its neighbours.
+LEAST_AGREEMENT_OF_GRAPH = 20.0
 
 
 def check_values(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
@@ -88,6 +94,49 @@ def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
             agreement = _agreement(output, expected)
             if agreement < LEAST_AGREEMENT:
                 raise _depends_on_size(name, shape, image, f"they agree by {agreement:.0f} dB")
+
+
+def check_graph(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run a graph as ONNX defines it on an image of another size than the one that was traced.
+
+    The exporter computes some shapes at once, of ``nn.MultiheadAttention`` for example. Graphs of
+    operators that the definition's own program lacks aren't looked at.
+
+    Args:
+        model: The graph.
+        network: What was traced; the first that it gives is an image.
+        shape: ``(1, C, H, W)`` of the image that was traced.
+
+    Raises:
+        ExportError: The graph fails, or gives another image than the network.
+    """
+    share_of_height, share_of_width = OTHER_SIZES[0]
+    height = round(shape[2] * share_of_height)
+    width = round(shape[3] * share_of_width)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((*shape[:2], height, width), generator=generator)
+    sentence = (
+        f"the network can't be written as ONNX: its graph, traced with {shape[3]}x{shape[2]} "
+        f"pixels, doesn't do for {width}x{height}"
+    )
+    try:
+        with torch.no_grad():
+            expected = network(image.clone())[0]
+    except Exception:  # whatever its code raises on a size that it doesn't take
+        return
+    try:
+        name = model.graph.input[0].name
+        outputs: Any = ReferenceEvaluator(model).run(None, {name: image.numpy()})
+    except NotImplementedError:
+        return
+    except Exception as error:  # of NumPy, whatever an operator stumbles over
+        raise ExportError(f"{sentence} ({first_line(error)})") from error
+    output = torch.from_numpy(np.asarray(outputs[0]))
+    if output.shape != expected.shape:
+        raise ExportError(f"{sentence} (the output has another size)")
+    agreement = _agreement(output, expected)
+    if agreement < LEAST_AGREEMENT_OF_GRAPH:
+        raise ExportError(f"{sentence} (they agree by {agreement:.0f} dB)")
 
 
 def _depends_on_size(

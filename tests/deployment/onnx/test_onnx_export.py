@@ -71,21 +71,33 @@ def test_files_of_one_class_are_fused(tmp_path):
 
 
 class NormBehindEnlargement(nn.Module):
-    def __init__(self):
+    def __init__(self, norm):
         super().__init__()
         self.first, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8, affine=False)
+        self.norm = norm
 
     def forward(self, x):
         y = F.interpolate(self.first(x), size=x.shape[2:], mode="bilinear")
         return x + self.last(self.norm(y))
 
 
-def test_a_norm_without_weights_behind_an_enlargement(tmp_path):
-    net = quantize(NormBehindEnlargement(), smooth(1), fully_quantized=True)
+def check_export(network, folder):
+    net = quantize(network, smooth(1), fully_quantized=True)
     calibrate(net, [smooth(8)])
-    save_onnx(net, tmp_path / "net.onnx")
-    check_agreement(net, tmp_path / "net.onnx", typical=50)
+    save_onnx(net, folder / "net.onnx")
+    check_agreement(net, folder / "net.onnx", typical=50)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_a_norm_without_weights_behind_an_enlargement(kind, tmp_path):
+    check_export(NormBehindEnlargement(kind(8, affine=False)), tmp_path)
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (2, 3), (4, 1)])
+def test_padding_to_the_same_size(kernel, dilation, tmp_path):
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)]
+    middle = nn.Conv2d(8, 8, kernel, padding="same", dilation=dilation)
+    check_export(nn.Sequential(*layers[:2], middle, *layers[1:]), tmp_path)
 
 
 def test_published_quantizers_are_rejected(tmp_path):

@@ -106,3 +106,8 @@ def test_what_is_used_twice_stays_where_it_is():
         [SHUFFLE, (("Relu", ["large"], ["a"]), {}), (("Add", ["a", "large"], ["output"]), {})], {}
     )
     assert kinds(fuse(copy(model))) == ["DepthToSpace", "Relu", "Add"]
+
+
+def test_what_one_operation_takes_twice_stays_where_it_is():
+    model = graph([SHUFFLE, (("Add", ["large", "large"], ["output"]), {})], {})
+    assert kinds(fuse(copy(model))) == ["DepthToSpace", "Add"]

@@ -149,3 +149,25 @@ def test_random_numbers_are_refused(tmp_path):
 def test_parameters_and_shapes_may_be_read(network, tmp_path):
     export(network, tmp_path, attention_products=True)
     assert (tmp_path / "net.onnx").is_file()
+
+
+class Multihead(Plain):
+    """Attention within columns; the exporter keeps the height that it traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+
+    def forward(self, x):
+        columns = x.permute(0, 3, 2, 1)
+        y = columns.flatten(0, 1)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        return super().forward(x + y.view_as(columns).permute(0, 3, 2, 1))
+
+
+def test_a_graph_that_keeps_the_size_that_was_traced_is_refused(tmp_path):
+    with pytest.raises(
+        AdaBMError, match="its graph, traced with 64x64 pixels, doesn't do for 19x13"
+    ):
+        export(Multihead, tmp_path)
+    assert not list(tmp_path.iterdir())
