@@ -11,7 +11,8 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
         OUTPUT: {2: "out_height", 3: "out_width"},
     }
     try:
-        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        with torch.no_grad(), _no_printing(), warnings.catch_warnings(record=True) as caught:
             # The tracer warns of shapes that it keeps as constants where they are.
             warnings.simplefilter("always")
             torch.onnx.export(
@@ -165,6 +166,21 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
         if not opset.domain:
             opset.version = OPSET
     return model
+
+
+@contextmanager
+def _no_printing() -> Iterator[None]:
+    """Within this context torch's exporter prints no graphs, as torch 2.13 does where it fails."""
+    printing = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = _print_nothing
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = printing
+
+
+def _print_nothing(*_: object) -> None:
+    """Instead of what prints graphs."""
 
 
 def _check_warnings(caught: Sequence[warnings.WarningMessage]) -> None:

@@ -100,6 +100,13 @@ def test_padding_to_the_same_size(kernel, dilation, tmp_path):
     check_export(nn.Sequential(*layers[:2], middle, *layers[1:]), tmp_path)
 
 
+def test_an_operation_that_onnx_lacks_is_refused_in_one_line(tmp_path, capfd):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(5), nn.Conv2d(8, 3, 3))
+    with pytest.raises(AdaBMError, match=r"can't be written as ONNX: .*adaptive_avg_pool2d"):
+        check_export(network, tmp_path)
+    assert capfd.readouterr().out == ""
+
+
 def test_published_quantizers_are_rejected(tmp_path):
     with pytest.raises(
         AdaBMError, match="recipe 'paper' quantizes as published, without an integer zero point"
