@@ -96,7 +96,10 @@ def plan_layers(structure: Structure, config: QuantizationConfig) -> Plan:
         else:
             plan.layers[name] = layer_plan
     if not plan.layers:
-        raise AdaBMError("no layer is left to quantize; look at exclude, w_bits and a_bits")
+        way_out = "look at exclude, w_bits and a_bits"
+        if not config.fully_quantized:
+            way_out = f"{way_out}; fully_quantized: true takes head and tail too"
+        raise AdaBMError(f"no layer is left to quantize; {way_out}")
     return plan
 
 

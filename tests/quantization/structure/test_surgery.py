@@ -22,6 +22,10 @@ def test_32_bits_leave_layers_alone(tiny):
     ]
     with pytest.raises(AdaBMError, match="no layer is left to quantize"):
         quantize(tiny, IMAGES[:1], w_bits=32, a_bits=32)
+    ends = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)]
+    network = nn.Sequential(*ends, nn.PixelShuffle(2))
+    with pytest.raises(AdaBMError, match="fully_quantized: true takes head and tail too"):
+        quantize(network, IMAGES[:1])
     weights_only = calibrated(tiny, w_bits=8, a_bits=32, recipe="static")
     with torch.no_grad():
         torch.testing.assert_close(weights_only(IMAGES), tiny(IMAGES), atol=0.02, rtol=0)
