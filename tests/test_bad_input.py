@@ -713,3 +713,9 @@ def test_a_mistake_leaves_earlier_results_in_place(run_fails, workspace):
 def test_empty_keys_mean_the_default(workspace):
     empty = {"network_g__exclude": None, "network_g__custom_imports": None, "train__finetune": None}
     workspace.train(**empty, datasets__train__io_backend=None)
+
+
+def test_a_metric_without_options_is_left_out(workspace):
+    workspace.train(train__total_iter=0)
+    workspace.test(val__metrics__psnr=None)
+    assert Path("results/tiny_test").is_dir()

@@ -103,7 +103,7 @@ class OnnxNetwork:
             level: 0, 1 or 2.
 
         Returns:
-            A function of arrays, ``(B, C, H, W)`` in 0..1 to ``(B, C, sH, sW)``, float32.
+            A function of arrays, ``(1, C, H, W)`` in 0..1 to ``(1, C, sH, sW)``, float32.
         """
         with self._lock:
             if level not in self._compiled:
@@ -157,7 +157,12 @@ class OnnxNetwork:
             self._check_output(x, output)
             return torch.from_numpy(output)
 
-        return run_padded(run_tensor, image, self.size_multiple)
+        # One by one: where the size of a batch is open, OpenVINO 2026.4 makes other pictures of
+        # networks with shapes that follow the image.
+        outputs = []
+        for sample in image.split(1):
+            outputs.append(run_padded(run_tensor, sample, self.size_multiple))
+        return torch.cat(outputs)
 
     def graph_at(self, level: int) -> onnx.ModelProto:
         """The graph of one image class as the runtime is given it.
@@ -167,7 +172,7 @@ class OnnxNetwork:
         """
         from adabm_basicsr.deployment.onnx.editing import check_grids
         from adabm_basicsr.deployment.onnx.fusion import fuse
-        from adabm_basicsr.deployment.onnx.level import at_level, take_batches
+        from adabm_basicsr.deployment.onnx.level import at_level
         from adabm_basicsr.deployment.onnx.overflow import avoid_overflow
         from adabm_basicsr.deployment.onnx.reading import check_shapes
 
@@ -175,7 +180,6 @@ class OnnxNetwork:
             model = fuse(at_level(self._model, level), RUNTIMES[self.runtime].form)
             check_grids(model)
             check_shapes(model, self.size_multiple)
-            model = take_batches(model)
             if not has_exact_int8():
                 model = avoid_overflow(model)
         except Exception as error:  # of onnx, NumPy or a rewrite: it depends on the damage

@@ -41,7 +41,7 @@ class Compiled(NamedTuple):
     """A graph in a runtime.
 
     Attributes:
-        run: Maps ``(B, C, H, W)`` in 0..1 to the graph's output, float32.
+        run: Maps ``(1, C, H, W)`` in 0..1 to the graph's output, float32.
         release: Gives back the memory of the latest run, if the runtime can.
     """
 

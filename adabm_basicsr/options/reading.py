@@ -132,6 +132,7 @@ def set_recipe_defaults(opt: dict[str, Any]) -> None:
 
 def _check_validation(opt: dict[str, Any], is_train: bool) -> None:
     val = opt["val"]
+    _drop_empty_metrics(val)
     if val.get("tile_overlap") is not None and val.get("tile") is None:
         raise OptionError("val: tile_overlap is given, but no tile")
     fill_defaults(Validation, val)
@@ -140,6 +141,14 @@ def _check_validation(opt: dict[str, Any], is_train: bool) -> None:
     if is_train and val["val_freq"] is None:
         # BasicSR validates at the end of a run in any case: once is enough.
         val["val_freq"] = opt["train"]["total_iter"] + 1
+
+
+def _drop_empty_metrics(val: dict[str, Any]) -> None:
+    """Leave out metrics that are empty, as everywhere."""
+    metrics = val.get("metrics") or {}
+    for name, options in list(metrics.items()):
+        if options is None:
+            del metrics[name]
 
 
 def _check_device(opt: dict[str, Any]) -> None:

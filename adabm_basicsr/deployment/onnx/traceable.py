@@ -23,7 +23,7 @@ from adabm_basicsr.errors import ExportError, first_line
 DARK = 0.05
 BRIGHT = 0.95
 # Heights and widths as shares of those that are traced: small, odd, larger.
-OTHER_SIZES = ((0.2, 0.3), (0.42, 0.61), (1.3, 1.2))
+OTHER_SIZES = ((0.2, 0.3), (0.08, 0.11), (0.42, 0.61), (1.3, 1.2))
 LEAST_AGREEMENT = 80.0  # dB of the output; the same operations in the same order give far more
 # Other programs round otherwise, and a value at another grid point moves its neighbours.
 LEAST_AGREEMENT_OF_GRAPH = 20.0
