@@ -143,6 +143,24 @@ def test_random_networks(tmp_path):
     run_examples(20, 0, tmp_path)
 
 
+# Networks that the tests below found, computed wrongly by a runtime.
+FOUND = {
+    # OpenVINO 2026.4 with VNNI: a linear layer's input wasn't clipped.
+    "clip of features": [
+        {"op": "conv"},
+        {"op": "block"},
+        {"op": "channel_attention", "linear": True},
+    ],
+}
+
+
+@pytest.mark.runtimes
+@pytest.mark.parametrize("operations", FOUND.values(), ids=FOUND.keys())
+def test_networks_that_failed_once(operations, tmp_path):
+    network = {"type": "RandomNetwork", "operations": operations}
+    assert outcome(network, {"fully_quantized": True}, [(8, 8)] * 3, 0, tmp_path) == "ran"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, 7))
 def test_hundreds_of_random_networks(part, tmp_path):

@@ -49,10 +49,12 @@ def clip_first(edited: EditedGraph) -> None:
             _absorb_factors_before_ends(edited, quantize, source)
         elif source is not None and _has_ends(edited, source):
             lowest, highest = _take_out_clip_before(edited, quantize, source)
-            _insert_ends(edited, quantize, lowest, highest)
+            _insert_ends(edited, quantize, of_channels(lowest), of_channels(highest))
         elif not _may_be_fused(edited, quantize):
             lowest, highest = _take_out_clip_after(edited, quantize)
-            _insert_ends(edited, quantize, lowest, highest)
+            _insert_ends(edited, quantize, of_channels(lowest), of_channels(highest))
+        elif source is not None and _is_product_of_features(edited, source):
+            _clip_features(edited, quantize, source)
 
 
 def _has_ends(edited: EditedGraph, node: onnx.NodeProto) -> bool:
@@ -67,11 +69,29 @@ def _may_be_fused(edited: EditedGraph, quantize: onnx.NodeProto) -> bool:
     return has_one_scale and edited.only_taker(quantize.input[0]) is not None
 
 
+def _is_product_of_features(edited: EditedGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node multiplies the features before a linear layer by factors of their own."""
+    if node.op_type != "Mul" or not edited.is_constant(node.input[1]):
+        return False
+    return edited.constant_of(node, 1).ndim == 1 and edited.constant_of(node, 1).size > 1
+
+
+def _clip_features(edited: EditedGraph, quantize: onnx.NodeProto, product: onnx.NodeProto) -> None:
+    """Clip the input of a linear layer before it is quantized, each feature by itself.
+
+    Behind a ReLU and such a product, OpenVINO 2026.4 doesn't clip what it quantizes for a matrix
+    product where the CPU has VNNI. A clip to the same ends for all features would be left out too.
+    """
+    features = edited.constant_of(product, 1).size
+    lowest, highest = _take_out_clip_after(edited, quantize)
+    _insert_ends(edited, quantize, lowest.repeat(features), highest.repeat(features))
+
+
 def _insert_ends(
     edited: EditedGraph, quantize: onnx.NodeProto, lowest: np.ndarray, highest: np.ndarray
 ) -> None:
     for kind, end in ((MAXIMUM, lowest), (MINIMUM, highest)):
-        constant = edited.add_constant(of_channels(end))
+        constant = edited.add_constant(end)
         edited.insert(kind, [constant], quantize, f"{quantize.output[0]}_{kind}")
 
 
