@@ -171,3 +171,16 @@ def test_a_graph_that_keeps_the_size_that_was_traced_is_refused(tmp_path):
     ):
         export(Multihead, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Transposed(Plain):
+    """ONNX's own program runs transposed convolutions in groups wrongly."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ConvTranspose2d(8, 8, 3, padding=1, groups=4)
+
+
+def test_what_the_program_of_onnx_lacks_is_no_reason_to_refuse(tmp_path):
+    net = calibrate(quantize(Transposed(), IMAGES[:1]), [IMAGES])
+    save_onnx(net, tmp_path / "net.onnx")
