@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 RUNTIMES = ["onnx>=1.16", "onnxruntime>=1.19", "openvino>=2025.1"]  # INT4 and opset 21
+NCNN = "ncnn>=1.0.20230816"
 SPANDREL = "spandrel>=0.4.2,<0.5"  # recognises networks by their weights
 
 
@@ -56,6 +57,7 @@ setup(
     extras_require={
         "benchmark": [*RUNTIMES, "nncf>=2.14", "torchao>=0.15"],
         "lpips": ["lpips>=0.1.4"],
+        "ncnn": [NCNN, RUNTIMES[0]],
         "runtimes": RUNTIMES,
         "spandrel": [SPANDREL],
         "test": [
@@ -71,6 +73,7 @@ setup(
             "types-PyYAML",
             "types-tabulate",
             *RUNTIMES,
+            NCNN,
             SPANDREL,
         ],
     },

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adabm_basicsr.commands.flags import add_custom_imports, make_parser
+from adabm_basicsr.deployment.engines import EXPORTS, save_for
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.deployment.packed import save_packed
 from adabm_basicsr.deployment.runtimes import import_runtime
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--model: {args.model} is exported already; give the checkpoint or the packed file"
         )
     with bars(shown=not args.quiet):
-        _save(net, args)
+        lines = _save(net, args)
     size = args.out.stat().st_size
     full = net.full_precision_bytes()
     if args.json:
@@ -39,17 +40,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"written: {args.out}, {size / 1e6:.3f} MB: "
             f"{size / full:.1%} of {full / 1e6:.3f} MB of float32 weights"
         )
+        for line in lines:
+            print(line)
 
 
-def _save(net: QuantizedNetwork, args: argparse.Namespace) -> None:
+def _save(net: QuantizedNetwork, args: argparse.Namespace) -> list[str]:
+    """Write the file; lines on what is in it, beside its size."""
+    if args.engine is not None:
+        return save_for(args.engine, net, args.out)
     if args.format == "packed":
         save_packed(net, args.out)
-        return
+        return []
     import_runtime("onnx")
     # Imports onnx, which not everyone has.
     from adabm_basicsr.deployment.onnx.export import save_onnx
 
     save_onnx(net, args.out, args.symmetric, args.level)
+    return []
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,9 +65,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "-m", "--model", type=Path, required=True, help="quantized checkpoint (.pth) or packed file"
     )
     parser.add_argument(
+        "--for",
+        dest="engine",
+        choices=list(EXPORTS),
+        help="engine to write for, whose arithmetic the network was quantized for (network_g: "
+        "engine)",
+    )
+    parser.add_argument(
         "--format",
         choices=sorted(SUFFIXES),
-        help="kind of file (default: as --out ends, or packed)",
+        help="kind of file (default: onnx with --level or --symmetric, else as --out ends, or "
+        "packed)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, help="file to write (default: the model's name, another ending)"
@@ -86,15 +101,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _choose_file(args: argparse.Namespace) -> None:
     """Fill in the format and the file to write, where they are left out, and check them."""
-    if args.format is None:
-        is_onnx = args.out is not None and args.out.suffix == ONNX_SUFFIX
-        args.format = "onnx" if is_onnx else "packed"
-    suffix = SUFFIXES[args.format]
+    of_onnx = args.symmetric or args.level is not None
+    if args.engine is not None:
+        if args.format is not None or of_onnx:
+            raise OptionError("--for takes no --format, --symmetric or --level: it chooses them")
+        suffix, why = EXPORTS[args.engine].suffix, f"--for {args.engine}"
+    else:
+        args.format = args.format or _format(args.out, of_onnx)
+        if args.format != "onnx" and of_onnx:
+            raise OptionError("--symmetric and --level are for --format onnx")
+        suffix, why = SUFFIXES[args.format], f"--format {args.format}"
     if args.out is None:
         args.out = args.model.with_suffix(suffix)
     if args.out.suffix != suffix:
-        raise OptionError(f"--out: {args.out} must end in {suffix} with --format {args.format}")
+        raise OptionError(f"--out: {args.out} must end in {suffix} with {why}")
     if args.out.resolve() == args.model.resolve():
         raise OptionError(f"--out: {args.out} is the model itself")
-    if args.format != "onnx" and (args.symmetric or args.level is not None):
-        raise OptionError("--symmetric and --level are for --format onnx")
+
+
+def _format(out: Path | None, of_onnx: bool) -> str:
+    """The format that was meant, where none was given.
+
+    Raises:
+        OptionError: The file to write ends otherwise than any of them.
+    """
+    if of_onnx:
+        return "onnx"
+    if out is None:
+        return "packed"
+    for name, suffix in SUFFIXES.items():
+        if out.suffix == suffix:
+            return name
+    endings = [f"{suffix} ({name})" for name, suffix in SUFFIXES.items()]
+    for engine, export in EXPORTS.items():
+        endings.append(f"{export.suffix} (--for {engine})")
+    raise OptionError(f"--out: {out} ends in none of {', '.join(endings)}")

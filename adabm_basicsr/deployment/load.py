@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adabm_basicsr.deployment.ncnn_network import NcnnNetwork
 from adabm_basicsr.deployment.onnx_network import OnnxNetwork
 from adabm_basicsr.deployment.packed import load_packed
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
@@ -15,6 +16,7 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 
 PACKED_SUFFIX = ".safetensors"
 ONNX_SUFFIX = ".onnx"
+NCNN_SUFFIX = ".param"
 
 
 def load_network(
@@ -22,15 +24,15 @@ def load_network(
     custom_imports: Sequence[str] = (),
     runtime: str = DEFAULT_RUNTIME,
     threads: int = 0,
-) -> QuantizedNetwork | OnnxNetwork:
+) -> QuantizedNetwork | OnnxNetwork | NcnnNetwork:
     """The quantized network of a file, ready to infer.
 
     Args:
-        path: Checkpoint (``.pth``), packed (``.safetensors``) or ONNX file.
+        path: Checkpoint (``.pth``), packed (``.safetensors``), ONNX file, or ``.param`` of ncnn.
         custom_imports: Modules that register an in-house architecture; importing them runs their
             code. ONNX files need none.
         runtime: What runs an ONNX file, see `OnnxNetwork`.
-        threads: Of the runtime, see `OnnxNetwork`.
+        threads: Of the runtime, see `OnnxNetwork` and `NcnnNetwork`.
 
     Raises:
         AdaBMError: The file can't be read, or doesn't say how its network is built.
@@ -38,6 +40,8 @@ def load_network(
     suffix = Path(path).suffix
     if suffix == ONNX_SUFFIX:
         return OnnxNetwork(path, runtime, threads)
+    if suffix == NCNN_SUFFIX:
+        return NcnnNetwork(path, threads)
     if suffix == PACKED_SUFFIX:
         return load_packed(path, custom_imports)
     return _load_quantized_checkpoint(path, custom_imports)

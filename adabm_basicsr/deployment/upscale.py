@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
-from adabm_basicsr.deployment.load import ONNX_SUFFIX, load_network
+from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
 from adabm_basicsr.deployment.tiles import Block, finished_blocks
 from adabm_basicsr.errors import AdaBMError, ImageError, OptionError, first_line, why_link_is_broken
@@ -229,12 +229,11 @@ def load_upscaler(
     """
     is_onnx = path.suffix == ONNX_SUFFIX
     if runtime and not is_onnx:
+        place = "ncnn" if path.suffix == NCNN_SUFFIX else "torch, see --device"
+        raise OptionError(f"--runtime: {runtime} runs {ONNX_SUFFIX} files; {path} runs in {place}")
+    if device not in (None, "cpu") and path.suffix in (ONNX_SUFFIX, NCNN_SUFFIX):
         raise OptionError(
-            f"--runtime: {runtime} runs {ONNX_SUFFIX} files; {path} runs in torch, see --device"
-        )
-    if device not in (None, "cpu") and is_onnx:
-        raise OptionError(
-            f"--device: {device} runs files of torch; {path} runs in a --runtime, on the CPU"
+            f"--device: {device} runs files of torch; {path} runs in an engine, on the CPU"
         )
     network = load_network(path, custom_imports, runtime or DEFAULT_RUNTIME, threads)
     if not isinstance(network, QuantizedNetwork):

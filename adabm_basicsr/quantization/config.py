@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from adabm_basicsr.errors import OptionError, check_keys, check_range, did_you_mean
+from adabm_basicsr.quantization.engines import DEFAULT_ENGINE, ENGINES, Engine
 from adabm_basicsr.quantization.fields import option
 from adabm_basicsr.quantization.recipes import (
     ARITHMETIC_INGREDIENTS,
@@ -61,6 +62,12 @@ class QuantizationConfig:
         "published; static: fixed bits, calibrated ranges, no fine-tuning.",
         "best",
         choices=tuple(RECIPES),
+    )
+    engine: str = option(
+        "Program that the network will run in as integers, which decides on their arithmetic; see "
+        "docs/engines.md.",
+        DEFAULT_ENGINE,
+        choices=tuple(ENGINES),
     )
     fully_quantized: bool = option(
         "Whether what follows the body is quantized too, and head and tail at 8 bits.",
@@ -118,6 +125,7 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         _check_choice("recipe", self.recipe, RECIPES)
+        _check_choice("engine", self.engine, ENGINES)
         check_ingredients(self.recipe, self.ingredients)
         self._check_target()
         if self.observer is not None:
@@ -131,8 +139,9 @@ class QuantizationConfig:
         if self.size_multiple is not None:
             check_range("size_multiple", self.size_multiple, 1, MAX_SIZE_MULTIPLE)
         self._check_bits("w_bits", self.w_bits, MIN_BITS)
-        self._check_bits("a_bits", self.a_bits, self.arithmetic.min_a_bits)
+        self._check_bits("a_bits", self.a_bits, self.preset.arithmetic.min_a_bits)
         self._check_layers()
+        self._check_engine()
         self._check_bit_range()
 
     @cached_property
@@ -142,8 +151,13 @@ class QuantizationConfig:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What the quantized network is."""
-        return self.preset.arithmetic
+        """What the quantized network is, as far as the engine has it."""
+        return self.integers_of.restrict(self.preset.arithmetic)
+
+    @property
+    def integers_of(self) -> Engine:
+        """The engine that ``engine`` names."""
+        return ENGINES[self.engine]
 
     @property
     def calibration(self) -> Calibration:
@@ -173,6 +187,37 @@ class QuantizationConfig:
                 f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
             )
 
+    def _check_engine(self) -> None:
+        if self.engine == DEFAULT_ENGINE:
+            return
+        if not self.preset.arithmetic.integer:
+            raise OptionError(
+                f"engine: {self.engine} runs integers, and recipe {self.recipe!r} has none; valid: "
+                "recipe best, fast or static"
+            )
+        fewest = self.integers_of.min_a_bits
+        for key, value in self._all_bits("a_bits").items():
+            if value < fewest:
+                raise OptionError(
+                    f"{key}: {value} with engine: {self.engine}, which takes activations of "
+                    f"{fewest} bits; set a_bits: {fewest} (w_bits may be fewer)"
+                )
+        most = self.integers_of.max_w_bits
+        for key, value in self._all_bits("w_bits").items():
+            if most < value <= MAX_BITS:
+                raise OptionError(
+                    f"{key}: {value} with engine: {self.engine}, which takes weights of at most "
+                    f"{most} bits; set w_bits: {most}"
+                )
+
+    def _all_bits(self, kind: str) -> dict[str, int]:
+        """Bits of a kind, ``w_bits`` or ``a_bits``, of the network and of single layers, by key."""
+        found = {kind: getattr(self, kind)}
+        for pattern, bits in self.layers.items():
+            if kind in bits:
+                found[f"layers: {pattern}: {kind}"] = bits[kind]
+        return found
+
     def _check_bit_range(self) -> None:
         """A range that leaves out the bits asked for would give others without a word."""
         low, high = self.arithmetic.bit_range
@@ -184,7 +229,7 @@ class QuantizationConfig:
     def _check_layers(self) -> None:
         if not isinstance(self.layers, Mapping):
             raise OptionError(f"layers: {self.layers!r} is not a mapping from patterns to bits")
-        lowest = {"w_bits": MIN_BITS, "a_bits": self.arithmetic.min_a_bits}
+        lowest = {"w_bits": MIN_BITS, "a_bits": self.preset.arithmetic.min_a_bits}
         for pattern, bits in self.layers.items():
             if not isinstance(bits, Mapping):
                 raise OptionError(

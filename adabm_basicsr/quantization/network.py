@@ -25,6 +25,7 @@ from adabm_basicsr.quantization.checkpoint import (
 )
 from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.config import MAX_BITS, MIN_BITS, QuantizationConfig
+from adabm_basicsr.quantization.engines import DEFAULT_ENGINE
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.patterns import match_all
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, mean_bits
@@ -49,6 +50,7 @@ from adabm_basicsr.quantization.structure.surgery import (
 )
 from adabm_basicsr.quantization.user_code import users_code
 
+ENGINE_KEY = "engine"  # in quantized checkpoints for other engines than the default
 OTHER_OPTIONS = "the checkpoint was quantized with other options"
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
@@ -167,6 +169,10 @@ class QuantizedNetwork(nn.Module):
         self._build(network, blueprint)
         self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
         self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
+        if config.engine != DEFAULT_ENGINE:
+            # Its name, so that no other arithmetic is read from it.
+            letters = list(config.engine.encode())
+            self.register_buffer(ENGINE_KEY, torch.tensor(letters, dtype=torch.uint8))
         self.to(example.device)
 
     def _build(self, network: nn.Module, blueprint: Blueprint) -> None:
@@ -300,6 +306,12 @@ class QuantizedNetwork(nn.Module):
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         """Reject a quantized state of other layers, keys, shapes or bits."""
+        engine = engine_of(state)
+        if engine != self.config.engine:
+            raise CheckpointError(
+                f"the checkpoint was quantized for engine: {engine}, the options say engine: "
+                f"{self.config.engine}"
+            )
         saved = state[QUANTIZED_KEY]
         count = len(saved) if saved.dim() else 0
         if count != len(self.layer_bits):
@@ -539,6 +551,14 @@ class QuantizedNetwork(nn.Module):
         replica: QuantizedNetwork = super()._replicate_for_data_parallel()
         replica.lock = _Lock()  # replicas run side by side
         return replica
+
+
+def engine_of(state: Mapping[str, Tensor]) -> str:
+    """The engine that the network of a quantized state was made for."""
+    letters = state.get(ENGINE_KEY)
+    if letters is None:
+        return DEFAULT_ENGINE
+    return bytes(letters.tolist()).decode(errors="replace")
 
 
 def _row(plan: LayerPlan) -> list[int]:

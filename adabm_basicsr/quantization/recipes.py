@@ -30,22 +30,25 @@ class Arithmetic:
             normalisation is folded.
         own_bits: Whether layers and weights hold bits that were shared out among them. The layer
             factor may then go beyond one bit.
-        channel_grids: Whether each input channel has a scale and a zero point of its own, and
-            weights and biases have corrections.
+        channel_grids: Whether each input channel has a scale and a zero point of its own.
+        corrections: Whether weights and biases have corrections, which are learned.
         image_bits: Bits that the simplest and the most complex class of images add to a layer's.
         image_ranges: Whether each class of images has clipping ranges of its own.
         bit_range: Smallest and largest bit-width that a layer may use on an image.
         min_a_bits: Smallest base bits that the recipe takes.
+        max_w_bits: Largest bit-width of weights.
     """
 
     adaptive: bool
     integer: bool
     own_bits: bool
     channel_grids: bool
+    corrections: bool
     image_bits: tuple[int, int] = (-1, 1)
     image_ranges: bool = False
     bit_range: tuple[int, int] = (2, 8)
     min_a_bits: int = 2
+    max_w_bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,11 @@ INGREDIENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "iterations": (("finetuning", "iterations"),),
     "feature_weight": (("finetuning", "feature_weight"),),
     "pixel_loss": (("finetuning", "pixel_loss"),),
-    "reconstruct": (("arithmetic", "channel_grids"), ("calibration", "reconstruct")),
+    "reconstruct": (
+        ("arithmetic", "corrections"),
+        ("arithmetic", "channel_grids"),
+        ("calibration", "reconstruct"),
+    ),
     "allocate": (
         ("arithmetic", "own_bits"),
         ("calibration", "allocate"),
@@ -208,6 +215,7 @@ PAPER = Recipe(
         integer=False,
         own_bits=False,
         channel_grids=False,
+        corrections=False,
         image_bits=(-1, 1),
         image_ranges=False,
         bit_range=(1, 10),  # the paper doesn't clamp: 8 base bits may become 10, and 3 become 1
@@ -241,6 +249,7 @@ BEST = Recipe(
         integer=True,
         own_bits=True,
         channel_grids=True,
+        corrections=True,
         # More complex images need wider ranges rather than more bits, and a set with many of them
         # would use more bits than were asked for.
         image_bits=(-1, 0),
@@ -274,6 +283,7 @@ STATIC = Recipe(
         integer=True,
         own_bits=False,
         channel_grids=False,
+        corrections=False,
     ),
     Calibration(
         observer="minmax",

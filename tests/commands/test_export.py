@@ -41,6 +41,12 @@ def test_export_writes_a_graph_that_upscales(checkpoint, capsys):
     assert agreement_of_most(output, expected) >= 100
 
 
+def test_a_level_or_signed_integers_ask_for_onnx(checkpoint, capsys):
+    for option in (["--level", "1"], ["--symmetric"]):
+        main(["export", "-m", "net.pth", *option])
+        assert "written: net.onnx" in capsys.readouterr().out
+
+
 def test_quiet_and_json(checkpoint, capsys):
     main(["export", "-m", "net.pth", "--quiet"])
     assert capsys.readouterr() == ("", "")
@@ -68,10 +74,33 @@ BAD = {
         "--format",
         "packed",
     ): "net.onnx must end in .safetensors with --format packed",
-    ("-m", "net.pth", "-o", "net.bin"): "net.bin must end in .safetensors with --format packed",
+    ("-m", "net.pth", "-o", "net.bin"): "net.bin ends in none of .safetensors (packed), .onnx",
     ("-m", "net.safetensors"): "is the model itself",
-    ("-m", "net.pth", "--symmetric"): "--symmetric and --level are for --format onnx",
-    ("-m", "net.pth", "--level", "2"): "--symmetric and --level are for --format onnx",
+    (
+        "-m",
+        "net.pth",
+        "--symmetric",
+        "--format",
+        "packed",
+    ): "--symmetric and --level are for --format onnx",
+    (
+        "-m",
+        "net.pth",
+        "--level",
+        "2",
+        "-o",
+        "net.safetensors",
+    ): "net.safetensors must end in .onnx with --format onnx",
+    (
+        "-m",
+        "net.pth",
+        "--for",
+        "ncnn",
+        "--level",
+        "1",
+    ): "--for takes no --format, --symmetric or --level",
+    ("-m", "net.pth", "--for", "ncnn"): "quantized for engine: openvino",
+    ("-m", "net.pth", "--for", "ncnn", "-o", "net.onnx"): "must end in .param with --for ncnn",
 }
 
 

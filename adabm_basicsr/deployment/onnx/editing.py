@@ -54,6 +54,10 @@ class EditedGraph:
             return None
         return takers[0]
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a node takes a value."""
+        return any(name in node.input for node in self.graph.node)
+
     def is_constant(self, name: str) -> bool:
         """Whether a value is a constant of the graph."""
         return name in self._constants

@@ -50,13 +50,15 @@ class _Deployed(nn.Module):
     Args:
         frozen: See `freeze`; its quantizers are replaced.
         symmetric: See `save_onnx`.
+        pads: Whether the graph mirrors images up to sizes that the network takes.
     """
 
-    def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
+    def __init__(self, frozen: QuantizedNetwork, symmetric: bool, pads: bool) -> None:
         super().__init__()
         self.image_mapping = frozen.image_mapping
         self.network = frozen.network
         self.multiple = frozen.size_multiple
+        self.pads = pads and self.multiple > 1
         self.inputs = use_operators(frozen, symmetric)
         write_plainly(frozen.network)
 
@@ -71,7 +73,7 @@ class _Deployed(nn.Module):
 
     def _padded(self, image: Tensor) -> Tensor:
         """Output of the network, on an image that is mirrored up to a size that it takes."""
-        if self.multiple == 1:
+        if not self.pads:
             return self.network(image)
         height, width = image.shape[2:]
         rows = mirrored(height, self.multiple)
@@ -110,32 +112,36 @@ def save_onnx(
         Path(temporary).write_bytes(sealed(model.SerializeToString()))
 
 
-def to_onnx(net: QuantizedNetwork, symmetric: bool = False) -> onnx.ModelProto:
-    """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`."""
+def to_onnx(net: QuantizedNetwork, symmetric: bool = False, pads: bool = True) -> onnx.ModelProto:
+    """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`.
+
+    ``pads`` says whether it mirrors images up to sizes that the network takes.
+    """
     if not net.config.arithmetic.integer:
         raise ExportError(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
-    deployed = _Deployed(freeze(net).cpu(), symmetric).eval()
-    size = _example_size(deployed.multiple)
+    deployed = _Deployed(freeze(net).cpu(), symmetric, pads).eval()
+    size = _example_size(deployed.multiple, deployed.pads)
     shape = (1, net.in_channels, size, size)
     name = type(net.network).__name__
     with users_code(deployed.network, "the network can't be written as ONNX"):
         check_values(deployed, shape, name)
         model = _trace(deployed, torch.rand(shape))
-        check_sizes(deployed, shape, name)
-        check_graph(model, deployed, shape)
+        multiple = 1 if pads else deployed.multiple
+        check_sizes(deployed, shape, name, multiple)
+        check_graph(model, deployed, shape, multiple)
     _store_as_int4(model)
     _describe(model, net)
     _check(model)
     return model
 
 
-def _example_size(multiple: int) -> int:
+def _example_size(multiple: int, pads: bool) -> int:
     """Height and width of an image that is padded, if any is."""
     size = -(-EXAMPLE_SIZE // multiple) * multiple
-    return size if multiple == 1 else size + 1
+    return size + 1 if pads else size
 
 
 def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:

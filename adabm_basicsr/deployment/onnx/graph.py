@@ -239,6 +239,32 @@ class SymmetricInputOperators(InputOperators):
         return _QuantizeInput.apply(x, scale, self.none, None, scale, self.none)
 
 
+class SignedInputOperators(nn.Module):
+    """Replaces an `ActivationQuantizer` of signed integers: ``x -> Quantize -> DequantizeLinear``.
+
+    Args:
+        quantizer: The quantizer, of a network for an engine without zero points.
+
+    Attributes:
+        step: Scale, ``()``.
+        none: The zero point 0, int8.
+    """
+
+    level: Tensor | None = None
+    step: Tensor
+    none: Tensor
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        scale = quantizer.scale(quantizer.lower)
+        self.register_buffer("step", scale.detach().reshape(()))
+        self.register_buffer("none", torch.zeros((), dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, quantized."""
+        return _QuantizeInput.apply(x, self.step, self.none, None, self.step, self.none)
+
+
 class WeightOperators(nn.Module):
     """Replaces a `WeightQuantizer`; its weight takes inputs in units of the channel scales.
 
@@ -253,7 +279,7 @@ class WeightOperators(nn.Module):
     def __init__(self, quantizer: WeightQuantizer, weight: Tensor) -> None:
         super().__init__()
         indices = quantizer.grid_indices(weight).to(torch.int16)
-        integers = (indices - 2 ** (quantizer.bits - 1)).to(torch.int8)
+        integers = (indices + int(quantizer.lowest)).to(torch.int8)
         self.axis = quantizer.axis
         if weight.dim() == MATRIX:
             self.axis = 1 - quantizer.axis
@@ -318,7 +344,8 @@ def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[Inp
         for key in quantized:
             quantizer = getattr(layer, key)
             if isinstance(quantizer, ActivationQuantizer):
-                setattr(layer, key, kind(quantizer))
+                operators = SignedInputOperators if quantizer.signed else kind
+                setattr(layer, key, operators(quantizer))
     return [module for module in frozen.network.modules() if isinstance(module, InputOperators)]
 
 

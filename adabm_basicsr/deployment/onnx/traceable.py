@@ -59,13 +59,14 @@ def check_values(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
+def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str, multiple: int = 1) -> None:
     """Trace a network at one size, and see whether the trace computes the same at others.
 
     Args:
         network: See `check_values`.
         shape: ``(1, C, H, W)`` of an image that it takes.
         name: What to call it.
+        multiple: What the sizes that it takes are multiples of.
 
     Raises:
         ExportError: Its Python code makes something of an image's size (``if x.shape[-1] < 50``, a
@@ -78,8 +79,8 @@ def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
         example = torch.rand(shape, generator=generator)
         traced = torch.jit.trace(network, example, check_trace=False)
         for share_of_height, share_of_width in OTHER_SIZES:
-            height = round(shape[2] * share_of_height)
-            width = round(shape[3] * share_of_width)
+            height = _multiple_near(shape[2] * share_of_height, multiple)
+            width = _multiple_near(shape[3] * share_of_width, multiple)
             image = torch.rand((*shape[:2], height, width), generator=generator)
             try:
                 expected = network(image.clone())[0]
@@ -96,7 +97,9 @@ def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
                 raise _depends_on_size(name, shape, image, f"they agree by {agreement:.0f} dB")
 
 
-def check_graph(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ...]) -> None:
+def check_graph(
+    model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ...], multiple: int = 1
+) -> None:
     """Run a graph as ONNX defines it on an image of another size than the one that was traced.
 
     The exporter computes some shapes at once, of ``nn.MultiheadAttention`` for example. Graphs that
@@ -107,13 +110,14 @@ def check_graph(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ..
         model: The graph.
         network: What was traced; the first that it gives is an image.
         shape: ``(1, C, H, W)`` of the image that was traced.
+        multiple: What the sizes that it takes are multiples of.
 
     Raises:
         ExportError: The graph fails, or gives another image than the network.
     """
     share_of_height, share_of_width = OTHER_SIZES[0]
-    height = round(shape[2] * share_of_height)
-    width = round(shape[3] * share_of_width)
+    height = _multiple_near(shape[2] * share_of_height, multiple)
+    width = _multiple_near(shape[3] * share_of_width, multiple)
     difference = _difference(model, network, (*shape[:2], height, width))
     if difference is None or _difference(model, network, shape) is not None:
         return
@@ -145,6 +149,10 @@ def _difference(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ..
     if agreement < LEAST_AGREEMENT_OF_GRAPH:
         return f"they agree by {agreement:.0f} dB"
     return None
+
+
+def _multiple_near(size: float, multiple: int) -> int:
+    return max(round(size / multiple), 1) * multiple
 
 
 def _depends_on_size(

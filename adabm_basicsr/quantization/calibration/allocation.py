@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
+from adabm_basicsr.quantization.config import MIN_BITS
 from adabm_basicsr.quantization.distributed import map_shared
 from adabm_basicsr.quantization.gradients import gradients_of_overwritten, gradients_work
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -307,25 +308,30 @@ def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: f
         w_mean: Mean bits of the weights, each weight counted.
     """
     inputs = dict.fromkeys(_adaptive_inputs(net), 1)
-    for activation, bits in _bits_by_sensitivity(found, inputs, a_mean).items():
+    a_range = net.config.arithmetic.bit_range
+    for activation, bits in _bits_by_sensitivity(found, inputs, a_mean, a_range).items():
         activation.layer_factor.fill_(bits - activation.bits)
     weights = {}
     for _, layer, weight_quantizer in layers_with_weights(net):
         if weight_quantizer.allocated is not None:
             weights[weight_quantizer] = layer.weight.numel()
-    for weight_quantizer, bits in _bits_by_sensitivity(found, weights, w_mean).items():
+    w_range = (MIN_BITS, net.config.arithmetic.max_w_bits)
+    for weight_quantizer, bits in _bits_by_sensitivity(found, weights, w_mean, w_range).items():
         if weight_quantizer.allocated is not None:
             weight_quantizer.allocated.fill_(bits)
 
 
 def _bits_by_sensitivity(
-    found: Sensitivities, sizes: Mapping[Quantizer, int], mean: float
+    found: Sensitivities,
+    sizes: Mapping[Quantizer, int],
+    mean: float,
+    bit_range: tuple[int, int],
 ) -> dict[Quantizer, int]:
     if not sizes:
         return {}
     errors = {quantizer: found.errors[quantizer] for quantizer in sizes}
     bits = {quantizer: found.bits[quantizer] for quantizer in sizes}
-    return share_out(errors, sizes, bits, mean)
+    return share_out(errors, sizes, bits, mean, bit_range)
 
 
 def base_bits(net: QuantizedNetwork) -> float:

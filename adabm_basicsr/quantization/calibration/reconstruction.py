@@ -179,6 +179,7 @@ def _fit_input(
 
     def quantize(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         bits = quantizer.clamped_bits_of_layer()
+        lower, upper = quantizer.on_grid(lower, upper)
         lower, upper = shifted(lower, upper, shifts)
         return fake_quantize(values, lower, upper, bits, quantizer.integer)
 
@@ -275,13 +276,13 @@ def _fit_rounding(
     groups, outputs, _ = rows.shape
     scales = quantizer.scale.expand(groups * outputs).view(groups, -1, 1)
     moments = columns @ columns.transpose(1, 2)
-    rounded = round_compensated(rows, moments, scales, quantizer.bits, quantizer.lowest)
+    rounded = round_compensated(rows, moments, scales, quantizer.lowest, quantizer.highest)
     wanted = rounded.view_as(layer.weight) / of_weight
     quantizer.correction.copy_(wanted - layer.weight)
 
 
 def round_compensated(
-    rows: Tensor, moments: Tensor, scales: Tensor, bits: int, lowest: float
+    rows: Tensor, moments: Tensor, scales: Tensor, lowest: float, highest: float
 ) -> Tensor:
     """Round weights to grid points such that ``rows @ columns`` changes least (GPTQ).
 
@@ -299,9 +300,9 @@ def round_compensated(
         moments: ``columns @ columns.T`` of the inputs, ``(G, K, K)``.
         scales: Distance of the grid points, ``(G, O, 1)``; 0 of an output channel whose weights are
             all zero.
-        bits: Bit-width; there are ``2 ** bits`` grid points.
         lowest: The lowest grid point in units of the scale: a whole number, or halfway
             between two.
+        highest: The highest one.
 
     Returns:
         The rounded weights, ``(G, O, K)``.
@@ -313,7 +314,6 @@ def round_compensated(
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
     passed_on = _passed_on(moments)
     scales = scales.clamp(min=torch.finfo(scales.dtype).tiny)
-    highest = lowest + 2**bits - 1
     offset = lowest % 1
     rounded = torch.empty_like(rows)
     count = rows.shape[2]

@@ -13,6 +13,12 @@ from adabm_basicsr.quantization.quantizers.fake_quantize import (
     range_width,
 )
 
+# Signed integers of 8 bits.
+LOWEST_SIGNED = -128
+HIGHEST_SIGNED = 127
+# Moves halves, which float32 holds exactly, to the side away from zero.
+BEYOND_TIES = 1 + 2**-23
+
 
 class ActivationQuantizer(nn.Module):
     """Asymmetric quantization on a learnable ``[lower, upper]``, at a bit-width of its own.
@@ -37,6 +43,9 @@ class ActivationQuantizer(nn.Module):
             share one range.
         channel_shift: How far each channel's range lies above the common one, as a share of its
             width; see `shifted`.
+        signed: Whether integers are signed and have no zero point, as some engines want it.
+        narrow: Whether signed integers end at -127 rather than at -128.
+        ties_away: Whether halves are rounded away from zero rather than to the even neighbour.
         image_factor: Factor of each sample, ``(B,)``; the network sets it for each forward pass, so
             that replicas and repeated calls see their own samples.
         last_bits: Bit-widths of the last forward pass, ``(B,)`` or ``(1,)``.
@@ -63,6 +72,9 @@ class ActivationQuantizer(nn.Module):
             self.layer_factor = nn.Parameter(torch.zeros(1))
         self.layer_reach = 1
         self.image_bits = (-1, 1)
+        self.signed = False
+        self.narrow = False
+        self.ties_away = False
         self.level_ranges: nn.Parameter | None = None
         self.channel_scale: Tensor | None
         self.channel_shift: Tensor | None
@@ -86,6 +98,10 @@ class ActivationQuantizer(nn.Module):
         bits = self.bits_used()
         self.last_bits = bits
         lower, upper = self.ends(x)
+        if self.narrow:
+            x = torch.maximum(x, -upper)
+        if self.ties_away:
+            x = x * BEYOND_TIES
         scale = None
         if self.integer:
             scale = self.scale(x)
@@ -150,11 +166,24 @@ class ActivationQuantizer(nn.Module):
 
     def common_ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Ends of the range in units of channel scales, before channels are shifted."""
-        if self.level_ranges is None or self.image_factor is None:
-            return self.lower, self.upper
-        of_class = self.level_ranges[image_class(self.image_factor)]
-        factor = _per_sample(of_class, x)
-        return self.lower * factor, self.upper * factor
+        lower: Tensor = self.lower
+        upper: Tensor = self.upper
+        if self.level_ranges is not None and self.image_factor is not None:
+            of_class = self.level_ranges[image_class(self.image_factor)]
+            factor = _per_sample(of_class, x)
+            lower = lower * factor
+            upper = upper * factor
+        return self.on_grid(lower, upper)
+
+    def on_grid(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The range that integers have: of signed ones, which have 8 bits, the one around 0.
+
+        The end that lies farther from 0 becomes 127, or -127.
+        """
+        if not self.signed:
+            return lower, upper
+        reach = torch.maximum(-lower, upper)
+        return -reach * (-LOWEST_SIGNED / HIGHEST_SIGNED), reach
 
     def scale(self, x: Tensor) -> Tensor:
         """Distance of the grid points of integer quantizers, in units of channel scales.

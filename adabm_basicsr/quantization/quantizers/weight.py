@@ -21,6 +21,8 @@ class WeightQuantizer(nn.Module):
         integer: Whether weights are signed integers times a scale, see `fake_quantize`.
 
     Attributes:
+        narrow: Whether integers are as many below zero as above it, ``-127 .. 127`` of 8 bits, as
+            some engines want it.
         upper: Learnable upper end of the range, ``(channels,)``, above 0.
         allocated: Bit-width that was shared out to the layer, a uint8 scalar; None where recipes
             don't share bits out, see `hold_own_bits`.
@@ -38,6 +40,7 @@ class WeightQuantizer(nn.Module):
         self.axis = axis
         self.integer = integer
         self.enabled = True
+        self.narrow = False
         self.upper = nn.Parameter(torch.ones(channels))
         self.allocated: Tensor | None
         self.channel_scale: Tensor | None
@@ -57,9 +60,18 @@ class WeightQuantizer(nn.Module):
     @property
     def lowest(self) -> float:
         """The lowest grid point in units of the scale; of integers a whole number."""
+        if not self.integer:
+            return -(2**self.bits - 1) / 2
+        if self.narrow:
+            return -self.highest
+        return -(2.0 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> float:
+        """The highest grid point in units of the scale."""
         if self.integer:
-            return -(2.0 ** (self.bits - 1))
-        return -(2**self.bits - 1) / 2
+            return 2.0 ** (self.bits - 1) - 1
+        return (2**self.bits - 1) / 2
 
     @property
     def scale(self) -> Tensor:
@@ -143,7 +155,7 @@ class WeightQuantizer(nn.Module):
         # The scale is 0 where all weights are.
         scale = self._scale_of(weight).clamp(min=torch.finfo(weight.dtype).tiny)
         indices = (scaled / scale - self.lowest).round()
-        return indices.clamp(0, 2**self.bits - 1).to(torch.uint8)
+        return indices.clamp(0, self.highest - self.lowest).to(torch.uint8)
 
     def from_grid_indices(self, indices: Tensor) -> Tensor:
         """Weights at grid points; quantizing them gives what `grid_indices` saw, to the bit.
@@ -183,9 +195,16 @@ class WeightQuantizer(nn.Module):
 
     def _quantize(self, weight: Tensor, upper: Tensor) -> Tensor:
         if self.channel_scale is None or self.correction is None:
-            return fake_quantize(weight, -upper, upper, self.bits, self.integer)
+            return self._round(weight, upper)
         scaled = (weight + self.correction) * self.channel_scale
-        return fake_quantize(scaled, -upper, upper, self.bits, self.integer) / self.channel_scale
+        return self._round(scaled, upper) / self.channel_scale
+
+    def _round(self, scaled: Tensor, upper: Tensor) -> Tensor:
+        """Bring weights in units of the channels' scales to grid points."""
+        if self.narrow:
+            scale = 2 * upper / (2**self.bits - 1)
+            scaled = torch.maximum(scaled, self.lowest * scale)
+        return fake_quantize(scaled, -upper, upper, self.bits, self.integer)
 
 
 class _Quantized(NamedTuple):

@@ -25,6 +25,7 @@ from adabm_basicsr.quantization.layers import (
 from adabm_basicsr.quantization.patterns import match, match_all
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
+from adabm_basicsr.quantization.recipes import Arithmetic
 from adabm_basicsr.quantization.structure.roles import Role, Structure
 
 PRODUCTS_OFF = "product of activations (attention_products is off)"
@@ -118,6 +119,8 @@ def _layer_plan(
     arithmetic = config.arithmetic
     outer = role in (Role.HEAD, Role.TAIL)
     w_bits = own_bits.get("w_bits", _default_bits(config.w_bits, outer))
+    if w_bits != FLOAT_BITS:
+        w_bits = min(w_bits, arithmetic.max_w_bits)
     a_bits = own_bits.get("a_bits", _default_bits(config.a_bits, outer))
     # Bits that are given to a single layer stay as they are where others are shared out.
     keeps_w_bits = "w_bits" in own_bits
@@ -216,23 +219,23 @@ def _quantize_layer(layer: Any, plan: LayerPlan, config: QuantizationConfig) -> 
         axis = kind.weight_axis
         channels = layer.weight.shape[axis] if arithmetic.integer else 1
         weight_quantizer = WeightQuantizer(plan.w_bits, channels, axis, arithmetic.integer)
+        weight_quantizer.narrow = config.integers_of.narrow
         if plan.allocated:
             weight_quantizer.hold_own_bits()
     quantized = kind.from_float(layer, _input_quantizer(plan, config), weight_quantizer)
-    if arithmetic.channel_grids:
-        _make_room(quantized)
+    _make_room(quantized, arithmetic)
     return quantized
 
 
-def _make_room(layer: QuantizedLayer) -> None:
+def _make_room(layer: QuantizedLayer, arithmetic: Arithmetic) -> None:
     """Add what reconstruction fills: scales of input channels, corrections of weight and bias."""
     if layer.input_channels is None:
         return
     ones = layer.weight.new_ones(layer.input_channels)
     of_input, of_weight = layer.channel_views(ones)
-    if isinstance(layer.input_quantizer, ActivationQuantizer):
+    if arithmetic.channel_grids and isinstance(layer.input_quantizer, ActivationQuantizer):
         layer.input_quantizer.equalise(of_input)
-    if isinstance(layer.weight_quantizer, WeightQuantizer):
+    if arithmetic.corrections and isinstance(layer.weight_quantizer, WeightQuantizer):
         layer.weight_quantizer.add_corrections(layer.weight, of_weight, layer.output_channels)
 
 
@@ -251,6 +254,9 @@ def _input_quantizer(
         fixed=plan.fixed,
         integer=arithmetic.integer,
     )
+    quantizer.signed = not config.integers_of.zero_points
+    quantizer.narrow = config.integers_of.narrow
+    quantizer.ties_away = config.integers_of.ties_away
     quantizer.image_bits = arithmetic.image_bits
     if arithmetic.own_bits:
         quantizer.layer_reach = highest - lowest

@@ -24,7 +24,7 @@ def test_compensated_rounding_errs_less_than_rounding_to_the_nearest(lowest):
     columns = torch.randn(1, 30, 6, generator=GENERATOR) @ columns
     moments = columns @ columns.transpose(1, 2)
     scales = rows.abs().amax(2, keepdim=True) / 7
-    rounded = round_compensated(rows.clone(), moments, scales, bits=4, lowest=lowest)
+    rounded = round_compensated(rows.clone(), moments, scales, lowest, lowest + 15)
     nearest = ((rows / scales - lowest).round().clamp(0, 15) + lowest) * scales
     indices = rounded / scales - lowest
     torch.testing.assert_close(indices, indices.round())

@@ -1,0 +1,116 @@
+"""Files for engines: one table, `EXPORTS`.
+
+An export takes a network whose arithmetic its engine has (`quantization.engines`), and writes the
+file that the engine runs as integers. To add one, give it an entry; ``export --for`` takes it from
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
+from adabm_basicsr.deployment.runtimes import import_runtime
+from adabm_basicsr.errors import ExportError
+from adabm_basicsr.quantization.engines import ENGINES
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+# Traits that a network may have and an engine may lack, and what to say of them.
+TRAITS = {
+    "zero_points": "zero points",
+    "channel_scales": "a scale for each channel of activations",
+    "image_classes": "ranges that follow the image",
+}
+
+
+class Export(NamedTuple):
+    """How files for an engine are written.
+
+    Attributes:
+        suffix: What their names end in.
+        save: Writes a network to a path; returns lines on what runs how.
+        next_step: What to do with the file.
+    """
+
+    suffix: str
+    save: Callable[[QuantizedNetwork, Path], list[str]]
+    next_step: str
+
+
+def save_for(engine: str, net: QuantizedNetwork, path: Path) -> list[str]:
+    """Write a calibrated network for an engine.
+
+    Args:
+        engine: A key of `EXPORTS`.
+        net: The network.
+        path: The file to write.
+
+    Returns:
+        Lines on what runs as integers, what doesn't, and what to do with the file.
+
+    Raises:
+        AdaBMError: The network's arithmetic isn't the engine's, or the network can't be written.
+    """
+    check_fits(engine, net)
+    export = EXPORTS[engine]
+    return [*export.save(net, path), export.next_step.format(path=path)]
+
+
+def check_fits(engine: str, net: QuantizedNetwork) -> None:
+    """Reject a network that was calibrated for other integers than an engine has.
+
+    Raises:
+        ExportError: It was.
+    """
+    made_for = net.config.engine
+    made = ENGINES[made_for]
+    wanted = ENGINES[engine]
+    lacking = []
+    for trait, name in TRAITS.items():
+        if getattr(made, trait) and not getattr(wanted, trait):
+            lacking.append(name)
+    if made.min_a_bits < wanted.min_a_bits:
+        lacking.append(f"activations of fewer than {wanted.min_a_bits} bits")
+    if not lacking:
+        return
+    bits = f" and a_bits: {wanted.min_a_bits}" if wanted.min_a_bits > made.min_a_bits else ""
+    raise ExportError(
+        f"--for {engine}: the network was quantized for engine: {made_for}, which may have "
+        f"{', '.join(lacking)}; set network_g: engine: {engine}{bits}, and quantize it again"
+    )
+
+
+def _save_openvino(net: QuantizedNetwork, path: Path) -> list[str]:
+    import_runtime("onnx")
+    # Imports onnx, which not everyone has.
+    from adabm_basicsr.deployment.onnx.export import save_onnx
+
+    save_onnx(net, path)
+    return []
+
+
+def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.ncnn.export import save_ncnn
+
+    written = save_ncnn(net, path)
+    lines = [f"as integers: {len(written.integers)} convolutions"]
+    if written.floats:
+        lines.append(f"in float: {', '.join(written.floats)}")
+    return lines
+
+
+EXPORTS = {
+    "openvino": Export(
+        ONNX_SUFFIX,
+        _save_openvino,
+        "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
+    ),
+    "ncnn": Export(
+        NCNN_SUFFIX,
+        _save_ncnn,
+        "load {path} and the .bin beside it in ncnn: RGB in 0..1 into blob data, out of output",
+    ),
+}
