@@ -13,6 +13,11 @@ from adabm_basicsr.quantization.recipes import Arithmetic
 
 DEFAULT_ENGINE = "openvino"
 
+# What is quantized of sums.
+NO_SUMS = "none"
+RESIDUAL = "residual"  # what is added to a layer's output
+ALL_SUMS = "all"  # both operands and the sum, and whatever else layers make
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -28,6 +33,7 @@ class Engine:
         max_w_bits: Largest bit-width of weights. Some processors add up pairs of products in 16
             bits, which those of 8 bits overflow.
         narrow: Whether signed integers, weights and activations, end at -127 rather than at -128.
+        sums: What of sums is quantized: `NO_SUMS`, `RESIDUAL` or `ALL_SUMS`.
         ties_away: Whether halves are rounded away from zero, rather than to the even neighbour.
     """
 
@@ -37,6 +43,7 @@ class Engine:
     min_a_bits: int
     max_w_bits: int
     narrow: bool
+    sums: str
     ties_away: bool
 
     def restrict(self, arithmetic: Arithmetic) -> Arithmetic:
@@ -62,6 +69,7 @@ ENGINES = {
         min_a_bits=2,
         max_w_bits=8,
         narrow=False,
+        sums=NO_SUMS,
         ties_away=False,
     ),
     "ncnn": Engine(
@@ -71,6 +79,7 @@ ENGINES = {
         min_a_bits=8,
         max_w_bits=8,
         narrow=True,
+        sums=NO_SUMS,
         ties_away=True,
     ),
     "onnxruntime": Engine(
@@ -80,6 +89,7 @@ ENGINES = {
         min_a_bits=8,
         max_w_bits=8,
         narrow=False,
+        sums=ALL_SUMS,
         ties_away=False,
     ),
     "tensorrt": Engine(
@@ -88,7 +98,8 @@ ENGINES = {
         image_classes=False,
         min_a_bits=8,
         max_w_bits=8,
-        narrow=True,
+        narrow=False,
+        sums=RESIDUAL,
         ties_away=False,
     ),
     "portable": Engine(
@@ -98,6 +109,7 @@ ENGINES = {
         min_a_bits=8,
         max_w_bits=7,
         narrow=False,
+        sums=ALL_SUMS,
         ties_away=False,
     ),
 }

@@ -193,7 +193,7 @@ class QuantizedNetwork(nn.Module):
         self.structure = blueprint.structure
         self.plan = blueprint.plan
         self.network = network
-        replace_layers(network, self.plan, self.structure, self.config)
+        replace_layers(network, self.plan, self.structure, blueprint.joins, self.config)
         network.eval()  # the new quantizers too
         bits = [_row(plan) for plan in self.plan.layers.values()]
         # In the checkpoint, so that one saved at other bits isn't read as something that it is not.
@@ -412,15 +412,24 @@ class QuantizedNetwork(nn.Module):
         return found
 
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
-        """Activation quantizers by the name of their layer, in execution order.
+        """Activation quantizers by the name of their layer, in execution order; each once.
 
-        Those of products have the product's name with ``.left`` and ``.right``.
+        Those of products have the product's name with ``.left`` and ``.right``. Those of values
+        that no layer takes have the name of the place at which such a value is quantized.
         """
+        places: dict[str, nn.Module | None] = {}
+        for name, layer in self.layers().items():
+            places.update(layer.inputs(name))
+        for value in self.blueprint.joins.values:
+            for place in value:
+                owner, _, key = place.rpartition(".")
+                places[place] = getattr(self.network.get_submodule(owner), key, None)
         found = {}
-        for layer_name, layer in self.layers().items():
-            for name, quantizer in layer.inputs(layer_name).items():
-                if isinstance(quantizer, ActivationQuantizer):
-                    found[name] = quantizer
+        seen = set()
+        for name, quantizer in places.items():
+            if isinstance(quantizer, ActivationQuantizer) and quantizer not in seen:
+                found[name] = quantizer
+                seen.add(quantizer)
         return found
 
     def _blocks(self) -> list[Any]:

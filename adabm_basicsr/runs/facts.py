@@ -91,13 +91,15 @@ def describe_layers(net: QuantizedNetwork, summary: Summary) -> list[dict[str, A
 
     ``base_bits`` are those before the layer factor, ``layer_bits`` those after it.
     """
-    quantizers = net.activation_quantizers()
+    quantizers: dict[str, nn.Module] = {}
+    for name, quantized in net.layers().items():
+        quantizers.update(quantized.inputs(name))
     rows = []
     for index, layer in enumerate(summary.layers, start=1):
         row = asdict(layer)
         row["index"] = index
         quantizer = quantizers.get(layer.name)
-        if quantizer is None:
+        if not isinstance(quantizer, ActivationQuantizer):
             row["base_bits"] = FLOAT_BITS
             row["layer_bits"] = FLOAT_BITS
         else:

@@ -81,9 +81,9 @@ class EditedGraph:
     # Changing
 
     def add_constant(self, value: ArrayLike) -> str:
-        """Add a constant and return its name; a single number gets the shape ``(1,)``."""
+        """Add a constant and return its name."""
         name = self._new_name()
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.array(value, order="C"), name)
         self._constants[name] = tensor
         self.graph.initializer.append(tensor)
         return name

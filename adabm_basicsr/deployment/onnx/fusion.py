@@ -27,6 +27,13 @@ from adabm_basicsr.deployment.onnx.exact import (
     keep_order,
     round_first,
 )
+from adabm_basicsr.deployment.onnx.integers import (
+    drop_ones,
+    merge_equal,
+    quantize_once,
+    round_biases,
+    scale_integers,
+)
 from adabm_basicsr.deployment.onnx.matching import (
     ACTIVATIONS,
     CONVOLVE,
@@ -113,6 +120,8 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
     ),
     # As fast with scales of channels where they are, and it rounds as the simulation does then.
     "onnxruntime": (*ALWAYS, add_up_integers),
+    # For networks whose values are integers from layer to layer.
+    "integers": (drop_ones, scale_integers, quantize_once, merge_equal, round_biases),
 }
 
 

@@ -330,23 +330,30 @@ def use_operators(frozen: QuantizedNetwork, symmetric: bool = False) -> list[Inp
     Returns:
         What replaced the quantizers of inputs.
     """
-    kind = SymmetricInputOperators if symmetric else InputOperators
     weight_quantizers = frozen.weight_quantizers()
     for name, layer in frozen.layers().items():
         if isinstance(layer, QuantizedProduct):
-            quantized = ["left", "right"]
+            continue
+        if name in weight_quantizers:
+            _use_weight_operators(layer, weight_quantizers[name])
         else:
-            quantized = ["input_quantizer"]
-            if name in weight_quantizers:
-                _use_weight_operators(layer, weight_quantizers[name])
-            else:
-                _take_channel_scale(layer)
-        for key in quantized:
-            quantizer = getattr(layer, key)
-            if isinstance(quantizer, ActivationQuantizer):
-                operators = SignedInputOperators if quantizer.signed else kind
-                setattr(layer, key, operators(quantizer))
+            _take_channel_scale(layer)
+    _use_activation_operators(frozen.network, symmetric)
     return [module for module in frozen.network.modules() if isinstance(module, InputOperators)]
+
+
+def _use_activation_operators(network: nn.Module, symmetric: bool) -> None:
+    """Replace all quantizers of activations; what shares one shares its operators."""
+    kind = SymmetricInputOperators if symmetric else InputOperators
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in list(network.modules()):
+        for key, child in list(module._modules.items()):  # named_children() lists each once
+            if not isinstance(child, ActivationQuantizer):
+                continue
+            if child not in replaced:
+                operators = SignedInputOperators if child.signed else kind
+                replaced[child] = operators(child)
+            setattr(module, key, replaced[child])
 
 
 def _use_weight_operators(layer: QuantizedLayer, quantizer: WeightQuantizer) -> None:

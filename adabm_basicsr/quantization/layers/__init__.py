@@ -23,6 +23,13 @@ from adabm_basicsr.quantization.layers.base import (
 )
 from adabm_basicsr.quantization.layers.conv import QuantizedConv2d
 from adabm_basicsr.quantization.layers.conv_transpose import QuantizedConvTranspose2d
+from adabm_basicsr.quantization.layers.join import (
+    JOINS_KEY,
+    JoinMode,
+    QuantizedJoin,
+    QuantizesJoins,
+    quantize_joins,
+)
 from adabm_basicsr.quantization.layers.linear import QuantizedLinear
 from adabm_basicsr.quantization.layers.product import (
     PRODUCTS_KEY,
@@ -33,17 +40,22 @@ from adabm_basicsr.quantization.layers.product import (
 )
 
 __all__ = [
+    "JOINS_KEY",
     "PRODUCTS_KEY",
+    "JoinMode",
     "ProductMode",
     "QuantizedConv2d",
     "QuantizedConvTranspose2d",
+    "QuantizedJoin",
     "QuantizedLayer",
     "QuantizedLinear",
     "QuantizedProduct",
+    "QuantizesJoins",
     "QuantizesProducts",
     "float_type",
     "is_half",
     "is_quantizable",
+    "quantize_joins",
     "quantize_products",
     "quantized_type",
     "register_layer",

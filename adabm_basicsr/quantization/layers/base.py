@@ -35,6 +35,7 @@ class QuantizedLayer(nn.Module):
             (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float
             (32 bits).
+        output_quantizer: `ActivationQuantizer` of the output; None where engines don't want one.
     """
 
     # Of the base layer, which says more of their types.
@@ -46,9 +47,16 @@ class QuantizedLayer(nn.Module):
     copies_input = False
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
+    output_quantizer: ActivationQuantizer | None
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the base layer computes from ``input`` and other arguments, on quantized values."""
+        output = self._forward(input, *args, **kwargs)
+        if self.output_quantizer is not None:
+            return self.output_quantizer(output)
+        return output
+
+    def _forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.copies_input and torch.is_grad_enabled():
             input = input.clone()
         x = self.input_quantizer(input)
@@ -183,6 +191,7 @@ class QuantizedLayer(nn.Module):
         quantized.__dict__ = state
         quantized.input_quantizer = input_quantizer
         quantized.weight_quantizer = weight_quantizer
+        quantized.register_module("output_quantizer", None)
         return quantized
 
 

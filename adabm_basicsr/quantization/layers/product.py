@@ -64,16 +64,17 @@ class ProductMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
             return _attention(self.product, *args, **kwargs)
-        if func is torch.einsum and len(args) == 3 and _are_activations(args[1:]):
+        if func is torch.einsum and len(args) == 3 and are_activations(args[1:]):
             equation, left, right = args
             return self.product(partial(torch.einsum, equation), left, right)
-        if func in _FUNCTIONS and len(args) == 2 and not kwargs and _are_activations(args):
+        if func in _FUNCTIONS and len(args) == 2 and not kwargs and are_activations(args):
             left, right = args
             return self.product(func, left, right)
         return func(*args, **kwargs)
 
 
-def _are_activations(operands: Sequence[object]) -> bool:
+def are_activations(operands: Sequence[object]) -> bool:
+    """Whether these are tensors that the network computes, rather than its parameters."""
     for operand in operands:
         if not isinstance(operand, Tensor) or isinstance(operand, nn.Parameter):
             return False

@@ -7,15 +7,23 @@ of the one that was saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import CheckpointError, is_whole
 from adabm_basicsr.quantization.config import BITS, MAX_SIZE_MULTIPLE, QuantizationConfig
-from adabm_basicsr.quantization.layers import PRODUCTS_KEY, QuantizedLayer, quantized_type
+from adabm_basicsr.quantization.engines import NO_SUMS
+from adabm_basicsr.quantization.layers import (
+    JOINS_KEY,
+    PRODUCTS_KEY,
+    QuantizedLayer,
+    quantized_type,
+)
+from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins, find_joins
 from adabm_basicsr.quantization.structure.preparation import (
     Preparation,
     copy_of,
@@ -30,6 +38,7 @@ from adabm_basicsr.quantization.structure.sizes import (
 from adabm_basicsr.quantization.structure.surgery import LayerPlan, Plan, plan_layers
 
 MAX_CHANNELS = 4096
+MAX_OPERANDS = 4096  # of a concatenation
 MAX_MACS = 2**62
 
 
@@ -43,6 +52,7 @@ class Blueprint:
         preparation: How it is rewritten before its layers are replaced.
         structure: Roles and blocks.
         plan: Quantized and skipped layers.
+        joins: Sums and concatenations of networks for engines that add up integers.
     """
 
     in_channels: int
@@ -50,6 +60,7 @@ class Blueprint:
     preparation: Preparation
     structure: Structure
     plan: Plan
+    joins: Joins = field(default_factory=Joins)
 
     def describe(self) -> dict[str, Any]:
         """The blueprint in JSON's types; `read_blueprint` reads it."""
@@ -83,14 +94,31 @@ class Blueprint:
         for name in self.structure.blocks:
             if name not in modules:
                 raise CheckpointError(f"the network has no block {name!r}")
-        counts: dict[str, int] = {}
-        for name in dict.fromkeys(self.structure.products):
-            owner, _, index = name.rpartition(PRODUCTS_KEY)
-            owner = owner.rstrip(".")
-            expected = counts.get(owner, 0)
-            if owner not in modules or index != f".{expected}":
-                raise CheckpointError(f"the network has no product {name!r}")
-            counts[owner] = expected + 1
+        _check_operations(modules, dict.fromkeys(self.structure.products), PRODUCTS_KEY, "product")
+        _check_operations(modules, self.joins.operands, JOINS_KEY, "join")
+
+
+def _check_operations(
+    modules: Mapping[str, nn.Module], names: Iterable[str], key: str, kind: str
+) -> None:
+    """Check that operations are numbered in the modules that compute them.
+
+    Args:
+        modules: Of the network, by name.
+        names: Of the operations, in the order in which they run.
+        key: What holds those of a module.
+        kind: What to call one.
+
+    Raises:
+        CheckpointError: One isn't.
+    """
+    counts: Counter[str] = Counter()
+    for name in names:
+        owner, _, index = name.rpartition(key)
+        owner = owner.rstrip(".")
+        if owner not in modules or index != f".{counts[owner]}":
+            raise CheckpointError(f"the network has no {kind} {name!r}")
+        counts[owner] += 1
 
 
 def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tensor) -> Blueprint:
@@ -123,7 +151,10 @@ def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tens
         prepared = preparation.apply(copy_of(network)).eval()
     structure = find_structure(prepared, example, config, small)
     plan = plan_layers(structure, config)
-    return Blueprint(channels, size_multiple, preparation, structure, plan)
+    joins = Joins()
+    if config.integers_of.sums != NO_SUMS:
+        joins = find_joins(prepared, example, config.integers_of.sums)
+    return Blueprint(channels, size_multiple, preparation, structure, plan, joins)
 
 
 # Reading
@@ -144,7 +175,8 @@ def read_blueprint(described: object) -> Blueprint:
     preparation = _read_preparation(parts["preparation"])
     structure = _read_structure(parts["structure"])
     plan = _read_plan(parts["plan"], structure)
-    return Blueprint(in_channels, size_multiple, preparation, structure, plan)
+    joins = _read_joins(parts["joins"], structure)
+    return Blueprint(in_channels, size_multiple, preparation, structure, plan, joins)
 
 
 def _read_preparation(described: object) -> Preparation:
@@ -199,6 +231,21 @@ def _read_plan(described: object, structure: Structure) -> Plan:
         raise _damaged("layers", parts["layers"])
     _names_among("layers", list(layers), list(structure.roles))
     return Plan(layers, skipped=_text_mapping("skipped", parts["skipped"]))
+
+
+def _read_joins(described: object, structure: Structure) -> Joins:
+    parts = _parts("joins", described, Joins)
+    operands = _counts("joins: operands", parts["operands"], 1)
+    known: set[str] = set()
+    for name in structure.roles:
+        known.update((f"{name}.{INPUT}", f"{name}.{OUTPUT}"))
+    for name, count in operands.items():
+        known.add(f"{name}.output")
+        known.update(f"{name}.operands.{place}" for place in range(min(count, MAX_OPERANDS)))
+    values = []
+    for places in _list("joins: values", parts["values"]):
+        values.append(_names_among("joins: values", places, known))
+    return Joins(operands, values)
 
 
 def _read_layer(key: str, described: object) -> LayerPlan:

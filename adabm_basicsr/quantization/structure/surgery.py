@@ -14,11 +14,15 @@ from torch import nn
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS, QuantizationConfig
 from adabm_basicsr.quantization.layers import (
+    JOINS_KEY,
     PRODUCTS_KEY,
+    QuantizedJoin,
     QuantizedLayer,
     QuantizedProduct,
+    QuantizesJoins,
     QuantizesProducts,
     float_type,
+    quantize_joins,
     quantize_products,
     quantized_type,
 )
@@ -26,8 +30,11 @@ from adabm_basicsr.quantization.patterns import match, match_all
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 from adabm_basicsr.quantization.recipes import Arithmetic
+from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins
 from adabm_basicsr.quantization.structure.roles import Role, Structure
 
+# What ends places behind layers and joins.
+MAKERS = (f".{OUTPUT}", ".output")
 PRODUCTS_OFF = "product of activations (attention_products is off)"
 
 
@@ -141,7 +148,7 @@ def _default_bits(bits: int, outer: bool) -> int:
 
 
 def replace_layers(
-    network: nn.Module, plan: Plan, structure: Structure, config: QuantizationConfig
+    network: nn.Module, plan: Plan, structure: Structure, joins: Joins, config: QuantizationConfig
 ) -> None:
     """Swap the planned layers of ``network`` in place for quantized ones with the same parameters.
 
@@ -152,6 +159,7 @@ def replace_layers(
         network: The network.
         plan: What to quantize.
         structure: What was found in the network.
+        joins: Sums and concatenations, and places of values.
         config: The options that the plan was made from.
     """
     quantized: dict[nn.Module, QuantizedLayer] = {}
@@ -168,6 +176,8 @@ def replace_layers(
                 setattr(parent, key, quantized[child])
     if config.attention_products:
         _replace_products(network, plan, structure.products, config)
+    _replace_joins(network, joins)
+    _share_quantizers(network, plan, joins, config)
 
 
 def restore_layers(network: Any) -> None:
@@ -177,9 +187,13 @@ def restore_layers(network: Any) -> None:
         network: The network; changed in place.
     """
     for module in network.modules():
+        if isinstance(module, QuantizesJoins):
+            delattr(module, JOINS_KEY)
+            module.__class__ = float_type(type(module))
         if isinstance(module, QuantizedLayer):
             del module.input_quantizer
             del module.weight_quantizer
+            module._modules.pop(OUTPUT, None)
             module.__dict__.pop("copies_input", None)
             module.__class__ = float_type(type(module))
         elif isinstance(module, QuantizesProducts):
@@ -208,6 +222,71 @@ def _replace_products(
         by_owner.setdefault(owner, []).append(QuantizedProduct(left, right))
     for owner, quantized in by_owner.items():
         quantize_products(network.get_submodule(owner), quantized)
+
+
+def _replace_joins(network: nn.Module, joins: Joins) -> None:
+    """Make all modules compute their joins by quantized ones, without quantizers as yet."""
+    by_owner: dict[str, list[QuantizedJoin]] = {}
+    for name, operands in joins.operands.items():
+        owner = name.rpartition(JOINS_KEY)[0].rstrip(".")
+        by_owner.setdefault(owner, []).append(QuantizedJoin(operands))
+    for owner, quantized in by_owner.items():
+        quantize_joins(network.get_submodule(owner), quantized)
+
+
+def _share_quantizers(
+    network: nn.Module, plan: Plan, joins: Joins, config: QuantizationConfig
+) -> None:
+    """Give all places of a value one quantizer: that of a layer's input, if there is one."""
+    own = LayerPlan(FIXED_BITS, FIXED_BITS, adaptive=False, fixed=True)
+    for places in _quantized_values(network, plan, joins):
+        quantizer = _input_quantizer(own, config)
+        for place in places:
+            if place.endswith(INPUT):
+                quantizer = network.get_submodule(place)  # type: ignore[assignment]
+                break
+        for place in places:
+            owner, _, key = place.rpartition(".")
+            setattr(network.get_submodule(owner), key, quantizer)
+
+
+def _quantized_values(network: nn.Module, plan: Plan, joins: Joins) -> list[list[str]]:
+    """Places of the values that are integers anyway, before or behind a layer that is quantized.
+
+    A join is quantized unless one of its operands stays in float.
+    """
+    quantized: set[str] = set()
+    for name in plan.layers:
+        layer = network.get_submodule(name)
+        if isinstance(layer, QuantizedLayer) and isinstance(
+            layer.input_quantizer, ActivationQuantizer
+        ):
+            quantized.update((f"{name}.{INPUT}", f"{name}.{OUTPUT}"))
+    for name, operands in joins.operands.items():
+        own = [f"{name}.operands.{place}" for place in range(operands)]
+        if not any(_stays_in_float(place, joins, quantized) for place in own):
+            quantized.update((*own, f"{name}.output"))
+    found = []
+    for places in joins.values:
+        kept = [place for place in places if place in quantized]
+        if any(place.endswith(MAKERS) for place in kept):
+            # Joins take it as it is made.
+            kept = [place for place in kept if place.endswith((INPUT, *MAKERS))]
+        if kept:
+            found.append(kept)
+    return found
+
+
+def _stays_in_float(place: str, joins: Joins, quantized: set[str]) -> bool:
+    """Whether a layer or join that isn't quantized makes the value that is taken at a place.
+
+    Nor may another layer that is quantized take it.
+    """
+    for places in joins.values:
+        if place in places:
+            is_made = any(made.endswith(MAKERS) for made in places)
+            return is_made and quantized.isdisjoint(places)
+    return False
 
 
 def _quantize_layer(layer: Any, plan: LayerPlan, config: QuantizationConfig) -> QuantizedLayer:

@@ -13,7 +13,15 @@ from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.blueprint import find_blueprint, read_blueprint
 
-CONFIG = make_config({"fully_quantized": True, "attention_products": True})
+CONFIG = make_config(
+    {
+        "fully_quantized": True,
+        "attention_products": True,
+        "engine": "onnxruntime",  # its sums are integers
+        "w_bits": 8,
+        "a_bits": 8,
+    }
+)
 
 
 class Attention(nn.Module):
@@ -45,6 +53,7 @@ def test_json_and_back(described):
     assert blueprint.preparation.folded == [("0", "1")]
     assert blueprint.preparation.normalised == ["5"]
     assert len(blueprint.structure.products) == 2
+    assert "2.quantized_joins.0" in blueprint.joins.operands
     assert read_blueprint(json.loads(json.dumps(described))) == blueprint
     assert find_blueprint(Interpolating(2), CONFIG, EXAMPLE) != blueprint
 
@@ -94,6 +103,13 @@ DAMAGES = {
     "layers: 0: a_bits: 9 can't be": lambda d: d["plan"]["layers"]["0"].update(a_bits=9),
     "layers: 0: fixed: 1 can't be": lambda d: d["plan"]["layers"]["0"].update(fixed=1),
     "layers: {} can't be": lambda d: d["plan"].update(layers={}),
+    "joins: operands: 2.quantized_joins.0: 0 can't be": lambda d: d["joins"]["operands"].update(
+        {"2.quantized_joins.0": 0}
+    ),
+    "joins: values: 'x.input_quantizer' can't be": lambda d: d["joins"]["values"].append(
+        ["x.input_quantizer"]
+    ),
+    "joins: values: None can't be": lambda d: d["joins"].update(values=None),
     "skipped: [] can't be": lambda d: d["plan"].update(skipped=[]),
 }
 
@@ -119,6 +135,10 @@ OTHERS = {
     "the network has no product '4.x.quantized_products.0'": (
         "4.quantized_products",
         "4.x.quantized_products",
+    ),
+    "the network has no join '2.x.quantized_joins.0'": (
+        "2.quantized_joins",
+        "2.x.quantized_joins",
     ),
 }
 

@@ -1,0 +1,173 @@
+"""Sums and concatenations are found, and each value has one quantizer wherever it is quantized."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from basicsr.archs import build_network
+from conftest import TINY_EDSR
+from torch import nn
+
+from adabm_basicsr import calibrate, finetune, quantize
+from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
+from adabm_basicsr.quantization.structure.joins import find_joins
+
+IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+FOR_SUMS = {"engine": "onnxruntime", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
+
+
+def test_a_trunk_is_one_value_for_the_layer_and_the_sum_behind_it(tiny):
+    joins = find_joins(tiny.eval(), IMAGES[:1], ALL_SUMS)
+    assert joins.operands == {
+        "body.0.quantized_joins.0": 2,
+        "body.1.quantized_joins.0": 2,
+        "quantized_joins.0": 2,
+    }
+    values = [set(places) for places in joins.values]
+    assert {
+        "body.1.conv1.input_quantizer",
+        "body.1.quantized_joins.0.operands.0",
+        "body.0.quantized_joins.0.output",
+    } in values
+    # A ReLU comes first.
+    assert {"body.0.conv2.input_quantizer"} in values
+    # The pixel shuffle moves integers to other places.
+    assert {"conv_last.input_quantizer", "upsample.0.output_quantizer"} in values
+    assert {"conv_last.output_quantizer"} in values
+
+
+def test_what_is_added_to_a_layer_may_be_all(tiny):
+    joins = find_joins(tiny.eval(), IMAGES[:1], RESIDUAL)
+    operands = {place for places in joins.values for place in places if ".operands." in place}
+    assert operands == {
+        "body.0.quantized_joins.0.operands.0",
+        "body.1.quantized_joins.0.operands.0",
+        "quantized_joins.0.operands.1",
+    }
+    assert not any(place.endswith("output") for places in joins.values for place in places)
+
+
+class Body(nn.Module):
+    """A network around a function of three layers and 8 channels."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x), self.convs))
+
+
+def halves(x, convs):
+    left, right = convs[0](x).chunk(2, 1)
+    return convs[1](torch.cat([right, left], 1))
+
+
+def scaled(x, convs):
+    y = x + convs[0](x) * 0.2
+    return convs[1](y) + y / 4
+
+
+def in_place(x, convs):
+    y = convs[0](x)
+    y += x
+    return convs[1](F.relu_(y)).add_(y)
+
+
+def twice(x, convs):
+    return convs[0](convs[0](x) + x)
+
+
+def gated(x, convs):
+    return x + convs[0](x) * torch.sigmoid(convs[1](x))
+
+
+def with_itself(x, convs):
+    y = convs[0](x)
+    return y + y
+
+
+def by_keywords(x, convs):
+    return torch.cat(tensors=[convs[0](x)[:, :4], F.leaky_relu(convs[1](x))[:, 4:]], dim=-3)
+
+
+FUNCTIONS = [halves, scaled, in_place, twice, gated, with_itself, by_keywords]
+
+
+def body(function, **options):
+    torch.manual_seed(0)
+    network = Body(function)
+    options = {**FOR_SUMS, "fully_quantized": True, **options}
+    return calibrate(quantize(network, IMAGES[:1], **options), [IMAGES])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_all_operands_and_sums_are_integers(function):
+    net = body(function)
+    with torch.no_grad():
+        output = net(IMAGES)
+        with net.full_precision():
+            full = net(IMAGES)
+    assert (output - full).abs().max() < 0.05
+    levels = []
+
+    def note(join, args, output):
+        _, values = args
+        for quantizer, value in zip(join.operands, values, strict=True):
+            levels.append(len(quantizer(value).unique()))
+        if not isinstance(join.output, nn.Identity):
+            levels.append(len(output.unique()))
+
+    for name in net.blueprint.joins.operands:
+        net.network.get_submodule(name).register_forward_hook(note)
+    with torch.no_grad():
+        net(IMAGES)
+    assert len(levels) > 1
+    assert max(levels) <= 256
+
+
+def test_a_multiple_of_integers_is_not_rounded_again():
+    net = body(scaled)
+    first = net.network.get_submodule("quantized_joins.0")
+    assert all(isinstance(operand, nn.Identity) for operand in first.operands)
+    assert net.network.convs[0].output_quantizer is not None
+
+
+def test_values_share_a_quantizer_with_the_layer_that_takes_them():
+    net = body(twice)
+    layer = net.network.convs[0]
+    join = net.network.get_submodule("quantized_joins.0")
+    assert join.output is layer.input_quantizer
+    names = net.activation_quantizers()
+    assert len(set(names.values())) == len(names)
+
+
+def test_what_stays_in_float_is_not_quantized():
+    options = {"engine": "onnxruntime", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
+    network = build_network(dict(TINY_EDSR))
+    net = calibrate(quantize(network, IMAGES[:1], **options), [IMAGES])
+    whole = net.network.get_submodule("quantized_joins.0")
+    assert all(isinstance(module, nn.Identity) for module in [*whole.operands, whole.output])
+    assert not isinstance(net.network.get_submodule("body.0.quantized_joins.0").output, nn.Identity)
+
+
+def test_ranges_of_joins_are_learned_and_copied():
+    net = body(in_place)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.enable_grad():
+        finetune(net, [IMAGES[:2]] * 4, iterations_per_epoch=2)
+    moved = [name for name, value in net.state_dict().items() if not value.equal(before[name])]
+    assert any("quantized_joins" in name for name in moved)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        assert torch.equal(twin(IMAGES), net(IMAGES))
+
+
+def test_surgery_is_undone(tiny):
+    net = calibrate(quantize(tiny, IMAGES[:1], fully_quantized=True, **FOR_SUMS), [IMAGES])
+    plain = net._as_it_was()
+    assert not any("quantized_joins" in name for name, _ in plain.named_modules())
+    assert not any("quantizer" in name for name, _ in plain.named_modules())
