@@ -73,13 +73,21 @@ def check_fits(engine: str, net: QuantizedNetwork) -> None:
             lacking.append(name)
     if made.min_a_bits < wanted.min_a_bits:
         lacking.append(f"activations of fewer than {wanted.min_a_bits} bits")
+    bits = f" and a_bits: {wanted.min_a_bits}" if wanted.min_a_bits > made.min_a_bits else ""
+    if _widest_weight(net) > wanted.max_w_bits:
+        lacking.append(f"weights of more than {wanted.max_w_bits} bits")
+        bits += f" and w_bits: {wanted.max_w_bits}"
     if not lacking:
         return
-    bits = f" and a_bits: {wanted.min_a_bits}" if wanted.min_a_bits > made.min_a_bits else ""
     raise ExportError(
         f"--for {engine}: the network was quantized for engine: {made_for}, which may have "
         f"{', '.join(lacking)}; set network_g: engine: {engine}{bits}, and quantize it again"
     )
+
+
+def _widest_weight(net: QuantizedNetwork) -> int:
+    """Bits of the widest weight of integers; 0 where there is none."""
+    return max((quantizer.bits for quantizer in net.weight_quantizers().values()), default=0)
 
 
 def _save_openvino(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -102,11 +110,42 @@ def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
     return lines
 
 
+def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx.portable import save_portable
+
+    found = save_portable(net, path)
+    total = sum(len(names) for names in found)
+    lines = [f"as integers: {len(found.integers)} of {total} convolutions"]
+    if found.float_outputs:
+        lines.append(
+            "as integers in OpenVINO, in float in ONNX Runtime, which wants their outputs rounded: "
+            + ", ".join(found.float_outputs)
+        )
+    if found.floats:
+        lines.append(f"in float: {', '.join(found.floats)}")
+    lines.append(
+        "weights take 8 bits in the file and use 7 of them at most: so CPUs without VNNI add up "
+        "their products rightly"
+    )
+    if net.size_multiple > 1:
+        lines.append(
+            f"not for OpenCV: the graph mirrors images up to multiples of {net.size_multiple} "
+            "pixels, and OpenCV has no operators for that"
+        )
+    return lines
+
+
 EXPORTS = {
     "openvino": Export(
         ONNX_SUFFIX,
         _save_openvino,
         "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
+    ),
+    "portable": Export(
+        ONNX_SUFFIX,
+        _save_portable,
+        "load {path} in chaiNNer, vs-mlrt, OpenCV, ONNX Runtime or OpenVINO: RGB in 0..1, float32",
     ),
     "ncnn": Export(
         NCNN_SUFFIX,

@@ -23,7 +23,8 @@ from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 NETWORK = "quantized network"
 GRAPH = "ONNX graph"
 PLAIN = "plain checkpoint"
-SHOWN_OPTIONS = ("recipe", "w_bits", "a_bits", "fully_quantized", "size_multiple")
+SHOWN_OPTIONS = ("recipe", "w_bits", "a_bits", "fully_quantized", "size_multiple", "engine")
+SHOWN_OF_GRAPHS = ("engine", "level", "symmetric", "arithmetic")
 
 
 @dataclass
@@ -148,6 +149,9 @@ def _inspect_onnx(path: Path) -> Contents:
 
     model, description, _ = read_file(path)
     facts = describe(description) if description else {}
+    for key in SHOWN_OF_GRAPHS:
+        if description and description.get(key) is not None:
+            facts[key] = description[key]
     facts["nodes"] = len(model.graph.node)
     facts["opset"] = opset_of(model)
     rows = []

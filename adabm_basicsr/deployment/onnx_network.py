@@ -31,8 +31,6 @@ from adabm_basicsr.quantization.structure.sizes import run_padded
 if TYPE_CHECKING:
     import onnx
 
-LEVELS = (0, 1, 2)
-
 
 class OnnxNetwork:
     """A quantized network in a runtime; call it like the network itself.
@@ -41,7 +39,7 @@ class OnnxNetwork:
     network of its own for each thread runs side by side.
 
     Args:
-        path: A file that `save_onnx` wrote, for all image classes.
+        path: An ONNX file that this package wrote.
         runtime: A key of `RUNTIMES`.
         threads: Of the runtime; 0 leaves it to the runtime.
 
@@ -49,11 +47,11 @@ class OnnxNetwork:
         description: What the file says of the network and its quantization.
         in_channels: Channels of the images that the network takes.
         size_multiple: Images are mirrored up to multiples of this many pixels.
+        only_level: The image class that the file is for alone; None where each image has its own.
 
     Raises:
-        AdaBMError: The file is missing, corrupt, not ours or of another version; the runtime is
-            unknown, not installed or can't compile the graph; or the file is for one image class
-            alone.
+        AdaBMError: The file is missing, corrupt, not ours or of another version; or the runtime is
+            unknown, not installed or can't compile the graph.
     """
 
     def __init__(
@@ -62,12 +60,12 @@ class OnnxNetwork:
         if runtime not in RUNTIMES:
             raise OptionError(f"runtime: {runtime!r} is unknown; {did_you_mean(runtime, RUNTIMES)}")
         import_runtime("onnx")
-        from adabm_basicsr.deployment.onnx.reading import read_adaptive
+        from adabm_basicsr.deployment.onnx.reading import read_own
 
         self.path = path
         self.runtime = runtime
         self.threads = threads
-        self._model, self.description = read_adaptive(path)
+        self._model, self.description, self.only_level = read_own(path)
         shape = self._model.graph.input[0].type.tensor_type.shape
         self.in_channels = shape.dim[1].dim_value
         self.size_multiple = self.description["size_multiple"]
@@ -86,9 +84,13 @@ class OnnxNetwork:
             0 for simple images, 1 for middle ones, 2 for complex ones. ("Level" is what files,
             flags and methods call the index of an image class.)
         """
+        if self.only_level is not None:
+            return self.only_level
         with self._lock:
             if self._chooser is None:
                 self._chooser = self._compile_chooser()
+        from adabm_basicsr.deployment.onnx.level import LEVELS
+
         level = self._chooser.run(image.numpy())
         if level.shape != () or level not in LEVELS:
             raise self._damaged(
@@ -172,18 +174,29 @@ class OnnxNetwork:
         """
         from adabm_basicsr.deployment.onnx.editing import check_grids
         from adabm_basicsr.deployment.onnx.fusion import fuse
-        from adabm_basicsr.deployment.onnx.level import at_level
         from adabm_basicsr.deployment.onnx.overflow import avoid_overflow
         from adabm_basicsr.deployment.onnx.reading import check_shapes
 
+        if self.only_level not in (None, level):
+            raise OptionError(f"level: {level}: {self.path} is for class {self.only_level} alone")
         try:
-            model = fuse(at_level(self._model, level), RUNTIMES[self.runtime].form)
+            model = fuse(self._at_level(level), RUNTIMES[self.runtime].form)
             check_grids(model)
             check_shapes(model, self.size_multiple)
             if not has_exact_int8():
                 model = avoid_overflow(model)
         except Exception as error:  # of onnx, NumPy or a rewrite: it depends on the damage
             raise self._damaged(f"its graph can't be rewritten: {first_line(error)}") from error
+        return model
+
+    def _at_level(self, level: int) -> onnx.ModelProto:
+        """A copy of the graph with the level as a constant."""
+        from adabm_basicsr.deployment.onnx.level import at_level
+
+        if self.only_level is None:
+            return at_level(self._model, level)
+        model = type(self._model)()
+        model.CopyFrom(self._model)
         return model
 
     def _check_output(self, image: Tensor, output: np.ndarray) -> None:

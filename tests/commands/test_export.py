@@ -64,6 +64,24 @@ def test_an_exported_graph_is_no_checkpoint(checkpoint, capsys):
     assert "other.onnx is exported already" in capsys.readouterr().err
 
 
+def test_files_for_others_say_what_runs_how(workspace, capsys):
+    options = {"engine": "portable", "recipe": "static", "w_bits": 7, "a_bits": 8}
+    net = AdaBMNetwork(network=dict(TINY_EDSR), fully_quantized=True, **options)
+    save_checkpoint(calibrate(net, [IMAGES]), "net.pth")
+    main(["export", "-m", "net.pth", "--for", "portable"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("written: net.onnx, 0.0")
+    assert lines[1] == "as integers: 3 of 8 convolutions"
+    assert lines[2].startswith("as integers in OpenVINO, in float in ONNX Runtime, which wants")
+    assert "/network/conv_first/Conv, /network/body/body.0/conv2/Conv" in lines[2]
+    assert lines[3].startswith("weights take 8 bits in the file and use 7 of them at most")
+    assert lines[4].startswith("load net.onnx in chaiNNer, vs-mlrt, OpenCV, ")
+    main(["inspect", "net.onnx"])
+    facts = capsys.readouterr().out.splitlines()[1]
+    assert "engine portable, nodes" in facts
+    assert "level 1, symmetric False, arithmetic activations uint8 with zero points and a" in facts
+
+
 BAD = {
     ("-m", "gone.pth"): "checkpoint gone.pth does not exist",
     (

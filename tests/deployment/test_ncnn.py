@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from agreement import quantized, smooth
 from conftest import TINY_EDSR
+from engine_networks import MIRRORING, NETWORKS
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, load_network, quantize
@@ -25,20 +26,7 @@ from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 pytest.importorskip("ncnn")
 pytestmark = pytest.mark.runtimes
 
-SR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16}
 FOR_NCNN = {"engine": "ncnn", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
-NETWORKS = {
-    "EDSR": {**TINY_EDSR, "upscale": 4},
-    "SRVGGNetCompact": {"type": "SRVGGNetCompact", **SR, "num_conv": 6, "upscale": 2},
-    "RRDBNet": {
-        "type": "RRDBNet",
-        **SR,
-        "num_block": 2,
-        "num_grow_ch": 8,
-        "scale": 4,
-    },  # mirrors odd sizes
-    "MSRResNet": {"type": "MSRResNet", **SR, "num_block": 2, "upscale": 3},
-}
 
 
 def check(net, path, least=50.0):
@@ -50,9 +38,9 @@ def check(net, path, least=50.0):
         assert pixel_psnr(network(image), expected) >= least, size
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_architectures_agree(name, tmp_path):
-    net = quantized(NETWORKS[name], **FOR_NCNN)
+@pytest.mark.parametrize("network", [*NETWORKS.values(), MIRRORING], ids=str)
+def test_architectures_agree(network, tmp_path):
+    net = quantized(network, **FOR_NCNN)
     written = save_ncnn(net, tmp_path / "net.param")
     assert len(written.integers) == len(net.layers())
     assert not written.floats

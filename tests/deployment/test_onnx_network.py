@@ -68,6 +68,20 @@ def test_what_stays_in_float_or_fixed_agrees(options, tmp_path):
     check_agreement(net, tmp_path / "net.onnx")
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_files_of_one_class_run_at_it(symmetric, edsr, exported, tmp_path):
+    save_onnx(edsr, tmp_path / "all.onnx", symmetric)
+    save_onnx(edsr, tmp_path / "one.onnx", symmetric, level=2)
+    for runtime in RUNTIMES:
+        network = OnnxNetwork(tmp_path / "one.onnx", runtime)
+        expected = OnnxNetwork(tmp_path / "all.onnx", runtime)
+        for image in images():
+            assert network.level(image) == 2
+            assert agreement(network(image), expected.at_level(image, 2)) >= 60
+    with pytest.raises(AdaBMError, match=r"level: 1: .*one.onnx is for class 2 alone"):
+        network.at_level(images()[0], 1)
+
+
 def test_a_batch_is_its_images_at_their_own_classes(exported):
     network = OnnxNetwork(exported, "onnxruntime")
     batch = torch.cat(images())

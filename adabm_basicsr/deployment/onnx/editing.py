@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper, numpy_helper
+
+from adabm_basicsr.deployment.onnx.reference import evaluator
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
@@ -22,7 +23,7 @@ class EditedGraph:
     """The graph of a model, with its constants; nodes may stand in any order until `sort`.
 
     What depends on constants alone is computed at once, so that scales and zero points can be read.
-    Quantized weights stay integers.
+    Quantized weights stay integers, biases of 32 bits become floats.
 
     Args:
         model: The model; changed in place.
@@ -81,9 +82,13 @@ class EditedGraph:
     # Changing
 
     def add_constant(self, value: ArrayLike) -> str:
-        """Add a constant and return its name."""
+        """Add a constant of the value's shape and return its name.
+
+        A single number gets the shape ``()``: engines take scales of another shape for those of
+        channels, or not at all.
+        """
         name = self._new_name()
-        tensor = numpy_helper.from_array(np.array(value, order="C"), name)
+        tensor = numpy_helper.from_array(np.asarray(value), name)
         self._constants[name] = tensor
         self.graph.initializer.append(tensor)
         return name
@@ -206,11 +211,13 @@ def _fold(model: onnx.ModelProto) -> None:
     """Make constants of what depends on constants alone, but leave quantized weights integers."""
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
+    biases = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT32}
     folded = []
     others = []
     for node in graph.node:
         inputs = [name for name in node.input if name]
-        if node.op_type != DEQUANTIZE and known.issuperset(inputs):
+        is_weight = node.op_type == DEQUANTIZE and node.input[0] not in biases
+        if not is_weight and known.issuperset(inputs):
             folded.append(node)
             known.update(node.output)
         else:
@@ -237,7 +244,7 @@ def _evaluate(
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in wanted]
     graph = helper.make_graph(nodes, "constants", [], outputs, constants)
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    values = ReferenceEvaluator(part).run(None, {})
+    values = evaluator(part).run(None, {})
     return {name: np.asarray(value) for name, value in zip(wanted, values, strict=True)}
 
 

@@ -8,13 +8,11 @@ itself. Weights of up to four bits are stored as INT4, others as INT8.
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -22,22 +20,21 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from adabm_basicsr.deployment.freeze import freeze
+from adabm_basicsr.deployment.onnx.description import describe
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
 from adabm_basicsr.deployment.onnx.modules import write_plainly
-from adabm_basicsr.deployment.onnx.reading import FORMAT
 from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
-from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.sizes import mirrored
 from adabm_basicsr.quantization.user_code import short_place, users_code
 
-TRACED_OPSET = 20
-OPSET = 21  # it brought INT4, and changed none of the operators that are used here
+OPSET = 21  # it brought INT4
+TRACED_OPSET = 20  # torch's last one; none of the operators that are used here changed in the next
 EXAMPLE_SIZE = 64
 NUMPY_WARNING = "Converting a tensor to a NumPy array"  # of the tracer
 INT4_MIN = -8
@@ -107,15 +104,37 @@ def save_onnx(
     model = to_onnx(net, symmetric)
     if level is not None:
         model = fuse(at_level(model, level))
+    describe(model, net, symmetric, level)
+    write_checked(model, path)
+
+
+def write_checked(model: onnx.ModelProto, path: str | os.PathLike) -> None:
+    """Write a described graph, atomically and only if it is as ONNX wants it.
+
+    Raises:
+        ExportError: It isn't.
+    """
     _check(model)
     with atomic_path(path) as temporary:
         Path(temporary).write_bytes(sealed(model.SerializeToString()))
 
 
-def to_onnx(net: QuantizedNetwork, symmetric: bool = False, pads: bool = True) -> onnx.ModelProto:
-    """The adaptive graph of a calibrated network; arguments and errors as those of `save_onnx`.
+def to_onnx(
+    net: QuantizedNetwork,
+    symmetric: bool = False,
+    pads: bool = True,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """The adaptive graph of a calibrated network.
 
-    ``pads`` says whether it mirrors images up to sizes that the network takes.
+    Args:
+        net: See `save_onnx`.
+        symmetric: See `save_onnx`.
+        pads: Whether the graph mirrors images up to sizes that the network takes.
+        opset: Version of ONNX. From 21 on, weights of up to four bits are stored as INT4.
+
+    Raises:
+        AdaBMError: As `save_onnx`.
     """
     if not net.config.arithmetic.integer:
         raise ExportError(
@@ -128,12 +147,13 @@ def to_onnx(net: QuantizedNetwork, symmetric: bool = False, pads: bool = True) -
     name = type(net.network).__name__
     with users_code(deployed.network, "the network can't be written as ONNX"):
         check_values(deployed, shape, name)
-        model = _trace(deployed, torch.rand(shape))
+        model = _trace(deployed, torch.rand(shape), min(opset, TRACED_OPSET))
         multiple = 1 if pads else deployed.multiple
         check_sizes(deployed, shape, name, multiple)
         check_graph(model, deployed, shape, multiple)
-    _store_as_int4(model)
-    _describe(model, net)
+    if opset >= OPSET:
+        _set_opset(model, opset)
+        _store_as_int4(model)
     _check(model)
     return model
 
@@ -144,7 +164,7 @@ def _example_size(multiple: int, pads: bool) -> int:
     return size + 1 if pads else size
 
 
-def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
+def _trace(deployed: _Deployed, example: Tensor, opset: int) -> onnx.ModelProto:
     buffer = io.BytesIO()
     sizes = {
         IMAGE: {2: "height", 3: "width"},
@@ -159,7 +179,7 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
                 (example,),
                 buffer,  # type: ignore[arg-type]  # takes one, though its annotation says no
                 dynamo=False,
-                opset_version=TRACED_OPSET,
+                opset_version=opset,
                 input_names=[IMAGE],
                 output_names=[OUTPUT, LEVEL],
                 dynamic_axes=sizes,
@@ -167,11 +187,7 @@ def _trace(deployed: _Deployed, example: Tensor) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"the network can't be written as ONNX: {first_line(error)}") from error
     _check_warnings(caught)
-    model = onnx.load_from_string(buffer.getvalue())
-    for opset in model.opset_import:
-        if not opset.domain:
-            opset.version = OPSET
-    return model
+    return onnx.load_from_string(buffer.getvalue())
 
 
 @contextmanager
@@ -200,6 +216,12 @@ def _check_warnings(caught: Sequence[warnings.WarningMessage]) -> None:
             )
 
 
+def _set_opset(model: onnx.ModelProto, version: int) -> None:
+    for opset in model.opset_import:
+        if not opset.domain:
+            opset.version = version
+
+
 def _store_as_int4(model: onnx.ModelProto) -> None:
     """Store weights whose integers fit into four bits in four bits."""
     for tensor in model.graph.initializer:
@@ -211,13 +233,6 @@ def _store_as_int4(model: onnx.ModelProto) -> None:
                 tensor.name, TensorProto.INT4, values.shape, values.flatten()
             )
             tensor.CopyFrom(narrow)
-
-
-def _describe(model: onnx.ModelProto, net: QuantizedNetwork) -> None:
-    """Write into a model how its network was built and quantized."""
-    description: dict[str, Any] = {"format": FORMAT, "size_multiple": net.size_multiple}
-    description.update(getattr(net, "description", None) or {})
-    helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
 
 
 def _check(model: onnx.ModelProto) -> None:

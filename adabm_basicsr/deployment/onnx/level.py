@@ -15,6 +15,7 @@ from onnx.utils import Extractor
 IMAGE = "image"
 OUTPUT = "output"
 LEVEL = "level"
+LEVELS = (0, 1, 2)
 MIDDLE = 1  # the level of networks that know no classes
 
 

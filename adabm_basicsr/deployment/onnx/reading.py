@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from adabm_basicsr.deployment.onnx.description import FORMAT
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
-from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, OUTPUT
+from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, LEVELS, MIDDLE, OUTPUT
 from adabm_basicsr.deployment.onnx.seal import is_whole
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.structure.sizes import trial_size
 from adabm_basicsr.terminal import printable
 
-FORMAT = 1
 MAX_MULTIPLE = 4096  # pixels that the sides of images are multiples of
 IMAGE_AXES = 4
 MAX_VALUES = 2**28  # of a tensor, on an image of some twenty pixels: a gigabyte
@@ -38,6 +38,20 @@ class OnnxFile(NamedTuple):
     model: onnx.ModelProto
     description: dict[str, Any] | None
     is_whole: bool
+
+
+class OwnFile(NamedTuple):
+    """An ONNX file that this package wrote, as it was written.
+
+    Attributes:
+        model: The graph.
+        description: How its network was built and quantized.
+        level: The image class that it is for alone; None where the graph chooses one of three.
+    """
+
+    model: onnx.ModelProto
+    description: dict[str, Any]
+    level: int | None
 
 
 class OnnxLayer(NamedTuple):
@@ -80,12 +94,11 @@ def read_file(path: str | os.PathLike) -> OnnxFile:
     return OnnxFile(model, description, is_whole(content))
 
 
-def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Graph and description of a file that `save_onnx` wrote for all image classes.
+def read_own(path: str | os.PathLike) -> OwnFile:
+    """Read an ONNX file that this package wrote.
 
     Raises:
-        CheckpointError: The file is missing, corrupt, not ours, of another version, or for one
-            image class alone.
+        CheckpointError: The file is missing, corrupt, changed, not ours or of another version.
     """
     model, description, whole = read_file(path)
     if description is None:
@@ -97,10 +110,6 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
             f"ONNX file {path} has format {reprlib.repr(description.get('format'))}; this version "
             f"reads {FORMAT}"
         )
-    if LEVEL not in [output.name for output in model.graph.output]:
-        raise CheckpointError(
-            f"ONNX file {path} is for one image class alone; export it without --level"
-        )
     if not whole:
         raise CheckpointError(
             f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
@@ -108,7 +117,20 @@ def read_adaptive(path: str | os.PathLike) -> tuple[onnx.ModelProto, dict[str, A
     _check_multiple(path, description.get("size_multiple"))
     _check_input(path, model.graph)
     _check_graph(path, model, description["size_multiple"])
-    return model, description
+    return OwnFile(model, description, _only_level(path, model, description))
+
+
+def _only_level(
+    path: str | os.PathLike, model: onnx.ModelProto, description: dict[str, Any]
+) -> int | None:
+    """The image class that a graph is for alone; None where it chooses one."""
+    if LEVEL in [output.name for output in model.graph.output]:
+        return None
+    # Files of before 2026-11-28 don't say it.
+    level = description.get("level", MIDDLE)
+    if type(level) is not int or level not in LEVELS:
+        raise damaged(path, f"its level is {reprlib.repr(level)}; valid: 0, 1 or 2")
+    return level
 
 
 def _check_multiple(path: str | os.PathLike, multiple: object) -> None:

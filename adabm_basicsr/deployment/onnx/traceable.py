@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adabm_basicsr.deployment.onnx.reference import evaluator
 from adabm_basicsr.errors import ExportError, first_line
 
 DARK = 0.05
@@ -137,7 +137,7 @@ def _difference(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ..
         return None
     try:
         name = model.graph.input[0].name
-        outputs: Any = ReferenceEvaluator(model).run(None, {name: image.numpy()})
+        outputs: Any = evaluator(model).run(None, {name: image.numpy()})
     except NotImplementedError:
         return None
     except Exception as error:  # of NumPy, whatever an operator stumbles over

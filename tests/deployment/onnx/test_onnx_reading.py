@@ -149,12 +149,12 @@ def test_damaged_files_are_rejected(exported, bad):
         read_file(bad.with_name("gone.onnx"))
 
 
-def test_files_of_one_class_are_not_for_networks(edsr, tmp_path):
+@pytest.mark.parametrize("level", [3, "1", True, None])
+def test_a_class_that_there_is_not_is_rejected(level, edsr, tmp_path):
     save_onnx(edsr, tmp_path / "level.onnx", level=2)
-    with pytest.raises(
-        AdaBMError, match=r"level.onnx is for one image class alone; export it without --level"
-    ):
-        OnnxNetwork(tmp_path / "level.onnx")
+    write_sealed(onnx.load(tmp_path / "level.onnx"), tmp_path / "bad.onnx", level=level)
+    with pytest.raises(AdaBMError, match=r"its level is .*; valid: 0, 1 or 2"):
+        OnnxNetwork(tmp_path / "bad.onnx")
 
 
 def test_a_file_of_ours_says_what_it_holds(edsr, exported):
