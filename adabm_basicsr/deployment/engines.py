@@ -14,7 +14,7 @@ from typing import NamedTuple
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import ExportError
-from adabm_basicsr.quantization.engines import ENGINES
+from adabm_basicsr.quantization.engines import ALL_SUMS, ENGINES, RESIDUAL
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 # Traits that a network may have and an engine may lack, and what to say of them.
@@ -23,6 +23,10 @@ TRAITS = {
     "channel_scales": "a scale for each channel of activations",
     "image_classes": "ranges that follow the image",
 }
+
+
+# Bits of weights whose products with activations of 8 bits add up in pairs in 16 bits.
+PAIRED_BITS = 7
 
 
 class Export(NamedTuple):
@@ -110,20 +114,18 @@ def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
     return lines
 
 
-def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
-    import_runtime("onnx")
-    from adabm_basicsr.deployment.onnx.portable import save_portable
-
-    found = save_portable(net, path)
-    total = sum(len(names) for names in found)
-    lines = [f"as integers: {len(found.integers)} of {total} convolutions"]
-    if found.float_outputs:
+def _save_onnxruntime(net: QuantizedNetwork, path: Path) -> list[str]:
+    lines = _save_integers(net, path, ALL_SUMS)
+    if _widest_weight(net) > PAIRED_BITS:
         lines.append(
-            "as integers in OpenVINO, in float in ONNX Runtime, which wants their outputs rounded: "
-            + ", ".join(found.float_outputs)
+            "only for CPUs with VNNI (since 2019) and ARM: others add up products of 8-bit weights "
+            "in 16 bits, wrongly; engine: portable is right on all"
         )
-    if found.floats:
-        lines.append(f"in float: {', '.join(found.floats)}")
+    return lines
+
+
+def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
+    lines = _save_integers(net, path, ALL_SUMS)
     lines.append(
         "weights take 8 bits in the file and use 7 of them at most: so CPUs without VNNI add up "
         "their products rightly"
@@ -136,11 +138,42 @@ def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
     return lines
 
 
+def _save_tensorrt(net: QuantizedNetwork, path: Path) -> list[str]:
+    return _save_integers(net, path, RESIDUAL)
+
+
+def _save_integers(net: QuantizedNetwork, path: Path, sums: str) -> list[str]:
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx.engine_files import save_integers
+
+    found = save_integers(net, path, sums)
+    total = sum(len(names) for names in found)
+    lines = [f"as integers: {len(found.integers)} of {total} convolutions"]
+    if found.float_outputs:
+        lines.append(
+            "as integers in OpenVINO, in float in ONNX Runtime, which wants their outputs rounded: "
+            + ", ".join(found.float_outputs)
+        )
+    if found.floats:
+        lines.append(f"in float: {', '.join(found.floats)}")
+    return lines
+
+
 EXPORTS = {
     "openvino": Export(
         ONNX_SUFFIX,
         _save_openvino,
         "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
+    ),
+    "onnxruntime": Export(
+        ONNX_SUFFIX,
+        _save_onnxruntime,
+        "load {path} in ONNX Runtime: RGB in 0..1, float32",
+    ),
+    "tensorrt": Export(
+        ONNX_SUFFIX,
+        _save_tensorrt,
+        "build an engine of it where the GPU is: trtexec --onnx={path} --stronglyTyped",
     ),
     "portable": Export(
         ONNX_SUFFIX,

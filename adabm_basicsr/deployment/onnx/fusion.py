@@ -31,8 +31,10 @@ from adabm_basicsr.deployment.onnx.integers import (
     drop_ones,
     merge_equal,
     quantize_once,
-    round_biases,
+    round_again,
     scale_integers,
+    scale_layers,
+    store_whole_biases,
 )
 from adabm_basicsr.deployment.onnx.matching import (
     ACTIVATIONS,
@@ -43,6 +45,7 @@ from adabm_basicsr.deployment.onnx.matching import (
     of_channels,
 )
 from adabm_basicsr.deployment.onnx.shuffles import convolve_early, enlarge_late
+from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
 
 Rewrite = Callable[[EditedGraph], None]
 
@@ -120,8 +123,23 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
     ),
     # As fast with scales of channels where they are, and it rounds as the simulation does then.
     "onnxruntime": (*ALWAYS, add_up_integers),
-    # For networks whose values are integers from layer to layer.
-    "integers": (drop_ones, scale_integers, quantize_once, merge_equal, round_biases),
+    # For networks whose values are integers from layer to layer, by what is quantized of sums.
+    ALL_SUMS: (
+        drop_ones,
+        scale_integers,
+        quantize_once,
+        merge_equal,
+        keep_borders,
+        round_again,
+        store_whole_biases,
+    ),
+    RESIDUAL: (
+        drop_ones,
+        scale_layers,
+        quantize_once,
+        merge_equal,
+        round_again,
+    ),
 }
 
 

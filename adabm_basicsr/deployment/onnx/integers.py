@@ -7,14 +7,16 @@ has these around all that it makes; here goes what stands between them for nothi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx
 
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE, QUANTIZE, ZERO, EditedGraph
-from adabm_basicsr.deployment.onnx.matching import BIAS, CONVOLVE, WEIGHT
+from adabm_basicsr.deployment.onnx.matching import BIAS, CONVOLVE, WEIGHT, constants_of
+from adabm_basicsr.deployment.onnx.shuffles import ENLARGE, SHUFFLE
 
-# Largest integer of a bias.
-LARGEST = 2**31 - 1
+INT32 = np.iinfo(np.int32)
 
 
 def drop_ones(edited: EditedGraph) -> None:
@@ -36,18 +38,49 @@ def scale_integers(edited: EditedGraph) -> None:
         dequantize = edited.maker(product.input[0])
         if dequantize is None or dequantize.op_type != DEQUANTIZE:
             continue
-        if edited.is_constant(dequantize.input[0]) or not edited.is_constant(product.input[1]):
+        factor = _positive_number(edited, product)
+        if factor is None or edited.is_constant(dequantize.input[0]):
             continue
-        factor = edited.constant_of(product, 1)
-        if factor.size > 1 or factor <= 0:
-            continue
-        scale = edited.scales_of(dequantize)
-        scaled = scale / factor if product.op_type == "Div" else scale * factor
         integers, _, zero = dequantize.input
-        name = edited.add_constant(scaled.reshape(()).astype(np.float32))
+        name = edited.add_constant(edited.scales_of(dequantize) * factor)
         edited.add_node(DEQUANTIZE, [integers, name, zero], f"{product.output[0]}_scaled")
         edited.replace_value(product.output[0], f"{product.output[0]}_scaled")
         edited.graph.node.remove(product)
+
+
+def scale_layers(edited: EditedGraph) -> None:
+    """Multiply what a convolution makes by a number within the convolution.
+
+    ::
+
+        before:  Conv(w, b) -> Mul(factor)
+        after:   Conv(w * factor, b * factor)
+
+    Integers of a weight stay as they are, their scales change.
+    """
+    for product in edited.of_type("Mul", "Div"):
+        conv = edited.maker(product.input[0])
+        if conv is None or conv.op_type != CONVOLVE or edited.only_taker(conv.output[0]) is None:
+            continue
+        factor = _positive_number(edited, product)
+        if factor is None:
+            continue
+        for slot in constants_of(edited, conv):
+            value = edited.constant_of(*slot)
+            if value.dtype == np.float32:
+                edited.give_constant(*slot, value * factor)
+        edited.bypass(product)
+
+
+def _positive_number(edited: EditedGraph, product: onnx.NodeProto) -> np.float32 | None:
+    """What a product or quotient multiplies by, if that is a constant number above 0."""
+    name = product.input[1]
+    if not edited.is_constant(name) or edited.constant(name).size > 1:
+        return None
+    number = np.float32(edited.constant(name).item())
+    if number <= 0:
+        return None
+    return 1 / number if product.op_type == "Div" else number
 
 
 def quantize_once(edited: EditedGraph) -> None:
@@ -80,30 +113,76 @@ def merge_equal(edited: EditedGraph) -> None:
                 edited.graph.node.remove(node)
 
 
-def round_biases(edited: EditedGraph) -> None:
-    """Store biases of integer convolutions as integers of 32 bits, which sums of products have.
+def round_again(edited: EditedGraph) -> None:
+    """Round once more what was moved since it was rounded, so that its takers find integers.
 
-    Old versions of ONNX Runtime run convolutions with float biases in float.
+    The values are on grid points already, so that none changes::
+
+        before:  DequantizeLinear(s, z) -> DepthToSpace -> Conv
+        after:   DequantizeLinear(s, z) -> DepthToSpace -> QuantizeLinear(s, z)
+                     -> DequantizeLinear(s, z) -> Conv
+    """
+    for node in edited.of_type(SHUFFLE, ENLARGE):
+        dequantize = edited.maker(node.input[0])
+        if dequantize is None or dequantize.op_type != DEQUANTIZE:
+            continue
+        grid = list(dequantize.input[1:])
+        if not all(edited.is_constant(name) and edited.constant(name).ndim == 0 for name in grid):
+            continue
+        result = node.output[0]
+        moved = f"{result}_moved"
+        integers = f"{result}_integers"
+        node.output[0] = moved
+        edited.add_node(QUANTIZE, [moved, *grid], integers)
+        edited.add_node(DEQUANTIZE, [integers, *grid], result)
+
+
+def store_whole_biases(edited: EditedGraph) -> None:
+    """Store biases of convolutions of integers as integers of 32 bits, in units of their sums.
+
+    ONNX Runtime of before 2024 runs no others as integers. A bias of zeros becomes one unit, far
+    less than what is rounded: with none, OpenVINO 2026.4 takes a wrong sum where several nodes take
+    the output.
     """
     for conv in edited.of_type(CONVOLVE):
-        if len(conv.input) <= BIAS or not edited.is_constant(conv.input[BIAS]):
+        grid = _grid_of_sums(edited, conv)
+        if grid is None:
             continue
-        scales = []
-        for place in (0, WEIGHT):
-            maker = edited.maker(conv.input[place])
-            if maker is not None and maker.op_type == DEQUANTIZE:
-                scales.append(edited.scales_of(maker))
-        if len(scales) < 2:
+        bias = np.zeros_like(grid)
+        if len(conv.input) > BIAS:
+            bias = edited.constant_of(conv, BIAS)
+        whole = np.round(bias.astype(np.float64) / grid)
+        if np.abs(whole).max() > INT32.max:
             continue
-        scale = (scales[0] * scales[1]).astype(np.float32)
-        bias = edited.constant_of(conv, BIAS)
-        integers = np.divide(bias, scale, out=np.zeros_like(bias), where=scale > 0).round()
-        if np.abs(integers).max() > LARGEST or bias[np.broadcast_to(scale == 0, bias.shape)].any():
-            continue
-        names = [edited.add_constant(integers.astype(np.int32)), edited.add_constant(scale)]
-        output = f"{conv.output[0]}_bias"
-        edited.add_node(DEQUANTIZE, names, output, axis=0)
-        conv.input[BIAS] = output
+        if not whole.any():
+            whole += 1
+        if len(conv.input) <= BIAS:
+            conv.input.append("")
+        integers = edited.add_constant(whole.astype(np.int32))
+        scales = edited.add_constant(grid)
+        dequantized = f"{conv.output[0]}_bias"
+        edited.add_node(DEQUANTIZE, [integers, scales], dequantized, axis=0)
+        conv.input[BIAS] = dequantized
+
+
+def _grid_of_sums(edited: EditedGraph, conv: onnx.NodeProto) -> np.ndarray | None:
+    """Scales of what a convolution of integers adds up, ``(O,)``.
+
+    None of one that isn't of integers, or has channels whose weights are all zero, without a scale.
+    """
+    if not _takes_integers(edited, conv):
+        return None
+    if len(conv.input) > BIAS and not edited.is_constant(conv.input[BIAS]):
+        return None
+    of_input = edited.maker(conv.input[0])
+    of_weight = edited.maker(conv.input[WEIGHT])
+    assert of_input is not None
+    assert of_weight is not None
+    scale = edited.scales_of(of_input)
+    if scale.ndim > 0:
+        return None
+    grid = scale * edited.scales_of(of_weight)
+    return grid if (grid > 0).all() else None
 
 
 def _grid(edited: EditedGraph, node: onnx.NodeProto) -> tuple[bytes, bytes]:
@@ -111,3 +190,47 @@ def _grid(edited: EditedGraph, node: onnx.NodeProto) -> tuple[bytes, bytes]:
     scale = np.float32(edited.scales_of(node)).tobytes()
     zero = edited.constant_of(node, ZERO)
     return scale, f"{zero.dtype} {zero.tolist()}".encode()
+
+
+# How convolutions run
+
+
+class Convolutions(NamedTuple):
+    """How the convolutions of a graph run, by their names.
+
+    Attributes:
+        integers: Input, weight and output are quantized: as integers in every program.
+        float_outputs: Only the output isn't: as integers in OpenVINO, in float in ONNX Runtime.
+        floats: Input or weight aren't quantized.
+    """
+
+    integers: list[str]
+    float_outputs: list[str]
+    floats: list[str]
+
+
+def convolutions(edited: EditedGraph) -> Convolutions:
+    """How the convolutions of a graph of one image class run."""
+    found = Convolutions([], [], [])
+    for conv in edited.of_type(CONVOLVE, "ConvTranspose"):
+        if conv.op_type != CONVOLVE or not _takes_integers(edited, conv):
+            found.floats.append(conv.name)
+        elif _makes_integers(edited, conv):
+            found.integers.append(conv.name)
+        else:
+            found.float_outputs.append(conv.name)
+    return found
+
+
+def _takes_integers(edited: EditedGraph, conv: onnx.NodeProto) -> bool:
+    """Whether input and weight of a convolution are dequantized right before it."""
+    makers = [edited.maker(name) for name in (conv.input[0], conv.input[WEIGHT])]
+    return all(maker is not None and maker.op_type == DEQUANTIZE for maker in makers)
+
+
+def _makes_integers(edited: EditedGraph, conv: onnx.NodeProto) -> bool:
+    """Whether nothing but a quantization takes a convolution's output, or a ReLU before one."""
+    taker = edited.only_taker(conv.output[0])
+    if taker is not None and taker.op_type == "Relu":
+        taker = edited.only_taker(taker.output[0])
+    return taker is not None and taker.op_type == QUANTIZE

@@ -17,17 +17,23 @@ from torch import nn
 from adabm_basicsr import AdaBMError, calibrate, load_network, quantize
 from adabm_basicsr.deployment.engines import save_for
 from adabm_basicsr.deployment.onnx.editing import EditedGraph
+from adabm_basicsr.deployment.onnx.engine_files import save_integers
 from adabm_basicsr.deployment.onnx.export import to_onnx
-from adabm_basicsr.deployment.onnx.portable import (
+from adabm_basicsr.deployment.onnx.integers import (
     Convolutions,
     convolutions,
-    save_portable,
     store_whole_biases,
 )
 from adabm_basicsr.deployment.runtimes import RUNTIMES
+from adabm_basicsr.quantization.engines import ALL_SUMS
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 PORTABLE = {"engine": "portable", "recipe": "fast", "w_bits": 7, "a_bits": 8}
+FOR = {
+    "portable": PORTABLE,
+    "onnxruntime": {**PORTABLE, "engine": "onnxruntime", "w_bits": 8},
+    "tensorrt": {**PORTABLE, "engine": "tensorrt", "w_bits": 8},
+}
 SIZES = ((24, 26), (17, 33), (1, 1))
 
 
@@ -36,7 +42,7 @@ def saved(request, tmp_path_factory):
     """A network, its file, and how its convolutions run."""
     net = quantized(NETWORKS[request.param], **PORTABLE)
     path = tmp_path_factory.mktemp("portable") / "net.onnx"
-    return net, path, save_portable(net, path)
+    return net, path, save_integers(net, path, ALL_SUMS)
 
 
 def check(net, run):
@@ -129,11 +135,10 @@ def test_pairs_of_products_fit_into_16_bits(saved):
 
 def test_inputs_of_convolutions_are_rounded_right_before_them(tmp_path):
     net = quantized({**TINY_EDSR, "upscale": 4}, **PORTABLE)
-    found = save_portable(net, tmp_path / "net.onnx")
+    found = save_integers(net, tmp_path / "net.onnx", ALL_SUMS)
     assert not found.floats
-    # The first of each block, and those before a pixel shuffle; sums take the others in float.
-    names = [name.split("/")[-2] for name in found.integers]
-    assert names == ["conv1", "conv1", "upsample.0", "upsample.2"]
+    assert not found.float_outputs
+    assert len(found.integers) == len(net.layers())
 
 
 def test_every_convolution_is_named_once(saved):
@@ -149,11 +154,11 @@ def test_layers_in_float_are_named(tmp_path):
     )
     net = quantize(network, torch.zeros(1, 3, 16, 16), fully_quantized=True, **PORTABLE)
     calibrate(net, [smooth(4)])
-    save_portable(net, tmp_path / "net.onnx")
+    save_integers(net, tmp_path / "net.onnx", ALL_SUMS)
     found = convolutions(EditedGraph(onnx.load(tmp_path / "net.onnx")))
     assert found == Convolutions(
-        ["/network/network.0/Conv"],
-        ["/network/network.2/Conv"],
+        ["/network/network.0/Conv", "/network/network.2/Conv"],
+        [],
         ["/network/network.1/ConvTranspose"],
     )
 
