@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import peak_bytes
 from naive_paper import NaivePaper
 from networks import NETWORKS, make_example_project_importable
 from tabulate import tabulate
@@ -155,7 +155,7 @@ def measure(setting: Setting) -> dict:
     result["unit_seconds"] = median(clock.units)
     result["units"] = clock.phases
     result["total_units"] = sum(clock.phases.values())
-    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["peak_bytes"] = peak_bytes()
     if device.type == "cuda":
         result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     return result

@@ -1,13 +1,14 @@
 """Speed, memory, size and accuracy of inference: ours against what a user would pick today.
 
-    python tests/benchmarks/inference.py [--networks EDSR] [--sizes 256x256] [--bits 8 4]
-        [--recipe fast] [--accuracy]
+    python tests/benchmarks/inference.py [--out DIR] [--cache DIR] [--only PROGRAM/NETWORK ...]
+        [--bits W8A8 ...] [--again] [--speed-only] [--sets Set5]
 
-Compares float in PyTorch and in both runtimes, ONNX Runtime's own static quantizer, NNCF's
-post-training quantization, torchao's with torch.compile (which needs a C++ compiler), and our
-graphs. Each runs in a process of its own, in several rounds in turns; the fastest counts. Quantized
-files are kept in ``--out``. Prints tables and writes ``inference.json``. Needs ../shared and
-``pip install ".[benchmark]"``.
+Each program that runs networks has the float network, what other tools make of it, and our files
+for it. Each file runs in a process of its own, all of one program and network in turns; medians
+count. Results are kept by row in ``DIR/inference.json``. What is there isn't measured again, unless
+``--again`` says so: a run that was cut off goes on where it was. Files are kept in ``--cache``; a
+network is calibrated once for each engine. Prints a table in Markdown and writes ``inference.md``.
+Needs ../shared and ``pip install ".[benchmark]"``.
 """
 
 from __future__ import annotations
@@ -15,318 +16,210 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accuracy import PERCEPTUAL, SCALE, SETS, images_of, means, read_ground_truth, to_bgr
-from integer_share import integer_share
-from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
+from engine_process import EngineProcess
+from machine import LIMIT, describe_cpu
+from networks import NETWORKS
+from peers import choice_path
 from tabulate import tabulate
+from variants import (
+    ALL_PROGRAMS,
+    IN_HOUSE,
+    MIDDLE,
+    PROGRAMS,
+    OurVariant,
+    Variant,
+    base_network,
+    variants,
+)
 
-from adabm_basicsr import OnnxNetwork, load_checkpoint, load_network, save_onnx
-from adabm_basicsr.deployment.runtimes import openvino_core
+from adabm_basicsr import load_network
+from adabm_basicsr.deployment.ncnn.files import BIN_SUFFIX, PARAM_SUFFIX
+from adabm_basicsr.errors import one_line
+from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
-# The image class whose graph is run where the choice of a class is left out.
-MIDDLE = 1
-CALIBRATION_IMAGES = 80
-# Of whole images that the others calibrate on.
-SUBSET = 60
-ROUNDS = 3
-REPEATS = 3
-# What takes minutes to start runs in one round alone.
-ONCE = ("torchao int8, compiled",)
-# From an image, ``(1, 3, H, W)`` float32 in 0..1, to what a network makes of it.
-Run = Callable[[np.ndarray], np.ndarray]
+ROUNDS = 5
+REPEATS = 2  # in each round, after one that doesn't count
+Row = dict[str, Any]
+Rows = dict[str, Row]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One of the ways of running a network that are compared.
+def measure(program: str, kind: str, args: argparse.Namespace, rows: Rows) -> Iterator[None]:
+    """Measure what is missing of a program and network; yields whenever there is more to keep.
 
-    Attributes:
-        start: Makes it ready to run, from the name of the network and the folder of its files.
-        file: The file that it needs, if any.
+    Args:
+        program: One of `ALL_PROGRAMS`.
+        kind: Architecture, a key of `NETWORKS`.
+        args: The command line's.
+        rows: By key; changed.
     """
+    folder = args.cache / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    compared = {}
+    for variant in variants(program, args.bits, args.all_peers):
+        compared[f"{kind}/{program}/{variant.name}"] = variant
+    if args.again or any(key not in rows for key in compared):
+        # All of them, as only those that took turns can be compared.
+        rows |= speeds(kind, program, compared, folder, args, rows)
+        yield
+    if args.speed_only:
+        return
+    for key, variant in compared.items():
+        row = rows[key]
+        for name in args.sets:
+            if "error" not in row and name not in row["sets"]:
+                row["sets"][name] = accuracy(kind, variant, folder, name, args.threads)
+                yield
 
-    start: Callable[[str, Path], Run]
-    file: str | None = None
 
+def speeds(
+    kind: str,
+    program: str,
+    compared: dict[str, Variant],
+    folder: Path,
+    args: argparse.Namespace,
+    earlier: Rows,
+) -> Rows:
+    """Rows of a program, with all but the accuracy; what can't be made or run has an ``error``.
 
-@dataclass(frozen=True)
-class OurVariant(Variant):
-    """One of ours.
-
-    Attributes:
-        bits: Of weights and activations.
-        runtime: "openvino" or "onnxruntime".
-        adaptive: Whether each image chooses its class; otherwise all are of the middle one.
+    Args:
+        kind: Architecture.
+        program: One of `ALL_PROGRAMS`.
+        compared: What to run, by the rows' keys.
+        folder: Of the network's files.
+        args: The command line's.
+        earlier: Rows of which the accuracy of other tools' files, which stay, is kept.
     """
-
-    bits: int = 8
-    runtime: str = "openvino"
-    adaptive: bool = True
-
-
-def base_network(kind: str) -> torch.nn.Module:
-    """The network before quantization."""
-    import inhouse.archs  # noqa: F401 - registers IMDN
-    from basicsr.archs import build_network
-
-    net = build_network({"type": kind, **NETWORKS[kind]})
-    load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind])
-    return net.eval().requires_grad_(False)
-
-
-def calibration_arrays() -> list[np.ndarray]:
-    """Whole LR images, ``(1, 3, H, W)`` in 0..1."""
-    images = itertools.islice(images_of("calibration"), SUBSET)
-    return [image.numpy() for _, image in images]
-
-
-def prepare_float(kind: str, folder: Path) -> None:
-    """The network in float as ONNX."""
-    any_size = {
-        "image": {2: "height", 3: "width"},
-        "output": {2: "out_height", 3: "out_width"},
-    }
-    torch.onnx.export(
-        base_network(kind),
-        (torch.rand(1, 3, 64, 64),),
-        folder / "float.onnx",
-        dynamo=False,
-        input_names=["image"],
-        output_names=["output"],
-        dynamic_axes=any_size,
-    )
+    rows: Rows = {}
+    image = image_of_size(args.size)
+    with ExitStack() as stack:
+        processes = {}
+        for key, variant in compared.items():
+            rows[key] = {"network": kind, "program": program, "name": variant.name}
+            rows[key]["role"] = variant.role
+            try:
+                make_file(kind, variant, folder)
+                process = EngineProcess(variant.start, folder / variant.file, args.threads)
+                stack.enter_context(process).seconds(image, repeats=1)
+                processes[key] = process
+            except Exception as error:  # of any tool; the other rows are measured still
+                rows[key]["error"] = one_line(error)
+        times = in_turns(processes, image, args.rounds)
+    for key, process in processes.items():
+        variant = compared[key]
+        rows[key]["ms"] = 1000 * median(times[key])
+        rows[key]["peak MB"] = process.peak / 1e6
+        rows[key] |= facts_of(variant, folder)
+        rows[key]["sets"] = {}
+        if not isinstance(variant, OurVariant):
+            rows[key]["sets"] = earlier.get(key, {}).get("sets", {})
+    return rows
 
 
-def prepare_ours(kind: str, bits: int, recipe: str, folder: Path) -> None:
-    """Quantize through the command that users call, and export."""
-    from adabm_basicsr.train import main as train
-
-    opt = option_file(
-        f"{kind}_{bits}",
-        kind,
-        seed=1,
-        images=CALIBRATION_IMAGES,
-        lq_size=64,
-        iterations={},
-        w_bits=bits,
-        a_bits=bits,
-        fully_quantized=kind not in PERCEPTUAL,
-        recipe=recipe,
-    )
-    (folder / "options.yml").write_text(yaml.safe_dump(opt))
-    os.chdir(folder)
-    train(["-opt", "options.yml"])
-    save_onnx(load_ours(kind, bits, folder), folder / f"ours_{bits}.onnx")
+def in_turns(
+    processes: dict[str, EngineProcess], image: np.ndarray, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of all runs of each process."""
+    times: dict[str, list[float]] = {key: [] for key in processes}
+    for _ in range(rounds):
+        for key, process in processes.items():
+            times[key] += process.seconds(image, REPEATS)
+    return times
 
 
-def load_ours(kind: str, bits: int, folder: Path) -> torch.nn.Module:
-    """Our quantized network in torch."""
-    checkpoint = next(folder.rglob(f"{kind}_{bits}/models/net_g_latest.pth"))
-    return load_network(checkpoint, ["inhouse.archs"])
+def make_file(kind: str, variant: Variant, folder: Path) -> None:
+    """Make a variant's file; ours anew each time, as it is our own code that is measured."""
+    path = folder / variant.file
+    if isinstance(variant, OurVariant) or not path.exists():
+        print(f"making {path}", flush=True)
+        variant.make(kind, path)
 
 
-def prepare_onnxruntime_static(folder: Path) -> None:
-    """ONNX Runtime's own post-training quantizer, at its defaults."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.images = iter(calibration_arrays())
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.images, None)
-            if image is None:
-                return None
-            return {"image": image}
-
-    source = folder / "float.onnx"
-    quantize_static(source, folder / "onnxruntime_static.onnx", Reader(), per_channel=True)
+def facts_of(variant: Variant, folder: Path) -> Row:
+    """Cells of a variant that aren't measured by running it."""
+    path = folder / variant.file
+    row: Row = {"runs in": variant.start, "file MB": size_of(path)}
+    if variant.share is not None:
+        row["integer MACs"] = variant.share(path)
+    if variant.role == "peer" and choice_path(path).exists():
+        row["settings"] = json.loads(choice_path(path).read_text())
+    return row
 
 
-def prepare_nncf(folder: Path) -> None:
-    """NNCF's post-training quantization, at its defaults."""
-    import nncf
-    import openvino
-
-    images = calibration_arrays()
-    model = openvino_core().read_model(folder / "float.onnx")
-    quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
-    openvino.save_model(quantized, folder / "nncf.xml", compress_to_fp16=False)
-
-
-def prepare_torchao(kind: str, folder: Path) -> None:
-    """Torchao's post-training quantization for x86 CPUs, at its defaults."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    side = torch.export.Dim.AUTO
-    example = (torch.rand(1, 3, 64, 64),)
-    shapes = ({2: side, 3: side},)
-    quantizer = x86.X86InductorQuantizer()
-    quantizer = quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    exported = torch.export.export(base_network(kind), example, dynamic_shapes=shapes)
-    with torch.no_grad():
-        observed = prepare_pt2e(exported.module(), quantizer)
-        for image in calibration_arrays():
-            observed(torch.from_numpy(image))
-        quantized = torch.export.export(convert_pt2e(observed), example, dynamic_shapes=shapes)
-    torch.export.save(quantized, folder / "torchao.pt2")
-
-
-def timed(work: Callable[[], None], path: Path, times: dict[str, float]) -> None:
-    """Do what makes the file at ``path`` unless it is there, and note the seconds that it took."""
-    if not path.exists():
-        start = time.perf_counter()
-        work()
-        times[path.name] = time.perf_counter() - start
-
-
-def torch_float(kind: str, folder: Path) -> Run:
-    """The network as it is."""
-    net = base_network(kind)
-    return lambda x: net(torch.from_numpy(x)).numpy()
-
-
-def torch_bfloat16(kind: str, folder: Path) -> Run:
-    """The network in bfloat16."""
-    net = base_network(kind)
-
-    def run(x: np.ndarray) -> np.ndarray:
-        with torch.autocast("cpu", torch.bfloat16):
-            return net(torch.from_numpy(x)).float().numpy()
-
-    return run
-
-
-def compiled_torchao(kind: str, folder: Path) -> Run:
-    """The network that torchao quantized."""
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401 - registers the operators
-
-    net = torch.compile(torch.export.load(folder / "torchao.pt2").module(), dynamic=True)
-    return lambda x: net(torch.from_numpy(x)).numpy()
-
-
-def in_onnxruntime(file: str) -> Variant:
-    """An ONNX file in ONNX Runtime."""
-
-    def start(kind: str, folder: Path) -> Run:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
-        return lambda x: session.run(["output"], {"image": x})[0]
-
-    return Variant(start, file)
-
-
-def in_openvino(file: str, precision: str | None = None) -> Variant:
-    """A model's file in OpenVINO; ``precision`` is what floats are computed in."""
-
-    def start(kind: str, folder: Path) -> Run:
-        options = {"PERFORMANCE_HINT": "LATENCY"}
-        if precision:
-            options["INFERENCE_PRECISION_HINT"] = precision
-        compiled = openvino_core().compile_model(folder / file, "CPU", options)
-        return lambda x: compiled(x)[0]
-
-    return Variant(start, file)
-
-
-def ours(bits: int, runtime: str, adaptive: bool) -> OurVariant:
-    """Our graphs in a runtime."""
-    file = f"ours_{bits}.onnx"
-
-    def start(kind: str, folder: Path) -> Run:
-        network = OnnxNetwork(folder / file, runtime)
-        if adaptive:
-            return lambda x: network(torch.from_numpy(x)).numpy()
-        return network.compiled(MIDDLE)
-
-    return OurVariant(start, file, bits, runtime, adaptive)
-
-
-def variants(bits: list[int]) -> dict[str, Variant]:
-    """What is compared, by name."""
-    found = {
-        "PyTorch float32": Variant(torch_float),
-        "PyTorch bfloat16": Variant(torch_bfloat16),
-        "ONNX Runtime float32": in_onnxruntime("float.onnx"),
-        "OpenVINO float32": in_openvino("float.onnx", "f32"),
-        "OpenVINO bfloat16": in_openvino("float.onnx", "bf16"),
-        "ONNX Runtime static int8": in_onnxruntime("onnxruntime_static.onnx"),
-        "torchao int8, compiled": Variant(compiled_torchao, "torchao.pt2"),
-        "NNCF int8, OpenVINO": in_openvino("nncf.xml"),
-    }
-    for bit in bits:
-        for runtime in ("openvino", "onnxruntime"):
-            name = f"ours W{bit}A{bit}, {runtime}"
-            found[name] = ours(bit, runtime, adaptive=True)
-            found[f"{name}, one level"] = ours(bit, runtime, adaptive=False)
-    if not torch.cpu.get_capabilities().get("avx512_bf16"):
-        # Bfloat16 would be emulated, in minutes.
-        found = {name: variant for name, variant in found.items() if "bfloat16" not in name}
-    return found
-
-
-def measure_one(kind: str, variant: Variant, folder: Path, size: str) -> dict[str, float]:
-    """Latency and memory of one variant in this process."""
-    torch.set_grad_enabled(False)
-    x = image_of_size(size)
-    run = variant.start(kind, folder)
-    run(x)
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run(x)
-        times.append(time.perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": min(times), "memory": memory}
+def size_of(path: Path) -> float:
+    """Megabytes of a model's file, with the weights beside it that OpenVINO and ncnn have."""
+    size = path.stat().st_size
+    if path.suffix in (".xml", PARAM_SUFFIX):
+        size += path.with_suffix(BIN_SUFFIX).stat().st_size
+    return size / 1e6
 
 
 def image_of_size(size: str) -> np.ndarray:
     """An image of the test set, repeated or cut to "HxW": ``(1, 3, H, W)`` in 0..1."""
     height, width = map(int, size.split("x"))
     _, image = next(images_of("Set14"))
-    pixels = image[0].numpy().transpose(1, 2, 0)
-    resized = np.resize(pixels, (height, width, 3)).transpose(2, 0, 1)
-    return np.ascontiguousarray(resized[None])
+    rows = np.arange(height) % image.shape[2]
+    columns = np.arange(width) % image.shape[3]
+    return np.ascontiguousarray(image.numpy()[:, :, rows][..., columns])
 
 
-def accuracy(kind: str, variant: Variant, folder: Path) -> dict[str, dict[str, float]]:
-    """Loss of PSNR and self-PSNR, means over the images of each set, in this process."""
+def accuracy(
+    kind: str, variant: Variant, folder: Path, name: str, threads: int
+) -> dict[str, float]:
+    """What a variant makes of the images of a set.
+
+    Loss of PSNR and self-PSNR are means; of ours also the agreement with the simulation, that of
+    the image with the smallest.
+    """
     from basicsr.metrics import calculate_psnr
 
-    torch.set_grad_enabled(False)
-    run = variant.start(kind, folder)
-    teacher = base_network(kind)
-    figures = {}
-    for name in SETS:
-        rows = []
-        for path, image in images_of(name):
-            output = torch.from_numpy(run(image.numpy()))
-            expected = teacher(image)
+    expected = full_precision(kind, folder, name)
+    simulation = simulation_of(variant, folder)
+    agreements = []
+    figures = []
+    options = {"crop_border": SCALE, "test_y_channel": True}
+    with EngineProcess(variant.start, folder / variant.file, threads) as process:
+        for (path, image), full in zip(images_of(name), expected, strict=True):
+            output = torch.from_numpy(process.output(image.numpy()))
             gt = read_ground_truth(name, path)
-            options = {"crop_border": SCALE, "test_y_channel": True}
-            psnr = calculate_psnr(to_bgr(output), gt, **options)
-            full = calculate_psnr(to_bgr(expected), gt, **options)
-            rows.append({"loss": full - psnr, "self_psnr": pixel_psnr(output, expected)})
-        figures[name] = means(rows)
-    return figures
+            of_full = calculate_psnr(to_bgr(full), gt, **options)
+            loss = of_full - calculate_psnr(to_bgr(output), gt, **options)
+            figures.append({"loss": loss, "self-PSNR": pixel_psnr(output, full)})
+            if simulation is not None:
+                agreements.append(pixel_psnr(output, simulation(image)))
+    found = means(figures)
+    if agreements:
+        found["agreement"] = min(agreements)
+    return found
+
+
+def full_precision(kind: str, folder: Path, name: str) -> list[torch.Tensor]:
+    """What the network in float makes of the images of a set; computed once."""
+    path = folder / f"float_{name}.pt"
+    if not path.exists():
+        net = base_network(kind)
+        with torch.no_grad(), atomic_path(path) as temporary:
+            torch.save([net(image) for _, image in images_of(name)], temporary)
+    return torch.load(path, weights_only=True)
+
+
+def simulation_of(variant: Variant, folder: Path) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The network in torch that one of our files is made of; None of another's file."""
+    if not isinstance(variant, OurVariant):
+        return None
+    net = load_network(folder / variant.checkpoint, IN_HOUSE)
+    if net.image_mapping is not None and not variant.adaptive:
+        net.image_mapping = _Always(MIDDLE)
+    return torch.no_grad()(net)
 
 
 class _Always(torch.nn.Module):
@@ -340,174 +233,133 @@ class _Always(torch.nn.Module):
         return image.new_full((len(image),), self.image_factor)
 
 
-def agreement(kind: str, variant: OurVariant, folder: Path) -> dict[str, float]:
-    """PSNR between our graph and the simulation at each image class, means over Set14."""
-    torch.set_grad_enabled(False)
-    network = OnnxNetwork(folder / variant.file, variant.runtime)
-    simulation = load_ours(kind, variant.bits, folder)
-    images = [image for _, image in images_of("Set14")]
-    figures = {}
-    for image_class in range(3):
-        simulation.image_mapping = _Always(image_class)
-        found = []
-        for image in images:
-            found.append(pixel_psnr(network.at_level(image, image_class), simulation(image)))
-        figures[f"agreement at level {image_class}"] = mean(found)
-    return figures
+def make_table(rows: Rows) -> str:
+    """A line for each row, in the order of networks and programs, in Markdown."""
+    lines = []
+    order = list(itertools.product(NETWORKS, ALL_PROGRAMS))
+    for row in sorted(rows.values(), key=lambda row: order.index((row["network"], row["program"]))):
+        line = {"network": row["network"], "program": row["program"], "": row["name"]}
+        if "error" in row:
+            line["ms"] = row["error"]
+        else:
+            line |= _cells(row, rows)
+        lines.append(line)
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def in_own_process(kind: str, name: str, args: argparse.Namespace, *what: str) -> dict:
-    """Figures of a variant from a fresh process: each has threads and memory of its own.
+def _cells(row: Row, rows: Rows) -> dict[str, str]:
+    """Cells of a row; ``rows`` has those that it is compared with."""
+    cells = {"runs in": row["runs in"], "ms": f"{row['ms']:.1f}"}
+    for role, title in (("float", "times float's speed"), ("peer", "times the other tool's")):
+        cells[title] = ""
+        for other in rows.values():
+            same = (other["network"], other["program"]) == (row["network"], row["program"])
+            if same and other["role"] == role and "ms" in other:
+                cells[title] = f"{other['ms'] / row['ms']:.2f}"
+    cells["integer MACs"] = ""
+    if "integer MACs" in row:
+        cells["integer MACs"] = f"{100 * row['integer MACs']:.0f} %"
+    sets = row["sets"]
+    agreements = [found["agreement"] for found in sets.values() if "agreement" in found]
+    cells["agreement (dB)"] = f"{min(agreements):.1f}" if agreements else ""
+    for name in SETS:
+        cells[f"{name} loss (dB)"] = ""
+        cells[f"{name} self-PSNR (dB)"] = ""
+        if name in sets:
+            # The perceptual ones aren't meant to be close to the ground truth.
+            if row["network"] not in PERCEPTUAL:
+                cells[f"{name} loss (dB)"] = f"{sets[name]['loss']:.3f}"
+            cells[f"{name} self-PSNR (dB)"] = f"{sets[name]['self-PSNR']:.1f}"
+    cells["peak MB"] = f"{row['peak MB']:.0f}"
+    cells["file MB"] = f"{row['file MB']:.2f}"
+    return cells
 
-    ``what`` are the flags of what to measure.
+
+def describe(setting: dict[str, Any]) -> str:
+    """What was measured and on what, in words, for below the table."""
+    cpu = setting["cpu"]
+    limit = cpu[LIMIT]
+    limited = f"`{LIMIT}={limit}`" if limit else f"`{LIMIT}` not set"
+    return (
+        f"LR {setting['size']}, {setting['threads']} threads, on {cpu['cores']} cores of "
+        f"{cpu['model']} ({cpu['flags']}; {limited}). Medians of interleaved runs. Peak memory is "
+        "that of the process; what runs in PyTorch or a class of ours has torch in it. Float "
+        "networks are computed in the precision that they are named by; in ncnn, without "
+        f"half precision. `{LIMIT}` limits OpenVINO, PyTorch and `has_exact_int8`, but neither "
+        "ONNX Runtime's kernels nor ncnn's: what these do without VNNI is seen only on a CPU that "
+        "has none."
+    )
+
+
+def read_results(path: Path, setting: dict[str, Any]) -> Rows:
+    """The rows of an earlier run in the same setting.
+
+    Raises:
+        SystemExit: They were measured in another one.
     """
-    command = [sys.executable, __file__, "--networks", kind, "--out", str(args.out)]
-    command += ["--bits", *map(str, args.bits), "--only", name, *what]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        return {"error": run.stderr.strip().splitlines()[-1]}
-    return json.loads(run.stdout.splitlines()[-1])
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text())
+    if results["setting"] != setting:
+        raise SystemExit(
+            f"{path} was measured in another setting, {results['setting']}, than {setting}; name "
+            "another --out"
+        )
+    return results["rows"]
 
 
-def prepare(kind: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Make the files that are missing; seconds that each took, of this run and earlier ones."""
-    kept = folder / "seconds.json"
-    times = {}
-    if kept.is_file():
-        times = json.loads(kept.read_text())
-    work = {"float.onnx": partial(prepare_float, kind, folder)}
-    for bits in args.bits:
-        work[f"ours_{bits}.onnx"] = partial(prepare_ours, kind, bits, args.recipe, folder)
-    work["onnxruntime_static.onnx"] = partial(prepare_onnxruntime_static, folder)
-    work["torchao.pt2"] = partial(prepare_torchao, kind, folder)
-    work["nncf.xml"] = partial(prepare_nncf, folder)
-    for name, make in work.items():
-        timed(make, folder / name, times)
-    kept.write_text(json.dumps(times))
-    return times
-
-
-def size_of(path: Path) -> float:
-    """Megabytes of a model's file, or of the two that OpenVINO writes."""
-    size = path.stat().st_size
-    if path.suffix == ".xml":
-        size += path.with_suffix(".bin").stat().st_size
-    return size / 1e6
-
-
-def compare(kind: str, args: argparse.Namespace) -> Iterator[list[dict]]:
-    """Rows of a network's variants, for one size of image after another."""
-    folder = args.out / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    times = prepare(kind, args, folder)
-    for size in args.sizes:
-        found = measure_in_turns(kind, args, size)
-        reference = min(result.get("seconds", np.inf) for result in found["PyTorch float32"])
-        rows = []
-        for name, results in found.items():
-            row = {"network": kind, "size": size, "variant": name}
-            errors = [result["error"] for result in results if "error" in result]
-            if errors:
-                row["error"] = errors[0]
-            else:
-                best = min(results, key=lambda result: result["seconds"])
-                row |= speed_of(best, size, reference)
-                row |= facts_of(kind, name, size, times, args)
-            rows.append(row)
-        yield rows
-
-
-def measure_in_turns(kind: str, args: argparse.Namespace, size: str) -> dict[str, list[dict]]:
-    """Latency and memory of each variant, one result for each round."""
-    found: dict[str, list[dict]] = {name: [] for name in variants(args.bits)}
-    for turn in range(ROUNDS):
-        for name, results in found.items():
-            if turn == 0 or name not in ONCE:
-                results.append(in_own_process(kind, name, args, "--size", size))
-    return found
-
-
-def speed_of(best: dict[str, float], size: str, reference: float) -> dict[str, float]:
-    """Cells of a variant's fastest round; ``reference`` are the seconds of PyTorch in float32."""
-    height, width = map(int, size.split("x"))
-    pixels = height * width * SCALE**2
-    return {
-        "ms": 1000 * best["seconds"],
-        "times float32": reference / best["seconds"],
-        "MP/s": pixels / best["seconds"] / 1e6,
-        "peak MB": best["memory"] / 1e6,
-    }
-
-
-def facts_of(
-    kind: str, name: str, size: str, times: dict[str, float], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Cells of a variant that aren't its speed; its accuracy at the first size alone."""
-    row: dict[str, Any] = {}
-    variant = variants(args.bits)[name]
-    of_one_class = isinstance(variant, OurVariant) and not variant.adaptive
-    if variant.file:
-        path = args.out / kind / variant.file
-        row["file MB"] = size_of(path)
-        row["made in s"] = times.get(variant.file)
-        if of_one_class:
-            row["integer MACs"] = integer_share(path, variant.runtime)
-    if args.accuracy and size == args.sizes[0]:
-        for of_set, figures in in_own_process(kind, name, args, "--accuracy").items():
-            for key, value in figures.items():
-                row[f"{of_set} {key}"] = value
-        if of_one_class:
-            row |= in_own_process(kind, name, args, "--agreement")
-    return row
+def write_results(out: Path, setting: dict[str, Any], rows: Rows) -> str:
+    """Write ``inference.json`` and ``inference.md``; returns what the latter holds."""
+    with atomic_path(out / "inference.json") as temporary:
+        temporary.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))
+    text = f"{make_table(rows)}\n\n{describe(setting)}\n"
+    with atomic_path(out / "inference.md") as temporary:
+        temporary.write_text(text)
+    return text
 
 
 def read_arguments() -> argparse.Namespace:
-    """What the command line asks for; with ``--only``, a single variant in this process."""
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", default=["EDSR"], choices=list(NETWORKS))
-    parser.add_argument(
-        "--sizes", nargs="+", default=["256x256"], help="of the LR image, height x width"
-    )
-    parser.add_argument("--bits", nargs="+", type=int, default=[8, 4])
-    parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--accuracy", action="store_true", help="PSNR on Set5 and Set14 too")
+    groups = [f"{program}/{kind}" for kind in NETWORKS for program in ALL_PROGRAMS]
     parser.add_argument("--out", type=Path, default=Path("build/inference"))
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    parser.add_argument("--agreement", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--size", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", type=Path, default=Path("build/inference/files"))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=groups,
+        metavar="PROGRAM/NETWORK",
+        help=f"programs: {', '.join(ALL_PROGRAMS)}; networks: {', '.join(NETWORKS)}",
+    )
+    parser.add_argument("--size", default="256x256", help="of the LR image, height x width")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--bits", nargs="+", default=["W8A8"], help="such as W8A8 W4A8 W4A4")
+    parser.add_argument(
+        "--all-peers", action="store_true", help="other tools at their defaults too"
+    )
+    parser.add_argument("--again", action="store_true", help="what was measured before too")
+    parser.add_argument("--speed-only", action="store_true")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     return parser.parse_args()
 
 
-def measure_only(args: argparse.Namespace) -> dict:
-    """What `in_own_process` asks this process for."""
-    kind = args.networks[0]
-    folder = args.out / kind
-    variant = variants(args.bits)[args.only]
-    if args.size:
-        return measure_one(kind, variant, folder, args.size)
-    if args.agreement:
-        return agreement(kind, variant, folder)
-    return accuracy(kind, variant, folder)
-
-
 def main() -> None:
-    """Compare, print and write."""
+    """Measure what is missing, print and write."""
     args = read_arguments()
-    make_example_project_importable()
-    if args.only:
-        print(json.dumps(measure_only(args)))
-        return
-    args.out = args.out.resolve()
-    rows: list[dict] = []
-    for kind in args.networks:
-        for of_size in compare(kind, args):
-            rows += of_size
-            (args.out / "inference.json").write_text(json.dumps(rows, indent=2))
-    table = tabulate(rows, headers="keys", floatfmt=".3f", tablefmt="github")
-    (args.out / "inference.md").write_text(table + "\n")
-    print(table)
+    args.cache = args.cache.resolve()
+    torch.set_num_threads(args.threads)
+    setting = {"cpu": describe_cpu(), "size": args.size, "threads": args.threads}
+    rows = read_results(args.out / "inference.json", setting)
+    groups = [f"{program}/{kind}" for kind in NETWORKS for program in PROGRAMS]
+    for group in args.only or groups:
+        print(group, flush=True)
+        program, kind = group.split("/")
+        for _ in measure(program, kind, args, rows):
+            write_results(args.out, setting, rows)
+    print(write_results(args.out, setting, rows))
 
 
 if __name__ == "__main__":

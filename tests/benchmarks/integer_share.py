@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 
 from adabm_basicsr import OnnxNetwork
+from adabm_basicsr.deployment.ncnn.files import BIN_SUFFIX
+from adabm_basicsr.deployment.ncnn_network import read_description
 from adabm_basicsr.deployment.runtimes import KEPT_OUT, openvino_core
 
 SIZE = 64
@@ -26,41 +29,100 @@ INTEGER_KERNELS = {
 }
 CONVOLUTIONS = {"Conv", "FusedConv", "QLinearConv", "ConvInteger", "Convolution"}
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FullyConnected", *INTEGER_KERNELS}
+NCNN_CONVOLUTIONS = ("Convolution", "Deconvolution")
+
+# MACs of a layer, and whether it runs as integers.
+Layer = tuple[int, bool]
 
 
 def integer_share(path: Path, runtime: str, level: int = 1) -> float:
-    """Share of the MACs, 0..1, that an exported file executes as integers.
+    """Share of the MACs, 0..1, that an adaptive file executes as integers in `OnnxNetwork`.
 
     Args:
         path: A file that `save_onnx` wrote.
         runtime: "openvino" or "onnxruntime".
         level: Image class, 0 to 2.
     """
+    return share_of(executed_layers(path, runtime, level))
+
+
+def share_of(layers: list[Layer]) -> float:
+    """Share of the MACs of layers, 0..1, that run as integers."""
     total = 0
     as_integers = 0
-    for macs, integer in executed_layers(path, runtime, level):
+    for macs, integer in layers:
         total += macs
         if integer:
             as_integers += macs
     return as_integers / total
 
 
-def executed_layers(path: Path, runtime: str, level: int = 1) -> list[tuple[int, bool]]:
-    """MACs of each layer on an image of `SIZE`, and whether it runs as integers."""
+def executed_layers(path: Path, runtime: str, level: int = 1) -> list[Layer]:
+    """The layers that `OnnxNetwork` executes of an adaptive file, on an image of `SIZE`."""
     network = OnnxNetwork(path, runtime)
     model = network.graph_at(level).SerializeToString()
-    shape = [1, network.in_channels, SIZE, SIZE]
     if runtime == "openvino":
-        graph = openvino_core().read_model(model)
-        graph.reshape(shape)
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        return openvino_layers(openvino_core().compile_model(graph, "CPU", settings))
-    feed = {"image": np.full(shape, 0.5, np.float32)}
-    layers = onnxruntime_layers(model, feed, disabled_optimizers=KEPT_OUT)
-    return [_macs_of_profiled(layer) for layer in layers]
+        return openvino_file_layers(model, "f32")
+    return onnxruntime_file_layers(model, disabled_optimizers=KEPT_OUT)
 
 
-def openvino_layers(compiled: openvino.CompiledModel) -> list[tuple[int, bool]]:
+def onnxruntime_file_layers(model: bytes | Path, **settings: Any) -> list[Layer]:
+    """The layers that ONNX Runtime executes of a file as it is, on an image of `SIZE`.
+
+    ``settings`` are those of the session.
+    """
+    if isinstance(model, Path):
+        model = model.read_bytes()
+    image = onnx.load_from_string(model).graph.input[0]
+    channels = image.type.tensor_type.shape.dim[1].dim_value
+    feed = {image.name: np.full([1, channels, SIZE, SIZE], 0.5, np.float32)}
+    return [_macs_of_profiled(layer) for layer in onnxruntime_layers(model, feed, **settings)]
+
+
+def openvino_file_layers(model: bytes | Path, precision: str | None = None) -> list[Layer]:
+    """The layers that OpenVINO executes of a file as it is, on an image of `SIZE`.
+
+    ``precision`` is what floats are computed in; None leaves that to OpenVINO.
+    """
+    graph = openvino_core().read_model(model)
+    channels = graph.input(0).get_partial_shape()[1].get_length()
+    graph.reshape([1, channels, SIZE, SIZE])
+    settings = {}
+    if precision:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    return openvino_layers(openvino_core().compile_model(graph, "CPU", settings))
+
+
+def ncnn_file_layers(path: Path) -> list[Layer]:
+    """The layers that ncnn executes of a ``.param``, on an image of `SIZE`.
+
+    The file says of each convolution whether it is one of integers; the sizes are ncnn's own.
+    """
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.lightmode = False  # all blobs are kept
+    net.load_param(str(path))
+    net.load_model(str(path.with_suffix(BIN_SUFFIX)))
+    extractor = net.create_extractor()
+    channels = read_description(path).in_channels
+    extractor.input("data", ncnn.Mat(np.full([channels, SIZE, SIZE], 0.5, np.float32)))
+    layers = []
+    for line in path.read_text().splitlines()[2:]:
+        kind, _, inputs, outputs, *words = line.split()
+        if not kind.startswith(NCNN_CONVOLUTIONS):
+            continue
+        blobs = int(inputs) + int(outputs)
+        parameters = dict(word.split("=") for word in words[blobs:])
+        # Each value that a transposed one takes meets all weights, not each that it makes.
+        counted = words[0] if kind.startswith("Deconvolution") else words[blobs - 1]
+        _, values = extractor.extract(counted)
+        macs = int(parameters["6"]) * values.w * values.h
+        layers.append((macs, int(parameters.get("8", 0)) > 0))
+    return layers
+
+
+def openvino_layers(compiled: openvino.CompiledModel) -> list[Layer]:
     """MACs of each layer of a model of fixed size, and whether it runs as integers."""
     layers = []
     for op in compiled.get_runtime_model().get_ops():
@@ -89,7 +151,11 @@ def onnxruntime_layers(
     """
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
+    # The profile says nothing of the shape of weights that were reordered for a kernel.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
+    # All but what fits channels to kernels: it would count channels that are there to fill up.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
         session = onnxruntime.InferenceSession(model, options, **settings)
@@ -104,7 +170,7 @@ def onnxruntime_layers(
     return layers
 
 
-def _macs_of_profiled(layer: dict) -> tuple[int, bool]:
+def _macs_of_profiled(layer: dict) -> Layer:
     """MACs of a layer of ONNX Runtime's profile, and whether it runs as integers."""
     inputs = _profiled_shapes(layer["input_type_shape"])
     outputs = _profiled_shapes(layer["output_type_shape"])

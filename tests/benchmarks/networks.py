@@ -3,6 +3,7 @@
 Their options, and their weights in ../shared.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ WEIGHTS = {
 def make_example_project_importable() -> None:
     """IMDN is an in-house network: an option file names it under ``custom_imports``."""
     sys.path.insert(0, str(EXAMPLE_PROJECT))
+
+
+def training_environment() -> dict[str, str]:
+    """Variables for a command that trains such a network in a process of its own."""
+    path = os.pathsep.join([str(ROOT), str(EXAMPLE_PROJECT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def option_file(

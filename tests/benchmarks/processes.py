@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from networks import EXAMPLE_PROJECT, ROOT, SHARED, option_file
+from networks import SHARED, option_file, training_environment
 from tabulate import tabulate
 
 GLOBAL_BATCH = 8
@@ -66,8 +66,7 @@ def train(opt: dict, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}"]
     command += ["-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"]
-    path = os.pathsep.join([str(ROOT), str(EXAMPLE_PROJECT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**training_environment(), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
 
 

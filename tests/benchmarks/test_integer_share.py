@@ -6,6 +6,7 @@ from agreement import quantized
 from conftest import TINY_EDSR
 
 from adabm_basicsr import save_onnx
+from adabm_basicsr.deployment.ncnn.export import save_ncnn
 from adabm_basicsr.deployment.runtimes import has_exact_int8
 from adabm_basicsr.quantization.structure.macs import MacCounter
 
@@ -30,6 +31,25 @@ def test_openvino_runs_every_quantized_layer_as_integers(tmp_path):
         layers = benchmark.executed_layers(tmp_path / "net.onnx", "openvino")
         assert sum(macs for macs, integer in layers if integer) == sum(expected.values())
     assert 0 <= benchmark.integer_share(tmp_path / "net.onnx", "onnxruntime") <= share
+
+
+def test_ncnn_files_say_what_runs_as_integers(tmp_path):
+    pytest.importorskip("ncnn")
+    net = quantized(TINY_EDSR, engine="ncnn", w_bits=8, a_bits=8, fully_quantized=False)
+    save_ncnn(net, tmp_path / "net.param")
+    found = benchmark.ncnn_file_layers(tmp_path / "net.param")
+    assert sum(macs for macs, integer in found if integer) == sum(layer_macs(net).values())
+    assert 0 < benchmark.share_of(found) < 1
+
+
+def test_files_of_one_class_are_read_as_they_are(tmp_path):
+    net = quantized(TINY_EDSR, w_bits=8, a_bits=8)
+    save_onnx(net, tmp_path / "net.onnx", level=1)
+    total = sum(layer_macs(net).values())
+    for layers in (benchmark.openvino_file_layers, benchmark.onnxruntime_file_layers):
+        found = layers(tmp_path / "net.onnx")
+        assert sum(macs for macs, _ in found) == total
+    assert benchmark.share_of(benchmark.openvino_file_layers(tmp_path / "net.onnx")) == 1
 
 
 def test_full_precision_runs_nothing_as_integers(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -73,6 +73,33 @@ def save_ncnn(net: QuantizedNetwork, path: str | os.PathLike) -> Written:
             f"doesn't have; set network_g: engine: {ENGINE} (and a_bits: 8) and quantize it again"
         )
     model = at_level(to_onnx(net, pads=False), MIDDLE)
+    description = getattr(net, "description", None)
+    return write_graph(model, path, net.in_channels, net.size_multiple, description)
+
+
+def write_graph(
+    model: onnx.ModelProto,
+    path: str | os.PathLike,
+    in_channels: int,
+    size_multiple: int = 1,
+    description: dict[str, Any] | None = None,
+) -> Written:
+    """Write a graph of one image class, or of a network in float, as `save_ncnn` does.
+
+    Args:
+        model: The graph, from ``image`` to ``output``; it is changed.
+        path: The ``.param``; the others stand beside it, under the same name.
+        in_channels: Channels of the images that the network takes.
+        size_multiple: Their sides have to be multiples of this many pixels.
+        description: How the network was built and quantized.
+
+    Returns:
+        Which convolutions run as integers.
+
+    Raises:
+        AdaBMError: The graph has an operation that ncnn files can't hold, or a file can't be
+            written.
+    """
     know_channels(EditedGraph(model))
     edited = EditedGraph(model)  # what follows from channels is constant now
     pad_first(edited)
@@ -81,11 +108,11 @@ def save_ncnn(net: QuantizedNetwork, path: str | os.PathLike) -> Written:
     layers = with_splits(_layers(edited))
     param = param_text(layers).encode()
     weights = bin_bytes(layers)
-    description = Description(
-        in_channels=net.in_channels,
-        size_multiple=net.size_multiple,
+    facts = Description(
+        in_channels=in_channels,
+        size_multiple=size_multiple,
         sha256={PARAM_SUFFIX: checksum(param), BIN_SUFFIX: checksum(weights)},
-        description=getattr(net, "description", None),
+        description=description,
     )
     path = Path(path)
     with (
@@ -95,7 +122,7 @@ def save_ncnn(net: QuantizedNetwork, path: str | os.PathLike) -> Written:
     ):
         of_param.write_bytes(param)
         of_bin.write_bytes(weights)
-        of_json.write_text(description.model_dump_json(indent=1), encoding="utf-8")
+        of_json.write_text(facts.model_dump_json(indent=1), encoding="utf-8")
     return written
 
 
