@@ -55,7 +55,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "benchmark": [*RUNTIMES, "nncf>=2.14", "torchao>=0.15"],
+        "benchmark": [*RUNTIMES, NCNN, "nncf>=2.14", "torchao>=0.15"],
         "lpips": ["lpips>=0.1.4"],
         "ncnn": [NCNN, RUNTIMES[0]],
         "runtimes": RUNTIMES,

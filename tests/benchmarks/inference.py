@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accuracy import PERCEPTUAL, SCALE, SETS, images_of, means, read_ground_truth, to_bgr
-from engine_process import EngineProcess
+from engine_process import EngineError, EngineProcess
 from machine import LIMIT, describe_cpu
 from networks import NETWORKS
 from peers import choice_path
@@ -101,17 +101,23 @@ def speeds(
     """
     rows: Rows = {}
     image = image_of_size(args.size)
+    for key, variant in compared.items():
+        rows[key] = {"network": kind, "program": program, "name": variant.name}
+        rows[key]["role"] = variant.role
+        try:
+            make_file(kind, variant, folder)
+        except Exception as error:  # of any tool; the other rows are measured still
+            rows[key]["error"] = one_line(error)
     with ExitStack() as stack:
         processes = {}
         for key, variant in compared.items():
-            rows[key] = {"network": kind, "program": program, "name": variant.name}
-            rows[key]["role"] = variant.role
+            if "error" in rows[key]:
+                continue
+            process = EngineProcess(variant.start, folder / variant.file, args.threads)
             try:
-                make_file(kind, variant, folder)
-                process = EngineProcess(variant.start, folder / variant.file, args.threads)
                 stack.enter_context(process).seconds(image, repeats=1)
                 processes[key] = process
-            except Exception as error:  # of any tool; the other rows are measured still
+            except EngineError as error:
                 rows[key]["error"] = one_line(error)
         times = in_turns(processes, image, args.rounds)
     for key, process in processes.items():
@@ -239,6 +245,8 @@ def make_table(rows: Rows) -> str:
     order = list(itertools.product(NETWORKS, ALL_PROGRAMS))
     for row in sorted(rows.values(), key=lambda row: order.index((row["network"], row["program"]))):
         line = {"network": row["network"], "program": row["program"], "": row["name"]}
+        if "settings" in row:
+            line[""] += f" ({row['settings']['chosen']})"
         if "error" in row:
             line["ms"] = row["error"]
         else:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -54,7 +55,8 @@ def onnxruntime_defaults(source: Path, path: Path) -> None:
     """
     from onnxruntime.quantization import quantize_static
 
-    quantize_static(source, path, _reader(calibration_arrays()), per_channel=True)
+    with _whole(path) as temporary:
+        quantize_static(source, temporary, _reader(calibration_arrays()), per_channel=True)
 
 
 def onnxruntime_best(source: Path, path: Path) -> None:
@@ -92,7 +94,8 @@ def nncf_defaults(source: Path, path: Path) -> None:
         source: The network in float, an ONNX file.
         path: The ``.xml`` to write; a ``.bin`` stands beside it.
     """
-    _quantize_by_nncf(source, path)
+    with _whole(path) as temporary:
+        _quantize_by_nncf(source, temporary)
 
 
 def nncf_best(source: Path, path: Path) -> None:
@@ -134,7 +137,8 @@ def torchao_defaults(network: torch.nn.Module, path: Path) -> None:
         for image in calibration_arrays():
             observed(torch.from_numpy(image))
         quantized = torch.export.export(convert_pt2e(observed), example, dynamic_shapes=shapes)
-    torch.export.save(quantized, path)
+    with _whole(path) as temporary:
+        torch.export.save(quantized, temporary)
 
 
 def choice_path(path: Path) -> Path:
@@ -158,18 +162,28 @@ def _keep_best(
     reference = STARTS["ONNX Runtime"](source, 0)
     expected = [torch.from_numpy(reference(image)) for image in images]
     with TemporaryDirectory() as folder:
+        candidates = {}
         scores = {}
         for index, name in enumerate(names):
-            candidate = Path(folder) / f"{index}{path.suffix}"
-            make(name, candidate)
-            run = start(candidate, 0)
+            candidates[name] = Path(folder) / f"{index}{path.suffix}"
+            make(name, candidates[name])
+            run = start(candidates[name], 0)
             found = []
             for image, output in zip(images, expected, strict=True):
                 found.append(pixel_psnr(torch.from_numpy(run(image)), output))
             scores[name] = mean(found)
         best = max(names, key=lambda name: scores[name])
-        _move(Path(folder) / f"{names.index(best)}{path.suffix}", path)
+        _move(candidates[best], path)
     choice_path(path).write_text(json.dumps({"chosen": best, "self-PSNR": scores}, indent=1))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a path to write a model to, which is moved to ``path`` once it is whole."""
+    with TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        _move(temporary, path)
 
 
 def _move(source: Path, path: Path) -> None:

@@ -42,14 +42,12 @@ def test_ncnn_files_say_what_runs_as_integers(tmp_path):
     assert 0 < benchmark.share_of(found) < 1
 
 
-def test_files_of_one_class_are_read_as_they_are(tmp_path):
-    net = quantized(TINY_EDSR, w_bits=8, a_bits=8)
-    save_onnx(net, tmp_path / "net.onnx", level=1)
-    total = sum(layer_macs(net).values())
-    for layers in (benchmark.openvino_file_layers, benchmark.onnxruntime_file_layers):
-        found = layers(tmp_path / "net.onnx")
-        assert sum(macs for macs, _ in found) == total
-    assert benchmark.share_of(benchmark.openvino_file_layers(tmp_path / "net.onnx")) == 1
+def test_runtimes_count_the_same_layers_of_a_file(tmp_path):
+    save_onnx(quantized(TINY_EDSR, w_bits=8, a_bits=8), tmp_path / "net.onnx", level=1)
+    of_openvino = benchmark.openvino_file_layers(tmp_path / "net.onnx")
+    of_onnxruntime = benchmark.onnxruntime_file_layers(tmp_path / "net.onnx")
+    assert sorted(macs for macs, _ in of_openvino) == sorted(macs for macs, _ in of_onnxruntime)
+    assert benchmark.share_of(of_onnxruntime) < benchmark.share_of(of_openvino) == 1
 
 
 def test_full_precision_runs_nothing_as_integers(tmp_path):
