@@ -132,7 +132,8 @@ def _format(out: Path | None, of_onnx: bool) -> str:
     for name, suffix in SUFFIXES.items():
         if out.suffix == suffix:
             return name
-    endings = [f"{suffix} ({name})" for name, suffix in SUFFIXES.items()]
     for engine, export in EXPORTS.items():
-        endings.append(f"{export.suffix} (--for {engine})")
+        if out.suffix == export.suffix:
+            raise OptionError(f"--out: {out} is a file for {engine}: add --for {engine}")
+    endings = [f"{suffix} ({name})" for name, suffix in SUFFIXES.items()]
     raise OptionError(f"--out: {out} ends in none of {', '.join(endings)}")

@@ -1,4 +1,4 @@
-"""``adabm-basicsr inspect``: what is in a checkpoint, a packed file or an ONNX file."""
+"""``adabm-basicsr inspect``: what is in the file of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adabm_basicsr.commands.flags import add_custom_imports, make_parser
-from adabm_basicsr.deployment.inspection import GRAPH, NETWORK, PLAIN, Contents, inspect
+from adabm_basicsr.deployment.inspection import GRAPH, NCNN, NETWORK, PLAIN, Contents, inspect
 from adabm_basicsr.report.tables import Table, cell
 from adabm_basicsr.terminal import add_output_flags, json_alone, printable
 
@@ -30,6 +30,12 @@ COLUMNS = {
         "weights": "weights",
         "type": "type",
     },
+    NCNN: {
+        "layer": "name",
+        "operator": "operator",
+        "weights": "weights",
+        "type": "type",
+    },
     PLAIN: {
         "tensor": "name",
         "shape": "shape",
@@ -43,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = make_parser("inspect")
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file or ONNX file"
+        "model", type=Path, metavar="MODEL", help="checkpoint (.pth), packed file, .onnx or .param"
     )
     add_custom_imports(parser)
     add_output_flags(parser)

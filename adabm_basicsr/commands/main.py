@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "adabm_basicsr.commands.inspect",
-        "what is in a checkpoint, packed file or ONNX file",
+        "what is in a checkpoint or an exported file",
     ),
     "autoload": Command(
         "adabm_basicsr.commands.autoload",

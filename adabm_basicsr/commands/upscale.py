@@ -65,7 +65,11 @@ def _print_summary(outcome: Outcome) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("upscale")
     parser.add_argument(
-        "-m", "--model", type=Path, required=True, help=".onnx, packed file or checkpoint (.pth)"
+        "-m",
+        "--model",
+        type=Path,
+        required=True,
+        help=".onnx, .param, packed file or checkpoint (.pth)",
     )
     parser.add_argument(
         "-i",

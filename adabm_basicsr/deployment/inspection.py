@@ -1,4 +1,4 @@
-"""What is in the file of a network: a checkpoint, a packed file or an ONNX file."""
+"""What is in the file of a network: a checkpoint, a packed file, an ONNX file or one of ncnn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
+from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX, PACKED_SUFFIX, load_network
+from adabm_basicsr.deployment.ncnn.files import stored_layers as layers_of_ncnn
+from adabm_basicsr.deployment.ncnn_network import read_description as read_description_of_ncnn
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import CheckpointError, not_found
 from adabm_basicsr.files import is_file, is_folder
@@ -22,6 +24,7 @@ from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
 NETWORK = "quantized network"
 GRAPH = "ONNX graph"
+NCNN = "ncnn network"
 PLAIN = "plain checkpoint"
 SHOWN_OPTIONS = ("recipe", "w_bits", "a_bits", "fully_quantized", "size_multiple", "engine")
 SHOWN_OF_GRAPHS = ("engine", "level", "symmetric", "arithmetic")
@@ -34,7 +37,7 @@ class Contents:
     Attributes:
         file: Its path.
         bytes: Its size.
-        kind: `NETWORK`, `GRAPH` or `PLAIN`.
+        kind: `NETWORK`, `GRAPH`, `NCNN` or `PLAIN`.
         facts: What holds for all of it.
         rows: A layer or tensor each; which keys they have depends on ``kind``.
     """
@@ -63,6 +66,8 @@ def inspect(path: Path, custom_imports: Sequence[str] = ()) -> Contents:
         raise not_found("", path, CheckpointError)
     if path.suffix == ONNX_SUFFIX:
         return _inspect_onnx(path)
+    if path.suffix == NCNN_SUFFIX:
+        return _inspect_ncnn(path)
     description = read_description(path) or {}
     if path.suffix == PACKED_SUFFIX or "network" in description:
         return _inspect_network(path, custom_imports)
@@ -164,6 +169,26 @@ def _inspect_onnx(path: Path) -> Contents:
         }
         rows.append(row)
     return _contents(path, GRAPH, facts, rows)
+
+
+def _inspect_ncnn(path: Path) -> Contents:
+    described = read_description_of_ncnn(path)
+    facts = describe(described.description) if described.description else {}
+    facts["engine"] = described.engine
+    facts["input"] = f"{described.input} of {described.in_channels} channels"
+    facts["output"] = described.output
+    facts["pixels"] = described.pixels
+    facts["size_multiple"] = described.size_multiple
+    rows = []
+    for layer in layers_of_ncnn(path.read_text(encoding="utf-8")):
+        row = {
+            "name": layer.name,
+            "operator": layer.kind,
+            "weights": str(layer.weights),
+            "type": layer.type,
+        }
+        rows.append(row)
+    return _contents(path, NCNN, facts, rows)
 
 
 def describe(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adabm_basicsr.deployment.ncnn.files import BIN_SUFFIX, JSON_SUFFIX, Description, checksum
+from adabm_basicsr.deployment.ncnn.files import (
+    BIN_SUFFIX,
+    JSON_SUFFIX,
+    Description,
+    checksum,
+    without_winograd,
+)
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import CheckpointError, ExportError, not_found
 from adabm_basicsr.files import is_file
@@ -19,6 +25,9 @@ from adabm_basicsr.quantization.checks import check_images
 from adabm_basicsr.quantization.structure.sizes import run_padded
 
 SUCCESS = 0
+# Its wheels of 2023 and 2024 take up to 1.7 times as long without Winograd's algorithm, the one of
+# October 2026 less time; see docs/engines.md.
+FIRST_WITHOUT_WINOGRAD = 20261020
 
 
 class NcnnNetwork:
@@ -52,8 +61,11 @@ class NcnnNetwork:
         net.opt.use_fp16_storage = False
         net.opt.use_fp16_arithmetic = False
         net.opt.use_bf16_storage = False
+        param = self.path.read_text(encoding="utf-8")
+        if _date(self._ncnn.__version__) >= FIRST_WITHOUT_WINOGRAD:
+            param = without_winograd(param)
         weights = self.path.with_suffix(BIN_SUFFIX)
-        if net.load_param(str(self.path)) != SUCCESS or net.load_model(str(weights)) != SUCCESS:
+        if net.load_param_mem(param) != SUCCESS or net.load_model(str(weights)) != SUCCESS:
             raise CheckpointError(f"{path}: ncnn can't read it")
         self._net = net
 
@@ -87,6 +99,12 @@ class NcnnNetwork:
             raise ExportError(f"ncnn can't run {self.path} on an image of {size} pixels")
         # A copy: the memory is ncnn's.
         return torch.from_numpy(np.array(output)).unsqueeze(0)
+
+
+def _date(version: str) -> int:
+    """When a version of ncnn was made, as in ``1.0.20240820``; 0 where it doesn't say so."""
+    last = version.rpartition(".")[2]
+    return int(last) if last.isdigit() else 0
 
 
 def read_description(path: str | os.PathLike) -> Description:

@@ -34,6 +34,9 @@ X86 = ("x86_64", "amd64", "i386", "i686")
 # In oneDNN's names, what `ONEDNN_MAX_CPU_ISA` may limit OpenVINO's kernels to that has no VNNI.
 WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
+# What to install for a package, where it doesn't do alone: in the clone, with what export takes.
+PACKAGES = {"ncnn": '".[ncnn]"'}
+
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -155,7 +158,8 @@ def import_runtime(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ExportError(f"{name} is not installed: pip install {name}") from error
+        packages = PACKAGES.get(name, name)
+        raise ExportError(f"{name} is not installed: pip install {packages}") from error
 
 
 def has_exact_int8() -> bool:

@@ -78,7 +78,7 @@ def test_files_for_others_say_what_runs_how(workspace, capsys):
     assert lines[4].startswith("load net.onnx in chaiNNer, vs-mlrt, OpenCV, ")
     main(["inspect", "net.onnx"])
     facts = capsys.readouterr().out.splitlines()[1]
-    assert "engine portable, nodes" in facts
+    assert "engine portable, " in facts
     assert "level 1, symmetric False, arithmetic activations uint8 with zero points and a" in facts
 
 

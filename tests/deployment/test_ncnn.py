@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from agreement import quantized, smooth
 from conftest import TINY_EDSR
-from engine_networks import MIRRORING, NETWORKS
+from engine_networks import NETWORKS
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, load_network, quantize
 from adabm_basicsr.deployment.ncnn.export import save_ncnn
+from adabm_basicsr.deployment.ncnn.files import stored_layers, without_winograd
 from adabm_basicsr.deployment.ncnn.layers import (
     Layer,
     bin_bytes,
@@ -23,7 +24,7 @@ from adabm_basicsr.deployment.ncnn.layers import (
 from adabm_basicsr.deployment.ncnn_network import NcnnNetwork
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
-pytest.importorskip("ncnn")
+ncnn = pytest.importorskip("ncnn")
 pytestmark = pytest.mark.runtimes
 
 FOR_NCNN = {"engine": "ncnn", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
@@ -38,9 +39,9 @@ def check(net, path, least=50.0):
         assert pixel_psnr(network(image), expected) >= least, size
 
 
-@pytest.mark.parametrize("network", [*NETWORKS.values(), MIRRORING], ids=str)
-def test_architectures_agree(network, tmp_path):
-    net = quantized(network, **FOR_NCNN)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_architectures_agree(name, tmp_path):
+    net = quantized(NETWORKS[name], **FOR_NCNN)
     written = save_ncnn(net, tmp_path / "net.param")
     assert len(written.integers) == len(net.layers())
     assert not written.floats
@@ -160,6 +161,21 @@ def files(whole, tmp_path):
     for part in whole.parent.iterdir():
         (tmp_path / part.name).write_bytes(part.read_bytes())
     return tmp_path / "net.param"
+
+
+@pytest.mark.parametrize("version", ["1.0.20240820", "1.0.20261020", "unknown"])
+def test_pixels_are_the_same_with_and_without_winograd(version, files, monkeypatch):
+    image = smooth(1)
+    expected = NcnnNetwork(files)(image)
+    monkeypatch.setattr(ncnn, "__version__", version)
+    torch.testing.assert_close(NcnnNetwork(files)(image), expected)
+
+
+def test_convolutions_of_integers_alone_do_without_winograd():
+    param = "7767517\n2 3\nConvolution a 1 1 x y 0=8 6=9 8=102\nConvolution b 1 1 y z 0=8 6=9\n"
+    assert without_winograd(param) == param.replace("8=102", "8=102 31=64")
+    kinds = [(layer.name, layer.weights, layer.type) for layer in stored_layers(param)]
+    assert kinds == [("a", 9, "int8"), ("b", 9, "float")]
 
 
 def test_numbers_are_short_enough_for_ncnn(whole):

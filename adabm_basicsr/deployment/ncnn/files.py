@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 PARAM_SUFFIX = ".param"
 BIN_SUFFIX = ".bin"
 JSON_SUFFIX = ".json"
+
+
+CONVOLUTIONS = (
+    "Convolution",
+    "ConvolutionDepthWise",
+    "Deconvolution",
+    "DeconvolutionDepthWise",
+)
+# Parameters: the kind of integers of a convolution, absent from those in float; and features that a
+# layer is to do without, as bits.
+OF_INTEGERS = "8="
+WITHOUT_WINOGRAD = "31=64"
 
 
 class Description(BaseModel):
@@ -43,3 +56,47 @@ class Description(BaseModel):
 def checksum(content: bytes) -> str:
     """SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
+
+
+class StoredLayer(NamedTuple):
+    """A layer of a ``.param`` that has weights of its own in the ``.bin``.
+
+    Attributes:
+        name: Its name.
+        kind: Its type in ncnn.
+        weights: Number of its weights.
+        type: ``int8`` or ``float``.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    type: str
+
+
+def stored_layers(param: str) -> list[StoredLayer]:
+    """The convolutions of a ``.param``, in the order in which they run."""
+    layers = []
+    for line in param.splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] not in CONVOLUTIONS:
+            continue
+        weights = next(int(word.removeprefix("6=")) for word in words if word.startswith("6="))
+        kind = "int8" if _is_of_integers(words) else "float"
+        layers.append(StoredLayer(words[1], words[0], weights, kind))
+    return layers
+
+
+def without_winograd(param: str) -> str:
+    """A ``.param`` whose convolutions of integers multiply as they are."""
+    lines = []
+    for line in param.splitlines():
+        words = line.split()
+        if words and words[0] == "Convolution" and _is_of_integers(words):
+            words.append(WITHOUT_WINOGRAD)
+        lines.append(" ".join(words))
+    return "\n".join(lines) + "\n"
+
+
+def _is_of_integers(words: Iterable[str]) -> bool:
+    return any(word.startswith(OF_INTEGERS) for word in words)
