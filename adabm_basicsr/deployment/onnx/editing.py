@@ -55,6 +55,14 @@ class EditedGraph:
             return None
         return takers[0]
 
+    def takers(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The nodes that take what a node makes; none if that is an output of the graph."""
+        outputs = {output.name for output in self.graph.output}
+        if not outputs.isdisjoint(node.output):
+            return []
+        made = set(node.output)
+        return [taker for taker in self.graph.node if not made.isdisjoint(taker.input)]
+
     def is_taken(self, name: str) -> bool:
         """Whether a node takes a value."""
         return any(name in node.input for node in self.graph.node)

@@ -29,7 +29,9 @@ from adabm_basicsr.deployment.onnx.exact import (
 )
 from adabm_basicsr.deployment.onnx.integers import (
     drop_ones,
+    drop_unused,
     merge_equal,
+    quantize_before_views,
     quantize_once,
     round_again,
     scale_integers,
@@ -127,8 +129,10 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
     ALL_SUMS: (
         drop_ones,
         scale_integers,
+        quantize_before_views,
         quantize_once,
         merge_equal,
+        drop_unused,
         keep_borders,
         round_again,
         store_whole_biases,
@@ -138,6 +142,7 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
         scale_layers,
         quantize_once,
         merge_equal,
+        drop_unused,
         round_again,
     ),
 }

@@ -12,11 +12,19 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE, QUANTIZE, ZERO, EditedGraph
+from adabm_basicsr.deployment.onnx.editing import (
+    DEQUANTIZE,
+    QUANTIZE,
+    ZERO,
+    EditedGraph,
+    attribute,
+)
 from adabm_basicsr.deployment.onnx.matching import BIAS, CONVOLVE, WEIGHT, constants_of
-from adabm_basicsr.deployment.onnx.shuffles import ENLARGE, SHUFFLE
+from adabm_basicsr.deployment.onnx.shuffles import ENLARGE, REPEATING, SHUFFLE
 
 INT32 = np.iinfo(np.int32)
+# What moves values, repeats them or takes them apart, and doesn't compute any.
+VIEWS = ("Split", "Slice", SHUFFLE, ENLARGE)
 
 
 def drop_ones(edited: EditedGraph) -> None:
@@ -111,6 +119,42 @@ def merge_equal(edited: EditedGraph) -> None:
             if same is not node:
                 edited.replace_value(node.output[0], same.output[0])
                 edited.graph.node.remove(node)
+
+
+def quantize_before_views(edited: EditedGraph) -> None:
+    """Round before values are moved or taken apart, where all that takes them rounds alike.
+
+    The layer before then gives integers. Those behind stay, and change nothing::
+
+        before:  x -> Split -> QuantizeLinear(s), QuantizeLinear(s)
+        after:   x -> QuantizeLinear(s) -> DequantizeLinear(s) -> Split -> ...
+    """
+    for view in edited.of_type(*VIEWS):
+        if view.op_type == ENLARGE and attribute(view, "mode") != REPEATING:
+            continue
+        takers = edited.takers(view)
+        if not takers or any(taker.op_type != QUANTIZE for taker in takers):
+            continue
+        if len({_grid(edited, taker) for taker in takers}) > 1:
+            continue
+        grid = list(takers[0].input[1:])
+        integers = f"{view.name}_integers"
+        edited.insert(QUANTIZE, grid, view, integers)
+        edited.insert(DEQUANTIZE, grid, view, f"{view.name}_rounded")
+
+
+def drop_unused(edited: EditedGraph) -> None:
+    """Take out what nothing takes, such as floats of integers that other floats have replaced."""
+    outputs = {output.name for output in edited.graph.output}
+    while True:
+        unused = []
+        for node in edited.graph.node:
+            if not any(edited.is_taken(name) or name in outputs for name in node.output):
+                unused.append(node)
+        if not unused:
+            return
+        for node in unused:
+            edited.graph.node.remove(node)
 
 
 def round_again(edited: EditedGraph) -> None:
