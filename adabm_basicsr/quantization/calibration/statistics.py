@@ -54,17 +54,24 @@ class Statistics:
         quantizer: The quantizer.
         observer: How its range is found.
         relative_sensitivity: Whether sensitivity is measured in units of the layer's own range.
+        holds_all: Whether the range holds what was seen in each batch, rather than being an average
+            over batches.
 
     Attributes:
         channels: What the channels range over, of all images.
     """
 
     def __init__(
-        self, quantizer: ActivationQuantizer, observer: Observer, relative_sensitivity: bool
+        self,
+        quantizer: ActivationQuantizer,
+        observer: Observer,
+        relative_sensitivity: bool,
+        holds_all: bool = False,
     ) -> None:
         self.quantizer = quantizer
         self.observer = observer
         self.relative_sensitivity = relative_sensitivity
+        self.holds_all = holds_all
         self.channels: ChannelEnds | None = None
         self._ranges: list[Tensor] = []
         self._sensitivities: list[Tensor] = []
@@ -114,13 +121,16 @@ class Statistics:
             self._sensitivities.append(sensitivity)
 
     def range(self) -> Tensor | None:
-        """Moving average of ``[lower, upper]`` over the batches.
+        """``[lower, upper]`` over the batches: their moving average, or what holds all.
 
         Returns:
             Shape ``(2,)``; None where the layer stands in a branch that no image took.
         """
         if not self._ranges:
             return None
+        if self.holds_all:
+            lower, upper = torch.stack(self._ranges).unbind(1)
+            return torch.stack([lower.min(), upper.max()])
         return moving_average(self._ranges)
 
     def sensitivity(self) -> Tensor | None:
@@ -153,10 +163,12 @@ def observe(
     """
     calibration = net.config.calibration
     observer = FIND_RANGE[net.config.observer or calibration.observer]
+    # As the scales of channels do, where there are such.
+    holds_all = calibration.reconstruct and not net.config.integers_of.channel_scales
     statistics = []
     hooks = []
     for quantizer in net.activation_quantizers().values():
-        observed = Statistics(quantizer, observer, calibration.relative_sensitivity)
+        observed = Statistics(quantizer, observer, calibration.relative_sensitivity, holds_all)
         statistics.append(observed)
         hooks.append(quantizer.register_forward_pre_hook(observed.see))
     images = []

@@ -39,3 +39,14 @@ def test_statistics_are_those_of_the_layers_inputs():
     torch.testing.assert_close(of_body.range(), 0.9 * ranges[0] + 0.1 * ranges[1])
     deviations = [x.flatten(1).std(1).mean() for x in (first, second)]
     torch.testing.assert_close(of_body.sensitivity(), torch.stack(deviations).mean())
+
+
+def test_ranges_hold_all_batches_where_a_tensor_has_one_scale():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 3, padding=1)]
+    images = some_images()
+    options = {"w_bits": 8, "a_bits": 8, "recipe": "fast", "body": ["1"]}
+    net = quantize(nn.Sequential(*layers), images[:1], engine="onnxruntime", **options)
+    [of_body], _ = observe(net, images.split(2))
+    with torch.no_grad():
+        torch.testing.assert_close(of_body.range(), torch.stack(layers[0](images).aminmax()))
