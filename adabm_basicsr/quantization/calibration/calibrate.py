@@ -2,7 +2,8 @@
 
 `calibrate` reads as the steps of the method:
 
-1. Observe what the quantizers of activations see of the images in full precision.
+1. Observe what the quantizers of activations see of the images in full precision. Where an engine
+   has one scale for a whole tensor, those of its channels are folded into the weights before.
 2. Layer factors: from how sensitive each layer is to rounding.
 3. Ranges: of activations and weights, and a scale for each channel where the recipe has them.
 4. Image thresholds: from how complex the images are.
@@ -28,6 +29,7 @@ from adabm_basicsr.quantization.calibration.allocation import (
 from adabm_basicsr.quantization.calibration.budget import budgets
 from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
 from adabm_basicsr.quantization.calibration.equalisation import equalise
+from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
 from adabm_basicsr.quantization.calibration.statistics import ChannelEnds, Statistics, observe
@@ -75,6 +77,10 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     with net.lock:
         statistics, images = observe(net, batches)
         warn_of_empty_images(images)
+        if recipe.reconstruct and not net.config.integers_of.channel_scales:
+            fold_channel_scales(net, representative(images))
+            copy_from_first(net)
+            statistics, images = observe(net, images)
         _forget_earlier(net)
         # Before ranges: which form these take depends on the bits.
         _set_layer_factors(statistics)
