@@ -75,7 +75,8 @@ class JoinMode(TorchFunctionMode):
         if func in _SUMS_IN_PLACE and not kwargs and _can_be_added(args):
             total = self.join(add, args)
             # A traced graph has no memory to write to, and would expand the sum to its own shape.
-            return total if torch.jit.is_tracing() else args[0].copy_(total)
+            is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+            return total if is_traced else args[0].copy_(total)
         if func in _CONCATENATIONS:
             tensors, axis = _concatenated(*args, **kwargs)
             if axis in (CHANNEL_AXIS, CHANNEL_AXIS - IMAGE_AXES) and _are_images(tensors):
