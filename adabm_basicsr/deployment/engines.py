@@ -14,7 +14,7 @@ from typing import NamedTuple
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import ExportError
-from adabm_basicsr.quantization.engines import ALL_SUMS, ENGINES, RESIDUAL
+from adabm_basicsr.quantization.engines import ENGINES
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 # Traits that a network may have and an engine may lack, and what to say of them.
@@ -115,7 +115,7 @@ def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
 
 
 def _save_onnxruntime(net: QuantizedNetwork, path: Path) -> list[str]:
-    lines = _save_integers(net, path, ALL_SUMS)
+    lines = _save_integers(net, path)
     if _widest_weight(net) > PAIRED_BITS:
         lines.append(
             "only for CPUs with VNNI (since 2019) and ARM: others add up products of 8-bit weights "
@@ -125,7 +125,7 @@ def _save_onnxruntime(net: QuantizedNetwork, path: Path) -> list[str]:
 
 
 def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
-    lines = _save_integers(net, path, ALL_SUMS)
+    lines = _save_integers(net, path)
     lines.append(
         "weights take 8 bits in the file and use 7 of them at most: so CPUs without VNNI add up "
         "their products rightly"
@@ -139,14 +139,24 @@ def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
 
 
 def _save_tensorrt(net: QuantizedNetwork, path: Path) -> list[str]:
-    return _save_integers(net, path, RESIDUAL)
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx.tensorrt import half_path, save_tensorrt
+
+    found = save_tensorrt(net, path)
+    total = sum(len(names) for names in found)
+    of_integers = len(found.integers) + len(found.float_outputs)
+    lines = [f"as integers: {of_integers} of {total} convolutions"]
+    if found.floats:
+        lines.append(f"in float: {', '.join(found.floats)}")
+    lines.append(f"what isn't INT8 has 32 bits there, and 16 in the copy {half_path(path)}")
+    return lines
 
 
-def _save_integers(net: QuantizedNetwork, path: Path, sums: str) -> list[str]:
+def _save_integers(net: QuantizedNetwork, path: Path) -> list[str]:
     import_runtime("onnx")
     from adabm_basicsr.deployment.onnx.engine_files import save_integers
 
-    found = save_integers(net, path, sums)
+    found = save_integers(net, path)
     total = sum(len(names) for names in found)
     lines = [f"as integers: {len(found.integers)} of {total} convolutions"]
     if found.float_outputs:

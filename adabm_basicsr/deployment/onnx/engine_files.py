@@ -14,6 +14,7 @@ from adabm_basicsr.deployment.onnx.export import to_onnx, write_checked
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.integers import Convolutions, convolutions
 from adabm_basicsr.deployment.onnx.level import MIDDLE, at_level
+from adabm_basicsr.quantization.engines import ALL_SUMS
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 # Operators of these are what programs of 2024 know.
@@ -21,13 +22,12 @@ OPSET = 17
 IR_VERSION = 8  # of opset 17; newer ones are refused by runtimes of its time
 
 
-def save_integers(net: QuantizedNetwork, path: str | os.PathLike, form: str) -> Convolutions:
+def save_integers(net: QuantizedNetwork, path: str | os.PathLike) -> Convolutions:
     """Write a calibrated network as an ONNX file for engines.
 
     Args:
         net: The network, quantized for such an engine.
         path: The file to write.
-        form: A key of `FORMS`.
 
     Returns:
         Which convolutions run as integers.
@@ -36,7 +36,7 @@ def save_integers(net: QuantizedNetwork, path: str | os.PathLike, form: str) -> 
         AdaBMError: The network isn't calibrated, its operations can't be expressed, or the file
             can't be written.
     """
-    model = fuse(at_level(to_onnx(net, opset=OPSET), MIDDLE), form)
+    model = fuse(at_level(to_onnx(net, opset=OPSET), MIDDLE), ALL_SUMS)
     model.ir_version = IR_VERSION
     describe(model, net, level=MIDDLE)
     write_checked(model, path)

@@ -25,15 +25,9 @@ from adabm_basicsr.deployment.onnx.integers import (
     store_whole_biases,
 )
 from adabm_basicsr.deployment.runtimes import RUNTIMES
-from adabm_basicsr.quantization.engines import ALL_SUMS
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 PORTABLE = {"engine": "portable", "recipe": "fast", "w_bits": 7, "a_bits": 8}
-FOR = {
-    "portable": PORTABLE,
-    "onnxruntime": {**PORTABLE, "engine": "onnxruntime", "w_bits": 8},
-    "tensorrt": {**PORTABLE, "engine": "tensorrt", "w_bits": 8},
-}
 SIZES = ((24, 26), (17, 33), (1, 1))
 
 
@@ -42,7 +36,7 @@ def saved(request, tmp_path_factory):
     """A network, its file, and how its convolutions run."""
     net = quantized(NETWORKS[request.param], **PORTABLE)
     path = tmp_path_factory.mktemp("portable") / "net.onnx"
-    return net, path, save_integers(net, path, ALL_SUMS)
+    return net, path, save_integers(net, path)
 
 
 def check(net, run):
@@ -135,7 +129,7 @@ def test_pairs_of_products_fit_into_16_bits(saved):
 
 def test_inputs_of_convolutions_are_rounded_right_before_them(tmp_path):
     net = quantized({**TINY_EDSR, "upscale": 4}, **PORTABLE)
-    found = save_integers(net, tmp_path / "net.onnx", ALL_SUMS)
+    found = save_integers(net, tmp_path / "net.onnx")
     assert not found.floats
     assert not found.float_outputs
     assert len(found.integers) == len(net.layers())
@@ -154,7 +148,7 @@ def test_layers_in_float_are_named(tmp_path):
     )
     net = quantize(network, torch.zeros(1, 3, 16, 16), fully_quantized=True, **PORTABLE)
     calibrate(net, [smooth(4)])
-    save_integers(net, tmp_path / "net.onnx", ALL_SUMS)
+    save_integers(net, tmp_path / "net.onnx")
     found = convolutions(EditedGraph(onnx.load(tmp_path / "net.onnx")))
     assert found == Convolutions(
         ["/network/network.0/Conv", "/network/network.2/Conv"],
