@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adabm_basicsr.commands.flags import add_custom_imports, make_parser
-from adabm_basicsr.deployment.engines import EXPORTS, save_for
+from adabm_basicsr.deployment.engines import EXPORTS, programs, save_for
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.deployment.packed import save_packed
 from adabm_basicsr.deployment.runtimes import import_runtime
@@ -67,15 +67,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--for",
         dest="engine",
-        choices=list(EXPORTS),
-        help="engine to write for, whose arithmetic the network was quantized for (network_g: "
-        "engine)",
+        metavar="ENGINE",
+        help=f"what will run the file: {programs()}. It must be what the network was quantized for "
+        "(network_g: engine); docs/engines.md says which file is for which program",
     )
     parser.add_argument(
         "--format",
         choices=sorted(SUFFIXES),
-        help="kind of file (default: onnx with --level or --symmetric, else as --out ends, or "
-        "packed)",
+        help="kind of file, without --for: packed, smallest, which PyTorch runs, or onnx, as --for "
+        "openvino (default: onnx with --level or --symmetric, else as --out ends, or packed)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, help="file to write (default: the model's name, another ending)"
@@ -83,14 +83,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--symmetric",
         action="store_true",
-        help="onnx: no zero points, for engines such as TensorRT",
+        help="onnx: inputs without zero points, whatever the network was quantized for; its 8-bit "
+        "layers lose up to a bit",
     )
     parser.add_argument(
         "--level",
         type=int,
         choices=IMAGE_CLASSES,
-        help="onnx: for images of one class alone (0 simple, 1 middle, 2 complex), all scales "
-        "being constants",
+        help="onnx: for images of one class alone (0 simple, 1 middle, 2 complex), with constant "
+        "scales",
     )
     add_output_flags(parser)
     add_custom_imports(parser)
@@ -103,6 +104,8 @@ def _choose_file(args: argparse.Namespace) -> None:
     """Fill in the format and the file to write, where they are left out, and check them."""
     of_onnx = args.symmetric or args.level is not None
     if args.engine is not None:
+        if args.engine not in EXPORTS:
+            raise OptionError(f"--for: {args.engine!r} is no engine; valid: {programs()}")
         if args.format is not None or of_onnx:
             raise OptionError("--for takes no --format, --symmetric or --level: it chooses them")
         suffix, why = EXPORTS[args.engine].suffix, f"--for {args.engine}"

@@ -33,11 +33,13 @@ class Export(NamedTuple):
     """How files for an engine are written.
 
     Attributes:
+        programs: Programs that run them.
         suffix: What their names end in.
         save: Writes a network to a path; returns lines on what runs how.
         next_step: What to do with the file.
     """
 
+    programs: str
     suffix: str
     save: Callable[[QuantizedNetwork, Path], list[str]]
     next_step: str
@@ -60,6 +62,11 @@ def save_for(engine: str, net: QuantizedNetwork, path: Path) -> list[str]:
     check_fits(engine, net)
     export = EXPORTS[engine]
     return [*export.save(net, path), export.next_step.format(path=path)]
+
+
+def programs() -> str:
+    """The engines that files are written for, each with its programs."""
+    return "; ".join(f"{engine} ({export.programs})" for engine, export in EXPORTS.items())
 
 
 def check_fits(engine: str, net: QuantizedNetwork) -> None:
@@ -171,6 +178,7 @@ def _save_integers(net: QuantizedNetwork, path: Path) -> list[str]:
 
 EXPORTS = {
     "openvino": Export(
+        "adabm-basicsr upscale",
         ONNX_SUFFIX,
         _save_openvino,
         "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
@@ -186,11 +194,13 @@ EXPORTS = {
         "build an engine of it where the GPU is: trtexec --onnx={path} --stronglyTyped",
     ),
     "portable": Export(
+        "chaiNNer, vs-mlrt, OpenCV, and OpenVINO in other programs",
         ONNX_SUFFIX,
         _save_portable,
         "load {path} in chaiNNer, vs-mlrt, OpenCV, ONNX Runtime or OpenVINO: RGB in 0..1, float32",
     ),
     "ncnn": Export(
+        "ncnn, also on phones",
         NCNN_SUFFIX,
         _save_ncnn,
         "load {path} and the .bin beside it in ncnn: RGB in 0..1 into blob data, out of output",

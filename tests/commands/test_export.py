@@ -11,6 +11,7 @@ from conftest import TINY_EDSR
 from adabm_basicsr import calibrate, save_checkpoint
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
+from adabm_basicsr.deployment.engines import EXPORTS
 from adabm_basicsr.deployment.load import load_network
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -117,9 +118,18 @@ BAD = {
         "--level",
         "1",
     ): "--for takes no --format, --symmetric or --level",
+    ("-m", "net.pth", "--for", "opencv"): "--for: 'opencv' is no engine; valid: openvino (adabm-",
     ("-m", "net.pth", "--for", "ncnn"): "quantized for engine: openvino",
     ("-m", "net.pth", "--for", "ncnn", "-o", "net.onnx"): "must end in .param with --for ncnn",
 }
+
+
+def test_help_names_engines_and_their_programs(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for engine, export in EXPORTS.items():
+        assert f"{engine} ({export.programs})" in shown
 
 
 @pytest.mark.parametrize("argv", BAD)
