@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -52,10 +51,3 @@ class Environment:
             text=True,
             check=False,
         )
-
-
-def own_environment(tmp_path_factory, *packages):
-    """An environment in a folder of its own."""
-    if sys.version_info[:2] != (3, 11):
-        pytest.skip("old wheels are of Python 3.11")
-    return Environment(tmp_path_factory.mktemp("environment"), *packages)

@@ -7,7 +7,7 @@ import torch
 from agreement import quantized, smooth
 from conftest import TESTS
 from engine_networks import NETWORKS
-from environments import own_environment
+from environments import Environment
 
 from adabm_basicsr.deployment.engines import EXPORTS, save_for
 from adabm_basicsr.quantization.engines import ENGINES
@@ -36,7 +36,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_pixels_are_those_of_the_simulation(place, tmp_path_factory, monkeypatch):
     engine, runtime, *packages = PLACES[place]
-    environment = own_environment(tmp_path_factory, *packages)
+    environment = Environment(tmp_path_factory.mktemp("environment"), *packages)
     monkeypatch.setattr(sys, "path", [str(TESTS / "example_project"), *sys.path])
     for name, network in SHOWN.items():
         net = quantized(

@@ -135,6 +135,7 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
         drop_unused,
         keep_borders,
         round_again,
+        fill_biases,
         store_whole_biases,
     ),
     RESIDUAL: (

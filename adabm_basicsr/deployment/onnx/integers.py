@@ -184,24 +184,20 @@ def round_again(edited: EditedGraph) -> None:
 def store_whole_biases(edited: EditedGraph) -> None:
     """Store biases of convolutions of integers as integers of 32 bits, in units of their sums.
 
-    ONNX Runtime of before 2024 runs no others as integers. A bias of zeros becomes one unit, far
-    less than what is rounded: with none, OpenVINO 2026.4 takes a wrong sum where several nodes take
-    the output.
+    ONNX Runtime of before 2024 runs no others as integers. Those that it runs in float anyway keep
+    the float bias that was simulated: half a unit may bring a value to another grid point. A bias
+    of zeros becomes one unit: with none, OpenVINO 2026.4 takes a wrong sum, see `fill_biases`.
     """
     for conv in edited.of_type(CONVOLVE):
         grid = _grid_of_sums(edited, conv)
         if grid is None:
             continue
-        bias = np.zeros_like(grid)
-        if len(conv.input) > BIAS:
-            bias = edited.constant_of(conv, BIAS)
-        whole = np.round(bias.astype(np.float64) / grid)
+        bias = edited.constant_of(conv, BIAS).astype(np.float64)
+        whole = np.round(bias / grid)
         if np.abs(whole).max() > INT32.max:
             continue
         if not whole.any():
             whole += 1
-        if len(conv.input) <= BIAS:
-            conv.input.append("")
         integers = edited.add_constant(whole.astype(np.int32))
         scales = edited.add_constant(grid)
         dequantized = f"{conv.output[0]}_bias"
@@ -212,11 +208,12 @@ def store_whole_biases(edited: EditedGraph) -> None:
 def _grid_of_sums(edited: EditedGraph, conv: onnx.NodeProto) -> np.ndarray | None:
     """Scales of what a convolution of integers adds up, ``(O,)``.
 
-    None of one that isn't of integers, or has channels whose weights are all zero, without a scale.
+    None of one that takes or makes no integers, has a bias that isn't constant, or has channels
+    whose weights are all zero, without a scale.
     """
-    if not _takes_integers(edited, conv):
+    if not _takes_integers(edited, conv) or not _makes_integers(edited, conv):
         return None
-    if len(conv.input) > BIAS and not edited.is_constant(conv.input[BIAS]):
+    if len(conv.input) <= BIAS or not edited.is_constant(conv.input[BIAS]):
         return None
     of_input = edited.maker(conv.input[0])
     of_weight = edited.maker(conv.input[WEIGHT])

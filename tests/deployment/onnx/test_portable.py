@@ -160,20 +160,19 @@ def test_layers_in_float_are_named(tmp_path):
 def conv_with_bias(bias, scale, weight_scales):
     channels = len(weight_scales)
     arrays = {
+        "b": np.array(bias, np.float32),
         "scale": np.float32(scale),
         "zero": np.uint8(0),
         "w": np.ones((channels, 1, 1, 1), np.int8),
         "w_scales": np.array(weight_scales, np.float32),
     }
-    inputs = ["x_real", "w_real"]
-    if bias is not None:
-        arrays["b"] = np.array(bias, np.float32)
-        inputs.append("b")
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x_real"]),
         helper.make_node("DequantizeLinear", ["w", "w_scales"], ["w_real"], axis=0),
-        helper.make_node("Conv", inputs, ["y"], name="conv"),
+        helper.make_node("Conv", ["x_real", "w_real", "b"], ["made"], name="conv"),
+        helper.make_node("QuantizeLinear", ["made", "scale", "zero"], ["made_q"]),
+        helper.make_node("DequantizeLinear", ["made_q", "scale", "zero"], ["y"]),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 2, 2])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, channels, 2, 2])
@@ -202,12 +201,20 @@ def test_biases_move_by_one_unit_of_the_sums_at_most(bias, scale, weight_scale):
     assert np.abs(whole * np.float64(unit) - bias).max() <= 1.01 * unit
 
 
-def test_convolutions_without_a_bias_get_one_of_a_unit():
-    edited = EditedGraph(conv_with_bias(None, 0.5, [0.25, 0.5]))
+def test_biases_of_zeros_become_one_unit():
+    edited = EditedGraph(conv_with_bias([0, 0], 0.5, [0.25, 0.5]))
     store_whole_biases(edited)
     made = edited.maker(edited.of_type("Conv")[0].input[2])
     assert edited.constant_of(made, 0).tolist() == [1, 1]
     assert edited.constant_of(made, 1).tolist() == [0.125, 0.25]
+
+
+def test_what_makes_floats_keeps_its_bias_in_float():
+    edited = EditedGraph(conv_with_bias([1, 2], 0.5, [0.25, 0.25]))
+    edited.bypass(edited.of_type("DequantizeLinear")[-1])
+    edited.bypass(edited.of_type("QuantizeLinear")[-1])
+    store_whole_biases(edited)
+    assert edited.of_type("Conv")[0].input[2] == "b"
 
 
 def test_channels_without_a_scale_keep_their_bias_in_float():
