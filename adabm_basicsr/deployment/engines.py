@@ -184,17 +184,19 @@ EXPORTS = {
         "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
     ),
     "onnxruntime": Export(
+        "ONNX Runtime in other programs",
         ONNX_SUFFIX,
         _save_onnxruntime,
         "load {path} in ONNX Runtime: RGB in 0..1, float32",
     ),
     "tensorrt": Export(
+        "TensorRT, on NVIDIA GPUs",
         ONNX_SUFFIX,
         _save_tensorrt,
         "build an engine of it where the GPU is: trtexec --onnx={path} --stronglyTyped",
     ),
     "portable": Export(
-        "chaiNNer, vs-mlrt, OpenCV, and OpenVINO in other programs",
+        "chaiNNer, vs-mlrt, OpenCV, and OpenVINO or ONNX Runtime on any CPU",
         ONNX_SUFFIX,
         _save_portable,
         "load {path} in chaiNNer, vs-mlrt, OpenCV, ONNX Runtime or OpenVINO: RGB in 0..1, float32",
