@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from machine import peak_bytes
 from onnx import helper
 
 from adabm_basicsr import AdaBMError, OnnxNetwork
@@ -64,8 +65,7 @@ def serve(connection):
             answer = open_file(path, runtime)
         except Exception:
             answer = traceback.format_exc()
-        used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        connection.send((answer, used))
+        connection.send((answer, peak_bytes()))
 
 
 class Opener:

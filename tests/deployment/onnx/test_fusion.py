@@ -15,6 +15,7 @@ from adabm_basicsr.deployment.onnx.export import to_onnx
 from adabm_basicsr.deployment.onnx.fusion import FORMS, fuse
 from adabm_basicsr.deployment.onnx.level import at_level
 from adabm_basicsr.deployment.runtimes import RUNTIMES
+from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
 
 BETWEEN = ("Relu", "LeakyRelu", "PRelu", "Max", "Min")
 SR = {"num_in_ch": 3, "num_out_ch": 3}
@@ -49,7 +50,11 @@ def of_type(model, *kinds):
     return [node for node in model.graph.node if node.op_type in kinds]
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The others are for networks of another arithmetic, see test_portable.py and test_tensorrt.py.
+OWN_FORMS = [form for form in FORMS if form not in (ALL_SUMS, RESIDUAL)]
+
+
+@pytest.mark.parametrize("form", OWN_FORMS)
 def test_the_output_stays_what_it_was(model, form):
     fused = fuse(copy(model), form)
     onnx.checker.check_model(fused, full_check=True)

@@ -46,7 +46,7 @@ def test_ranges_hold_all_batches_where_a_tensor_has_one_scale():
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 3, padding=1)]
     images = some_images()
     options = {"w_bits": 8, "a_bits": 8, "recipe": "fast", "body": ["1"]}
-    net = quantize(nn.Sequential(*layers), images[:1], engine="onnxruntime", **options)
+    net = quantize(nn.Sequential(*layers), images[:1], engine="ncnn", **options)
     [of_body], _ = observe(net, images.split(2))
     with torch.no_grad():
         torch.testing.assert_close(of_body.range(), torch.stack(layers[0](images).aminmax()))
