@@ -100,13 +100,15 @@ def _take_out_clip_after(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take out the integer clip that follows a quantization; its ends as values of the input."""
     scale = edited.scales_of(quantize).astype(np.float32)
-    zero = edited.zeros_of(quantize).astype(np.float32)
-    top: int | np.ndarray = TOP
+    zeros = edited.zeros_of(quantize)
+    zero = zeros.astype(np.float32)
+    bottom = np.iinfo(zeros.dtype).min
+    top: int | np.ndarray = np.iinfo(zeros.dtype).max
     clip = edited.only_taker(quantize.output[0])
     if clip is not None and clip.op_type == CLIP:
         top = edited.constant_of(clip, 2)
         edited.bypass(clip)
-    return -zero * scale, (top - zero) * scale
+    return (bottom - zero) * scale, (top - zero) * scale
 
 
 def _take_out_clip_before(

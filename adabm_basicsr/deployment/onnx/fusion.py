@@ -113,7 +113,7 @@ ANY = "any"
 # Shuffles are moved again once layers were: what stood behind a layer may be next to them now.
 ALWAYS: tuple[Rewrite, ...] = (drop_clips, enlarge_late, convolve_early, enlarge_late)
 FORMS: dict[str, tuple[Rewrite, ...]] = {
-    ANY: (*ALWAYS, absorb_scales),
+    ANY: (*ALWAYS, absorb_scales, keep_borders, fill_biases),
     "openvino": (
         *ALWAYS,
         absorb_scales,

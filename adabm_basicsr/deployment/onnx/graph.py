@@ -230,12 +230,15 @@ class SymmetricInputOperators(InputOperators):
 
     def forward(self, x: Tensor) -> Tensor:
         """The input, quantized."""
-        x = self.without_channel_scale(x)
-        lowest = self.row(self.lowest)
-        highest = self.row(self.highest)
-        is_of_channels = lowest.dim() > 0
-        x = self.clipped(x) if is_of_channels else x.clamp(lowest, highest)
         scale = self.row(self.step)
+        # Where a product, a clip and a quantization stand in a row, OpenVINO 2026.4 clips with the
+        # ends of other channels.
+        if self.channel_scale is not None and self.channel_scale.dim() == IMAGE_AXES:
+            of_channels = self.channel_scale.flatten()
+            x = self.clipped(x, self.channel_scale)
+            zeros = self.none.expand(len(of_channels))
+            return _QuantizeInput.apply(x, scale * of_channels, zeros, None, scale, self.none)
+        x = self.clipped(self.without_channel_scale(x))
         return _QuantizeInput.apply(x, scale, self.none, None, scale, self.none)
 
 

@@ -48,6 +48,9 @@ def enlarge_late(edited: EditedGraph) -> None:
 
         before:  Conv -> DepthToSpace -> QuantizeLinear -> ...
         after:   Conv -> QuantizeLinear -> DepthToSpace -> ...
+
+    What repeats pixels stays before a quantization to signed integers: OpenVINO 2026.4 makes other
+    values of these.
     """
     for node in edited.of_type(SHUFFLE, ENLARGE):
         if attribute(node, "mode") not in (PIXEL_SHUFFLE, REPEATING):
@@ -57,11 +60,18 @@ def enlarge_late(edited: EditedGraph) -> None:
             copies = attribute(node, "blocksize") ** 2
         taker = edited.only_taker(node.output[0])
         while taker is not None and _is_per_channel(edited, taker, node.output[0]):
+            if node.op_type == ENLARGE and _is_signed(edited, taker):
+                break
             for place, name in enumerate(taker.input):
                 if edited.is_constant(name):
                     taker.input[place] = _repeated(edited, name, copies)
             edited.swap(node, taker)
             taker = edited.only_taker(node.output[0])
+
+
+def _is_signed(edited: EditedGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node quantizes to signed integers."""
+    return node.op_type == QUANTIZE and edited.zeros_of(node).dtype == np.int8
 
 
 def _is_per_channel(edited: EditedGraph, node: onnx.NodeProto, taken: str) -> bool:

@@ -8,8 +8,10 @@ its integers (views, ReLU, a factor).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -146,12 +148,22 @@ class _Recorder(JoinMode):
 
     # Modules
 
-    def hooked(self) -> Any:
-        """Context in which the recorder sees which modules run."""
-        return _Hooks(self)
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Within this context the recorder sees which modules run."""
+        handles = []
+        for name, module in self.network.named_modules():
+            enter = partial(self._enter, name)
+            leave = partial(self._leave, name)
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A module begins."""
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._running.append(name)
         self._seen_joins.append(0)
         if is_quantizable(module):
@@ -160,8 +172,7 @@ class _Recorder(JoinMode):
             if _is_image(x):
                 self._read(x, f"{name}.{INPUT}")
 
-    def leave(self, name: str, module: nn.Module, output: Any) -> None:
-        """A module ends."""
+    def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         self._running.pop()
         self._seen_joins.pop()
         if is_quantizable(module):
@@ -271,35 +282,6 @@ class _Recorder(JoinMode):
             if places:
                 found.append(places)
         return found
-
-
-class _Hooks:
-    """Context in which a recorder sees which modules run."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self.recorder = recorder
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        for name, module in self.recorder.network.named_modules():
-            self._handles.append(self._hook_before(name, module))
-            self._handles.append(self._hook_behind(name, module))
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook_before(self, name: str, module: nn.Module) -> Any:
-        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self.recorder.enter(name, module, args, kwargs)
-
-        return module.register_forward_pre_hook(enter, with_kwargs=True)
-
-    def _hook_behind(self, name: str, module: nn.Module) -> Any:
-        def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            self.recorder.leave(name, module, output)
-
-        return module.register_forward_hook(leave)
 
 
 def _united(values: list[list[str]]) -> list[list[str]]:

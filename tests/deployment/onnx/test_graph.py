@@ -2,7 +2,10 @@
 
 import numpy as np
 import onnx
+import onnxruntime
+import openvino
 import pytest
+import torch
 from agreement import agreement, check_agreement, quantized, smooth
 from conftest import TINY_EDSR
 
@@ -54,7 +57,15 @@ def test_symmetric_integers_of_eight_bits_lose_little(tmp_path):
     check_agreement(net, tmp_path / "net.onnx", least=25, typical=25, most=25)
 
 
-@pytest.mark.parametrize("network", [{**TINY_EDSR, "upscale": 4}, COMPACT], ids=["EDSR", "Compact"])
+ENLARGING = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 1}
+SYMMETRIC = {
+    "EDSR": {**TINY_EDSR, "upscale": 4},
+    "Compact": COMPACT,
+    "RRDBNet": {**ENLARGING, "num_grow_ch": 8, "scale": 4},
+}
+
+
+@pytest.mark.parametrize("network", SYMMETRIC.values(), ids=SYMMETRIC.keys())
 def test_runtimes_agree_on_symmetric_graphs(network, tmp_path):
     save_onnx(quantized(network), tmp_path / "net.onnx", symmetric=True)
     image = smooth(1)
@@ -62,3 +73,20 @@ def test_runtimes_agree_on_symmetric_graphs(network, tmp_path):
     for runtime in RUNTIMES:
         outputs.append(OnnxNetwork(tmp_path / "net.onnx", runtime).at_level(image, 1))
     assert agreement(*outputs) >= 50  # 42 where the ends of clips are mistaken
+
+
+@pytest.mark.parametrize("network", SYMMETRIC.values(), ids=SYMMETRIC.keys())
+@pytest.mark.parametrize("level", [None, 1])
+def test_symmetric_files_are_right_in_programs_that_load_them_as_they_are(level, network, tmp_path):
+    net = quantized(network, w_bits=8, a_bits=8, recipe="fast")
+    save_onnx(net, tmp_path / "net.onnx", symmetric=True, level=level)
+    image = smooth(1)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(tmp_path / "net.onnx", "CPU", options)
+    session = onnxruntime.InferenceSession(
+        tmp_path / "net.onnx", providers=["CPUExecutionProvider"]
+    )
+    with torch.no_grad():
+        expected = net(image)
+    for output in (compiled(image.numpy())[0], session.run(None, {"image": image.numpy()})[0]):
+        assert agreement(torch.from_numpy(output), expected) >= 45
