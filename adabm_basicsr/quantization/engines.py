@@ -34,6 +34,7 @@ class Engine:
             bits, which those of 8 bits overflow.
         narrow: Whether signed integers, weights and activations, end at -127 rather than at -128.
         sums: What of sums is quantized: `NO_SUMS`, `RESIDUAL` or `ALL_SUMS`.
+        whole_biases: Whether biases are integers of 32 bits, in units of what products add up to.
         ties_away: Whether halves are rounded away from zero, rather than to the even neighbour.
     """
 
@@ -44,6 +45,7 @@ class Engine:
     max_w_bits: int
     narrow: bool
     sums: str
+    whole_biases: bool
     ties_away: bool
 
     def restrict(self, arithmetic: Arithmetic) -> Arithmetic:
@@ -58,7 +60,7 @@ class Engine:
         )
         if self.image_classes:
             return restricted
-        return replace(restricted, image_bits=(0, 0), image_ranges=False)
+        return replace(restricted, adaptive=False, image_bits=(0, 0), image_ranges=False)
 
 
 ENGINES = {
@@ -70,6 +72,7 @@ ENGINES = {
         max_w_bits=8,
         narrow=False,
         sums=NO_SUMS,
+        whole_biases=False,
         ties_away=False,
     ),
     "ncnn": Engine(
@@ -80,6 +83,7 @@ ENGINES = {
         max_w_bits=8,
         narrow=True,
         sums=NO_SUMS,
+        whole_biases=False,
         ties_away=True,
     ),
     "onnxruntime": Engine(
@@ -90,6 +94,7 @@ ENGINES = {
         max_w_bits=8,
         narrow=False,
         sums=ALL_SUMS,
+        whole_biases=True,
         ties_away=False,
     ),
     "tensorrt": Engine(
@@ -100,6 +105,7 @@ ENGINES = {
         max_w_bits=8,
         narrow=False,
         sums=RESIDUAL,
+        whole_biases=False,
         ties_away=False,
     ),
     "portable": Engine(
@@ -110,6 +116,7 @@ ENGINES = {
         max_w_bits=7,
         narrow=False,
         sums=ALL_SUMS,
+        whole_biases=True,
         ties_away=False,
     ),
 }

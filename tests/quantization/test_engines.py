@@ -78,6 +78,24 @@ def test_signed_integers_round_halves_away_from_zero(narrow, scale, halves):
         assert found == min(max(wanted, -127 if narrow else -128), 127)
 
 
+@pytest.mark.parametrize("engine", OTHERS)
+def test_biases_are_whole_where_the_engine_has_such(engine, tiny):
+    net = quantized(tiny, engine)
+    for layer in net.layers().values():
+        input_scale = layer.input_quantizer.scale(layer.input_quantizer.lower)
+        units = layer.effective_bias() / (input_scale * layer.weight_quantizer.scale)
+        is_whole = bool((units - units.round()).abs().max() < 1e-2)
+        assert is_whole == ENGINES[engine].whole_biases
+
+
+def test_biases_that_are_rounded_are_learned(tiny):
+    net = quantized(tiny, "onnxruntime")
+    correction = net.network.body[0].conv1.weight_quantizer.bias_correction.requires_grad_()
+    with torch.enable_grad():
+        net(IMAGES).mean().backward()
+    assert correction.grad.abs().max() > 0
+
+
 def test_engines_without_zero_points_take_eight_bits():
     # Fewer bits would need other ends than those of signed integers of 8 bits.
     for engine in ENGINES.values():

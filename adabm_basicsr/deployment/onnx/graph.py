@@ -360,9 +360,9 @@ def _use_activation_operators(network: nn.Module, symmetric: bool) -> None:
 
 
 def _use_weight_operators(layer: QuantizedLayer, quantizer: WeightQuantizer) -> None:
-    if layer.bias is None and quantizer.bias_correction is not None:
-        bias = quantizer.bias_correction.detach().clone()
-        layer.bias = nn.Parameter(bias, requires_grad=False)
+    bias = layer.effective_bias()
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     layer.register_module("weight_quantizer", WeightOperators(quantizer, layer.weight))
 
 

@@ -35,6 +35,8 @@ class QuantizedLayer(nn.Module):
             (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float
             (32 bits).
+        rounds_bias: Whether the bias is a whole number of the units that products add up to, as
+            engines without floats between layers have it.
         output_quantizer: `ActivationQuantizer` of the output; None where engines don't want one.
     """
 
@@ -45,6 +47,7 @@ class QuantizedLayer(nn.Module):
     output_axis = -3
     linear = False
     copies_input = False
+    rounds_bias = False
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
     output_quantizer: ActivationQuantizer | None
@@ -64,7 +67,7 @@ class QuantizedLayer(nn.Module):
         bias = self.bias
         quantizer = self.weight_quantizer
         if isinstance(quantizer, WeightQuantizer):
-            bias = quantizer.bias(bias)
+            bias = self.effective_bias()
             if self._is_integer() and not torch.is_grad_enabled():
                 return self._compute_integers(x, weight, bias, *args, **kwargs)
             learns_range_alone = weight.requires_grad and quantizer.learns_range_alone(self.weight)
@@ -73,6 +76,29 @@ class QuantizedLayer(nn.Module):
                     return self._compute_for_range(x, weight, bias, *args, **kwargs)
         with recomputed(x):
             return self.compute(x, weight, bias, *args, **kwargs)
+
+    def effective_bias(self) -> Tensor | None:
+        """The bias that is added, ``(C_out,)``: corrected, and rounded where engines round it.
+
+        Gradients pass the rounding as if it weren't there.
+        """
+        quantizer = self.weight_quantizer
+        if not isinstance(quantizer, WeightQuantizer):
+            return self.bias
+        bias = quantizer.bias(self.bias)
+        if bias is None or not self.rounds_bias or not self._is_integer():
+            return bias
+        assert isinstance(self.input_quantizer, ActivationQuantizer)
+        unit = self.input_quantizer.scale(self.input_quantizer.lower) * self._output_scale()
+        unit = unit.detach().clamp(min=MIN_WIDTH)
+        rounded = (bias.detach() / unit).round() * unit
+        return bias + (rounded - bias.detach())
+
+    def _output_scale(self) -> Tensor:
+        """Scale of the weight of each output channel, ``(C_out,)``; groups share theirs."""
+        assert isinstance(self.weight_quantizer, WeightQuantizer)
+        scale = self.weight_quantizer.scale
+        return scale.repeat(self.output_channels // len(scale))
 
     def _is_integer(self) -> bool:
         """Whether integers reproduce the layer: both quantizers are on and of that kind."""
@@ -106,10 +132,7 @@ class QuantizedLayer(nn.Module):
 
         per_channel = [1] * out.dim()
         per_channel[self.output_axis] = -1
-        output_scale = self.weight_quantizer.scale
-        # Groups share their scales.
-        output_scale = output_scale.repeat(self.output_channels // len(output_scale))
-        out.mul_(input_scale * output_scale.view(per_channel))
+        out.mul_(input_scale * self._output_scale().view(per_channel))
         if bias is not None:
             out.add_(bias.view(per_channel))
         return out.to(dtype)

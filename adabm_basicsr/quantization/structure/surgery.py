@@ -169,6 +169,7 @@ def replace_layers(
         layer = network.get_submodule(name)
         quantized[layer] = _quantize_layer(layer, layer_plan, config)
         quantized[layer].copies_input = name in structure.overwritten
+        quantized[layer].rounds_bias = config.integers_of.whole_biases
     for parent in list(network.modules()):
         # named_children() would list a shared child only once.
         for key, child in list(parent._modules.items()):
@@ -195,6 +196,7 @@ def restore_layers(network: Any) -> None:
             del module.weight_quantizer
             module._modules.pop(OUTPUT, None)
             module.__dict__.pop("copies_input", None)
+            module.__dict__.pop("rounds_bias", None)
             module.__class__ = float_type(type(module))
         elif isinstance(module, QuantizesProducts):
             delattr(module, PRODUCTS_KEY)

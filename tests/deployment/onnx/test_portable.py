@@ -55,6 +55,19 @@ def test_the_file_itself_gives_the_pixels_of_the_simulation(saved):
     check(net, lambda image: compiled(image)[0])
 
 
+def test_onnx_runtime_computes_the_same_to_the_bit(tmp_path):
+    """Biases are whole numbers in the simulation too; images have no mean that is taken off."""
+    net = quantized(NETWORKS["SRVGGNetCompact"], **PORTABLE)
+    save_integers(net, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "net.onnx", providers=["CPUExecutionProvider"]
+    )
+    image = smooth(1)
+    output = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    with torch.no_grad():
+        torch.testing.assert_close(output, net(image), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_networks_are_loaded_from_it(runtime, saved):
     net, path, _ = saved
