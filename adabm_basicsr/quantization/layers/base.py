@@ -54,9 +54,11 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the base layer computes from ``input`` and other arguments, on quantized values."""
-        output = self._forward(input, *args, **kwargs)
-        if self.output_quantizer is not None:
-            return self.output_quantizer(output)
+        # Its own sums and products aren't those of the module around it.
+        with torch._C.DisableTorchFunction():
+            output = self._forward(input, *args, **kwargs)
+            if self.output_quantizer is not None:
+                output = self.output_quantizer(output)
         return output
 
     def _forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adabm_basicsr.quantization.layers.product import are_activations
+from adabm_basicsr.quantization.layers.product import are_activations, set_aside
 
 JOINS_KEY = "quantized_joins"  # child of a module whose joins are quantized
 IMAGE_AXES = 4  # of (B, C, H, W)
@@ -73,10 +73,7 @@ class JoinMode(TorchFunctionMode):
         if func in _SUMS and not kwargs and _can_be_added(args):
             return self.join(add, args)
         if func in _SUMS_IN_PLACE and not kwargs and _can_be_added(args):
-            total = self.join(add, args)
-            # A traced graph has no memory to write to, and would expand the sum to its own shape.
-            is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
-            return total if is_traced else args[0].copy_(total)
+            return _written(args[0], self.join(add, args))
         if func in _CONCATENATIONS:
             tensors, axis = _concatenated(*args, **kwargs)
             if axis in (CHANNEL_AXIS, CHANNEL_AXIS - IMAGE_AXES) and _are_images(tensors):
@@ -90,6 +87,15 @@ def add(values: Sequence[Tensor]) -> Tensor:
     return left + right
 
 
+def _written(target: Tensor, total: Tensor) -> Tensor:
+    """``target``, which holds ``total`` now."""
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return target.copy_(total)
+    # A copy would be traced as an expansion of the sum to its own shape.
+    torch._C._set_value_trace(target, torch._C._get_value_trace(total))  # type: ignore[attr-defined]
+    return target
+
+
 def _concatenated(
     tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None, **_: Any
 ) -> tuple[Sequence[Tensor], int]:
@@ -98,11 +104,14 @@ def _concatenated(
 
 
 def _can_be_added(operands: Sequence[object]) -> bool:
-    """Whether these are two images of one shape."""
+    """Whether these are two images of one shape, whatever the size of the batch.
+
+    One may be the same for the whole batch. An example of one image doesn't show that.
+    """
     if len(operands) != 2 or not _are_images(operands):
         return False
     left, right = operands
-    return left.shape == right.shape  # type: ignore[attr-defined]
+    return left.shape[1:] == right.shape[1:]  # type: ignore[attr-defined]
 
 
 def _are_images(operands: Sequence[object]) -> bool:
@@ -121,12 +130,13 @@ class _QuantizingMode(JoinMode):
     def join(self, function: Join, values: Sequence[Tensor]) -> Tensor:
         """``function(values)`` on quantized values."""
         quantized = next(self.joins, None)
-        if not isinstance(quantized, QuantizedJoin) or len(quantized.operands) != len(values):
-            # A branch that wasn't taken when the network was looked at.
-            return function(values)
         # A module around this one may quantize joins too; this one isn't its own.
         with torch._C.DisableTorchFunction():
-            return quantized(function, values)
+            if not isinstance(quantized, QuantizedJoin) or len(quantized.operands) != len(values):
+                # A branch that wasn't taken when the network was looked at.
+                return function(values)
+            output: Tensor = quantized(function, values)
+            return output
 
 
 class QuantizesJoins(nn.Module):
@@ -134,7 +144,7 @@ class QuantizesJoins(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes, with quantized joins."""
-        with _QuantizingMode(getattr(self, JOINS_KEY)):
+        with set_aside(self, JOINS_KEY) as joins, _QuantizingMode(joins):
             return super().forward(*args, **kwargs)
 
 

@@ -8,7 +8,8 @@ first and so on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -117,12 +118,13 @@ class _QuantizingMode(ProductMode):
     def product(self, function: Product, left: Tensor, right: Tensor) -> Tensor:
         """``function(left, right)`` on quantized operands."""
         quantized = next(self.products, None)
-        if quantized is None:
-            # A branch that wasn't taken when the network was looked at.
-            return function(left, right)
         # A module around this one may quantize products too; this one isn't its own.
         with torch._C.DisableTorchFunction():
-            return quantized(function, left, right)
+            if quantized is None:
+                # A branch that wasn't taken when the network was looked at.
+                return function(left, right)
+            output: Tensor = quantized(function, left, right)
+            return output
 
 
 class QuantizesProducts(nn.Module):
@@ -130,8 +132,22 @@ class QuantizesProducts(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes, with quantized products."""
-        with _QuantizingMode(getattr(self, PRODUCTS_KEY)):
+        with set_aside(self, PRODUCTS_KEY) as products, _QuantizingMode(products):
             return super().forward(*args, **kwargs)
+
+
+@contextmanager
+def set_aside(module: nn.Module, key: str) -> Iterator[Any]:
+    """Within this context ``module`` is without a child, whose name is ``key``.
+
+    A ``forward`` may go through all children, as that of ``nn.Sequential`` does, and mustn't run
+    those that quantization added.
+    """
+    child = module._modules.pop(key)
+    try:
+        yield child
+    finally:
+        module._modules[key] = child
 
 
 def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -> None:

@@ -264,6 +264,31 @@ def test_sizes_that_the_network_does_not_take_are_mirrored(tmp_path):
     check(net, lambda image: network(torch.from_numpy(image)).numpy())
 
 
+class AddsInPlace(nn.Module):
+    """Goes on with what it wrote to, rather than with what writing gave."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        y = self.first(x)
+        y.add_(x)
+        total = y
+        total += self.second(y)
+        return y
+
+
+def test_sums_in_place_are_written_as_sums(tmp_path):
+    net = quantize(AddsInPlace(), smooth(1), fully_quantized=True, **PORTABLE)
+    calibrate(net, [smooth(4)])
+    save_integers(net, tmp_path / "net.onnx")
+    network = load_network(tmp_path / "net.onnx", runtime="onnxruntime")
+    check(net, lambda image: network(torch.from_numpy(image)).numpy())
+    assert "Expand" not in {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+
+
 def test_graphs_that_are_traced_for_it_have_no_int4():
     net = quantized(TINY_EDSR, **{**PORTABLE, "w_bits": 3})
     model = to_onnx(net, opset=17)

@@ -94,7 +94,29 @@ def by_keywords(x, convs):
     return torch.cat(tensors=[convs[0](x)[:, :4], F.leaky_relu(convs[1](x))[:, 4:]], dim=-3)
 
 
-FUNCTIONS = [halves, scaled, in_place, twice, gated, with_itself, by_keywords]
+def by_another_name(x, convs):
+    total = x
+    total += convs[0](x)
+    return convs[1](x + total)
+
+
+def as_a_statement(x, convs):
+    y = convs[0](x)
+    y.add_(x)
+    return convs[1](y)
+
+
+FUNCTIONS = [
+    halves,
+    scaled,
+    in_place,
+    twice,
+    gated,
+    with_itself,
+    by_keywords,
+    by_another_name,
+    as_a_statement,
+]
 
 
 def body(function, **options):
@@ -127,6 +149,66 @@ def test_all_operands_and_sums_are_integers(function):
         net(IMAGES)
     assert len(levels) > 1
     assert max(levels) <= 256
+
+
+def same_for_all_images(x, convs):
+    map_of_rows = torch.linspace(0, 1, x.shape[2]).view(1, 1, -1, 1).expand(1, *x.shape[1:])
+    y = convs[1](x + convs[0](map_of_rows))
+    return y + convs[2](x)
+
+
+def test_a_batch_takes_the_joins_that_an_image_takes():
+    net = body(same_for_all_images)
+    with torch.no_grad():
+        of_batch = net(IMAGES)
+        of_images = torch.cat([net(image) for image in IMAGES.split(1)])
+    torch.testing.assert_close(of_batch, of_images)
+
+
+def weighed(x, convs):
+    weights = convs[1](F.relu(convs[0](x.mean((2, 3), keepdim=True))))
+    return x + convs[2](x) * torch.sigmoid(weights)
+
+
+@pytest.mark.parametrize("function", [weighed, twice])
+def test_sums_within_layers_are_their_own(function):
+    net = body(function)
+    joined = []
+    for name in net.blueprint.joins.operands:
+        join = net.network.get_submodule(name)
+        join.register_forward_hook(lambda join, args, output: joined.extend(args[1]))
+    # A bias looks like an image of one pixel then.
+    pixel = IMAGES[:1, :, :1, :1]
+    with torch.no_grad():
+        trunk = net.network.first(pixel)
+        net(pixel)
+    assert len(joined) == 2
+    assert any(torch.equal(operand, trunk) for operand in joined)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Trunk(nn.ModuleList):
+    def forward(self, x):
+        for block in self:
+            x = x + block(x)
+        return x
+
+
+def test_containers_do_not_run_their_joins():
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)]
+    network = Residual(convs[0], Residual(convs[1], nn.ReLU()), Trunk(convs[2:]))
+    options = {**FOR_SUMS, "fully_quantized": True}
+    net = calibrate(quantize(network, IMAGES[:1], **options), [IMAGES])
+    assert len(net.blueprint.joins.operands) == 4
+    with torch.no_grad():
+        assert (net(IMAGES) - network(IMAGES)).abs().max() < 0.1
+        with net.full_precision():
+            torch.testing.assert_close(net(IMAGES), network(IMAGES))
 
 
 def test_a_multiple_of_integers_is_not_rounded_again():
