@@ -8,6 +8,14 @@ NETWORKS = {
     "SRVGGNetCompact": {"type": "SRVGGNetCompact", **SR, "num_conv": 6, "upscale": 2},
     "RRDBNet": {"type": "RRDBNet", **SR, "num_block": 2, "num_grow_ch": 8, "scale": 4},
     "MSRResNet": {"type": "MSRResNet", **SR, "num_block": 2, "upscale": 3},
+    "RCAN": {
+        "type": "RCAN",
+        **SR,
+        "num_group": 1,
+        "num_block": 2,
+        "squeeze_factor": 4,
+        "upscale": 2,
+    },
 }
 # Takes multiples of two pixels.
 MIRRORING = {**NETWORKS["RRDBNet"], "scale": 2}

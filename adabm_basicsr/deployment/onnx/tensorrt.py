@@ -26,7 +26,8 @@ from adabm_basicsr.quantization.engines import RESIDUAL
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 HALF = "_fp16"  # behind the name of the copy
-# Operators that keep a quantization from being part of the layer before it.
+# Operators that keep a quantization from being part of the layer before it, where they take
+# constants: these could be part of the layer. Gates such as those of channel attention couldn't.
 BETWEEN = ("Mul", "Div", "Clip", "Max", "Min")
 
 
@@ -102,7 +103,8 @@ def _broken_by_neighbours(edited: EditedGraph, quantize: onnx.NodeProto) -> list
     maker = edited.maker(quantize.input[0])
     if maker is None:
         return []
-    if maker.op_type in BETWEEN and _comes_from_layer(edited, maker):
+    takes_constants = any(edited.is_constant(name) for name in maker.input)
+    if maker.op_type in BETWEEN and takes_constants and _comes_from_layer(edited, maker):
         return [f"{maker.name} stands between a convolution and {quantize.name}"]
     if quantize.output[0] == OUTPUT:
         return [f"{quantize.name} makes an output of integers"]
