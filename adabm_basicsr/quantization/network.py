@@ -290,6 +290,7 @@ class QuantizedNetwork(nn.Module):
             AdaBMError: Keys, shapes, bits or options differ, or the description is damaged.
         """
         if is_quantized(state):
+            self._check_engine(state)
             described = description.get(BLUEPRINT_KEY)
             if described is not None:
                 self.adopt(read_blueprint(described))
@@ -304,14 +305,17 @@ class QuantizedNetwork(nn.Module):
             self._build(network, blueprint)
             self.to(example.device)
 
-    def _check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Reject a quantized state of other layers, keys, shapes or bits."""
+    def _check_engine(self, state: Mapping[str, Tensor]) -> None:
         engine = engine_of(state)
         if engine != self.config.engine:
             raise CheckpointError(
                 f"the checkpoint was quantized for engine: {engine}, the options say engine: "
                 f"{self.config.engine}"
             )
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Reject a quantized state of another engine, or of other layers, keys, shapes or bits."""
+        self._check_engine(state)
         saved = state[QUANTIZED_KEY]
         count = len(saved) if saved.dim() else 0
         if count != len(self.layer_bits):

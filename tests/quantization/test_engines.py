@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adabm_basicsr import AdaBMError, calibrate, quantize
+from adabm_basicsr import AdaBMError, calibrate, load_checkpoint, quantize, save_checkpoint
 from adabm_basicsr.quantization.engines import DEFAULT_ENGINE, ENGINES
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
@@ -146,6 +146,13 @@ def test_checkpoints_for_other_engines_are_rejected(saved, asked, tiny):
         match=f"the checkpoint was quantized for engine: {saved}, the options say engine: {asked}",
     ):
         net.load_state_dict(state)
+
+
+def test_another_engine_is_named_before_its_bits(tiny, tmp_path):
+    save_checkpoint(quantized(tiny, "portable", w_bits=7), tmp_path / "net.pth")
+    net = quantize(another_tiny(), IMAGES[:1], **options("onnxruntime"))
+    with pytest.raises(AdaBMError, match="the options say engine: onnxruntime"):
+        load_checkpoint(net, tmp_path / "net.pth")
 
 
 def another_tiny():
