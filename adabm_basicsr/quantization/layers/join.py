@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adabm_basicsr.quantization.layers.product import are_activations, set_aside
+from adabm_basicsr.quantization.layers.mixing import MadeType, made_type, set_aside
+from adabm_basicsr.quantization.layers.product import are_activations
 
 JOINS_KEY = "quantized_joins"  # child of a module whose joins are quantized
 IMAGE_AXES = 4  # of (B, C, H, W)
@@ -139,8 +140,10 @@ class _QuantizingMode(JoinMode):
             return output
 
 
-class QuantizesJoins(nn.Module):
+class QuantizesJoins(MadeType):
     """Mixin for a module whose ``forward`` computes joins."""
+
+    prefix = "Joining"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes, with quantized joins."""
@@ -150,7 +153,5 @@ class QuantizesJoins(nn.Module):
 
 def quantize_joins(module: nn.Module, joins: Sequence[QuantizedJoin]) -> None:
     """Make ``module`` compute its joins by ``joins``, in the order of its ``forward``."""
-    kind = type(module)
-    name = f"Joining{kind.__name__}"
-    module.__class__ = type(name, (QuantizesJoins, kind), {"__module__": kind.__module__})
+    module.__class__ = made_type(QuantizesJoins, type(module))
     module.add_module(JOINS_KEY, nn.ModuleList(joins))

@@ -8,8 +8,7 @@ first and so on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from adabm_basicsr.quantization.layers.mixing import MadeType, made_type, set_aside
 
 PRODUCTS_KEY = "quantized_products"  # child of a module whose products are quantized
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -127,8 +128,10 @@ class _QuantizingMode(ProductMode):
             return output
 
 
-class QuantizesProducts(nn.Module):
+class QuantizesProducts(MadeType):
     """Mixin for a module whose ``forward`` computes products."""
+
+    prefix = "Quantized"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes, with quantized products."""
@@ -136,23 +139,7 @@ class QuantizesProducts(nn.Module):
             return super().forward(*args, **kwargs)
 
 
-@contextmanager
-def set_aside(module: nn.Module, key: str) -> Iterator[Any]:
-    """Within this context ``module`` is without a child, whose name is ``key``.
-
-    A ``forward`` may go through all children, as that of ``nn.Sequential`` does, and mustn't run
-    those that quantization added.
-    """
-    child = module._modules.pop(key)
-    try:
-        yield child
-    finally:
-        module._modules[key] = child
-
-
 def quantize_products(module: nn.Module, products: Sequence[QuantizedProduct]) -> None:
     """Make ``module`` compute its products by ``products``, in the order of its ``forward``."""
-    kind = type(module)
-    name = f"Quantized{kind.__name__}"
-    module.__class__ = type(name, (QuantizesProducts, kind), {"__module__": kind.__module__})
+    module.__class__ = made_type(QuantizesProducts, type(module))
     module.add_module(PRODUCTS_KEY, nn.ModuleList(products))

@@ -1,6 +1,7 @@
 """Sums and concatenations are found, and each value has one quantizer wherever it is quantized."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -234,6 +235,22 @@ def test_what_stays_in_float_is_not_quantized():
     whole = net.network.get_submodule("quantized_joins.0")
     assert all(isinstance(module, nn.Identity) for module in [*whole.operands, whole.output])
     assert not isinstance(net.network.get_submodule("body.0.quantized_joins.0").output, nn.Identity)
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        pixels = x.flatten(2)
+        return x + (pixels @ pixels.mT / 600 @ pixels).view_as(x)
+
+
+def test_networks_are_pickled():
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Attention(), nn.Conv2d(3, 3, 1))
+    options = {**FOR_SUMS, "fully_quantized": True, "attention_products": True}
+    net = calibrate(quantize(network, IMAGES[:1], **options), [IMAGES])
+    twin = pickle.loads(pickle.dumps(net))
+    with torch.no_grad():
+        assert torch.equal(twin(IMAGES), net(IMAGES))
+    assert type(twin._as_it_was()[1]) is Attention
 
 
 def test_ranges_of_joins_are_learned_and_copied():
