@@ -23,8 +23,6 @@ TRAITS = {
     "channel_scales": "a scale for each channel of activations",
     "image_classes": "ranges that follow the image",
 }
-
-
 # Bits of weights whose products with activations of 8 bits add up in pairs in 16 bits.
 PAIRED_BITS = 7
 
