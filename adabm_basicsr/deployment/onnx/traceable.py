@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -103,8 +103,8 @@ def check_graph(
     """Run a graph as ONNX defines it on an image of another size than the one that was traced.
 
     The exporter computes some shapes at once, of ``nn.MultiheadAttention`` for example. Graphs that
-    the definition's own program doesn't run as they are meant at the traced size either, for want
-    of an operator or of one of its options, aren't looked at.
+    the definition's own program can't run at the traced size either, for want of an operator or of
+    one of its options, aren't looked at.
 
     Args:
         model: The graph.
@@ -119,15 +119,27 @@ def check_graph(
     height = _multiple_near(shape[2] * share_of_height, multiple)
     width = _multiple_near(shape[3] * share_of_width, multiple)
     difference = _difference(model, network, (*shape[:2], height, width))
-    if difference is None or _difference(model, network, shape) is not None:
+    if difference is None:
+        return
+    at_traced_size = _difference(model, network, shape)
+    if at_traced_size is not None and at_traced_size.is_failure:
         return
     raise ExportError(
         f"the network can't be written as ONNX: its graph, traced with {shape[3]}x{shape[2]} "
-        f"pixels, doesn't do for {width}x{height} ({difference})"
+        f"pixels, doesn't do for {width}x{height} ({difference.reason})"
     )
 
 
-def _difference(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ...]) -> str | None:
+class _Difference(NamedTuple):
+    """What is wrong with a graph's output; a failure where there is none."""
+
+    reason: str
+    is_failure: bool = False
+
+
+def _difference(
+    model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ...]
+) -> _Difference | None:
     """What is wrong with a graph's output for an image of a shape; None if nothing can be said."""
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     try:
@@ -141,13 +153,13 @@ def _difference(model: onnx.ModelProto, network: nn.Module, shape: tuple[int, ..
     except NotImplementedError:
         return None
     except Exception as error:  # of NumPy, whatever an operator stumbles over
-        return first_line(error)
+        return _Difference(first_line(error), is_failure=True)
     output = torch.from_numpy(np.asarray(outputs[0]))
     if output.shape != expected.shape:
-        return "the output has another size"
+        return _Difference("the output has another size")
     agreement = _agreement(output, expected)
     if agreement < LEAST_AGREEMENT_OF_GRAPH:
-        return f"they agree by {agreement:.0f} dB"
+        return _Difference(f"they agree by {agreement:.0f} dB")
     return None
 
 

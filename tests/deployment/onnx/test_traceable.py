@@ -173,6 +173,22 @@ def test_a_graph_that_keeps_the_size_that_was_traced_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class ViewOfWritten(Plain):
+    """Goes on with a view of what is written to afterwards, which a graph keeps as it was."""
+
+    def forward(self, x):
+        y = self.first(x)
+        view = y[:, :4]
+        y += 1
+        return self.last(torch.cat([view, y[:, 4:]], 1))
+
+
+def test_a_graph_that_computes_something_else_is_refused(tmp_path):
+    with pytest.raises(AdaBMError, match="its graph, traced with 64x64 pixels, doesn't do for"):
+        export(ViewOfWritten, tmp_path, fully_quantized=True)
+    assert not list(tmp_path.iterdir())
+
+
 class Transposed(Plain):
     """ONNX's own program runs transposed convolutions in groups wrongly."""
 
