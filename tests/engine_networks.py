@@ -1,5 +1,6 @@
 """Small networks that are written for engines."""
 
+import pytest
 from conftest import TINY_EDSR
 
 SR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16}
@@ -17,5 +18,13 @@ NETWORKS = {
         "upscale": 2,
     },
 }
+# The last two are left to CI.
+EACH_NETWORK = [
+    "EDSR",
+    "SRVGGNetCompact",
+    "RRDBNet",
+    pytest.param("MSRResNet", marks=pytest.mark.slow),
+    pytest.param("RCAN", marks=pytest.mark.slow),
+]
 # Takes multiples of two pixels.
 MIRRORING = {**NETWORKS["RRDBNet"], "scale": 2}

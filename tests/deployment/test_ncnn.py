@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from agreement import quantized, smooth
 from conftest import TINY_EDSR
-from engine_networks import NETWORKS
+from engine_networks import EACH_NETWORK, NETWORKS
 from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, load_network, quantize
@@ -39,7 +39,7 @@ def check(net, path, least=50.0):
         assert pixel_psnr(network(image), expected) >= least, size
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EACH_NETWORK)
 def test_architectures_agree(name, tmp_path):
     net = quantized(NETWORKS[name], **FOR_NCNN)
     written = save_ncnn(net, tmp_path / "net.param")

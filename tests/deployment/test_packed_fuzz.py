@@ -287,7 +287,11 @@ class Written:
         path.write_bytes(save({name: t.clone() for name, t in tensors.items()}, metadata))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+# CI has all three.
+EACH_RECIPE = ["best", "static", pytest.param("paper", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=EACH_RECIPE)
 def written(request, tmp_path_factory):
     """Files of a network, by suffix."""
     torch.manual_seed(0)

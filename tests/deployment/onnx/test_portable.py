@@ -8,7 +8,7 @@ import pytest
 import torch
 from agreement import quantized, smooth
 from conftest import TINY_EDSR
-from engine_networks import MIRRORING, NETWORKS
+from engine_networks import EACH_NETWORK, MIRRORING, NETWORKS
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -31,7 +31,7 @@ PORTABLE = {"engine": "portable", "recipe": "fast", "w_bits": 7, "a_bits": 8}
 SIZES = ((24, 26), (17, 33), (1, 1))
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=EACH_NETWORK)
 def saved(request, tmp_path_factory):
     """A network, its file, and how its convolutions run."""
     net = quantized(NETWORKS[request.param], **PORTABLE)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from agreement import quantized, smooth
-from engine_networks import NETWORKS
+from engine_networks import EACH_NETWORK, NETWORKS
 
 from adabm_basicsr import load_network
 from adabm_basicsr.deployment.engines import save_for
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.runtimes
 FOR_TENSORRT = {"engine": "tensorrt", "recipe": "fast", "w_bits": 8, "a_bits": 8}
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=EACH_NETWORK)
 def saved(request, tmp_path_factory):
     net = quantized(NETWORKS[request.param], **FOR_TENSORRT)
     path = tmp_path_factory.mktemp("tensorrt") / "net.onnx"
