@@ -78,7 +78,9 @@ def test_runtimes_agree_on_symmetric_graphs(network, tmp_path):
 @pytest.mark.parametrize("network", SYMMETRIC.values(), ids=SYMMETRIC.keys())
 @pytest.mark.parametrize("level", [None, 1])
 def test_symmetric_files_are_right_in_programs_that_load_them_as_they_are(level, network, tmp_path):
-    net = quantized(network, w_bits=8, a_bits=8, recipe="fast")
+    # Products of wider weights are added up wrongly by CPUs without VNNI.
+    bits = {"w_bits": 7, "a_bits": 8, "layers": {"*": {"w_bits": 7}}}
+    net = quantized(network, recipe="fast", **bits)
     save_onnx(net, tmp_path / "net.onnx", symmetric=True, level=level)
     image = smooth(1)
     options = {"INFERENCE_PRECISION_HINT": "f32"}
