@@ -6,7 +6,7 @@ matter of `convolutions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
@@ -45,12 +45,22 @@ def refuse(node: onnx.NodeProto, why: str) -> ExportError:
     )
 
 
+def _layer(
+    kind: str,
+    node: onnx.NodeProto,
+    parameters: Mapping[int, Parameter] | None = None,
+    weights: Sequence[bytes] = (),
+) -> Layer:
+    """The layer of a node that takes one image, beside constants, and makes one."""
+    return Layer(kind, [node.input[0]], [node.output[0]], parameters or {}, list(weights))
+
+
 def _same(kind: str, **numbers: float) -> Converter:
     """An operator that ncnn has as it is, with fixed parameters ``p0``, ``p1``, ..."""
 
     def convert(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
         parameters = {int(name[1:]): value for name, value in numbers.items()}
-        return [Layer(kind, [node.input[0]], [node.output[0]], dict(parameters))]
+        return [_layer(kind, node, dict(parameters))]
 
     return convert
 
@@ -62,13 +72,13 @@ def _with_attributes(kind: str, **names: float) -> Converter:
         parameters: dict[int, Parameter] = {}
         for key, (name, default) in enumerate(names.items()):
             parameters[key] = float(attribute(node, name, default))
-        return [Layer(kind, [node.input[0]], [node.output[0]], parameters)]
+        return [_layer(kind, node, parameters)]
 
     return convert
 
 
 def _unary(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
-    return [Layer("UnaryOp", [node.input[0]], [node.output[0]], {0: UNARY[node.op_type]})]
+    return [_layer("UnaryOp", node, {0: UNARY[node.op_type]})]
 
 
 def _binary(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -98,12 +108,12 @@ def _power(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
         exponent = float(edited.constant_of(node, 1).item())
     if exponent not in POWERS:
         raise refuse(node, "it is another power than the square, the root or the reciprocal")
-    return [Layer("UnaryOp", [node.input[0]], list(node.output), {0: POWERS[exponent]})]
+    return [_layer("UnaryOp", node, {0: POWERS[exponent]})]
 
 
 def _prelu(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     slopes = edited.constant_of(node, 1)
-    layer = Layer("PReLU", [node.input[0]], list(node.output), {0: slopes.size}, [floats(slopes)])
+    layer = _layer("PReLU", node, {0: slopes.size}, [floats(slopes)])
     return [layer]
 
 
@@ -111,7 +121,7 @@ def _batch_norm(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     slope, bias, mean, variance = (edited.constant(name) for name in node.input[1:])
     parameters: dict[int, Parameter] = {0: slope.size, 1: float(attribute(node, "epsilon", 1e-5))}
     weights = [floats(values) for values in (slope, mean, variance, bias)]
-    return [Layer("BatchNorm", [node.input[0]], [node.output[0]], parameters, weights)]
+    return [_layer("BatchNorm", node, parameters, weights)]
 
 
 def _instance_norm(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -119,7 +129,7 @@ def _instance_norm(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     epsilon = float(attribute(node, "epsilon", 1e-5))
     parameters: dict[int, Parameter] = {0: slope.size, 1: epsilon, 2: 1}
     weights = [floats(slope), floats(bias)]
-    return [Layer("InstanceNorm", [node.input[0]], list(node.output), parameters, weights)]
+    return [_layer("InstanceNorm", node, parameters, weights)]
 
 
 def _clip(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -127,19 +137,19 @@ def _clip(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     for key, name in enumerate(node.input[1:]):
         if name:
             parameters[key] = float(edited.constant(name))
-    return [Layer("Clip", [node.input[0]], list(node.output), parameters)]
+    return [_layer("Clip", node, parameters)]
 
 
 def _gelu(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     is_fast = attribute(node, "approximate", b"none") == b"tanh"
-    return [Layer("GELU", [node.input[0]], list(node.output), {0: int(is_fast)})]
+    return [_layer("GELU", node, {0: int(is_fast)})]
 
 
 def _pixel_shuffle(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     if attribute(node, "mode", b"DCR") != b"CRD":
         raise refuse(node, "its channels are in another order than torch's pixel shuffle has")
     parameters = {0: attribute(node, "blocksize")}
-    return [Layer("PixelShuffle", [node.input[0]], list(node.output), parameters)]
+    return [_layer("PixelShuffle", node, parameters)]
 
 
 def _resize(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -151,7 +161,7 @@ def _resize(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
         raise refuse(node, "it enlarges to a size rather than by a factor")
     *_, height, width = (float(scale) for scale in edited.constant(scales))
     parameters = {0: INTERPOLATIONS[form], 1: height, 2: width}
-    return [Layer("Interp", [node.input[0]], list(node.output), parameters)]
+    return [_layer("Interp", node, parameters)]
 
 
 def _concat(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -176,7 +186,7 @@ def _slice(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
         raise refuse(node, "it takes another part than some channels in a row")
     ends = [end if end < LARGEST else TO_THE_END for end in ends]
     parameters = {9: starts, 10: ends, 11: [0]}
-    return [Layer("Crop", [node.input[0]], list(node.output), parameters)]
+    return [_layer("Crop", node, parameters)]
 
 
 def _reduce(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -197,7 +207,7 @@ def _global_pool(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
 def _reduction(node: onnx.NodeProto, operation: int, axes: Sequence[int]) -> Layer:
     # 5: axes are counted as they are here; older versions count them otherwise without it.
     parameters: dict[int, Parameter] = {0: operation, 1: 0, 3: list(axes), 4: 1, 5: 1}
-    return Layer("Reduction", [node.input[0]], list(node.output), parameters)
+    return _layer("Reduction", node, parameters)
 
 
 def _pool(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -219,7 +229,7 @@ def _pool(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
         5: 1,  # windows that go beyond the image aren't taken
         6: attribute(node, "count_include_pad", 0),
     }
-    return [Layer("Pooling", [node.input[0]], [node.output[0]], parameters)]
+    return [_layer("Pooling", node, parameters)]
 
 
 def _pad(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
@@ -231,7 +241,7 @@ def _pad(edited: EditedGraph, node: onnx.NodeProto) -> list[Layer]:
     if len(node.input) > 2 and node.input[2]:
         value = float(edited.constant_of(node, 2))
     parameters = {0: pads[2], 1: pads[6], 2: pads[3], 3: pads[7], 4: PADDINGS[mode], 5: value}
-    return [Layer("Padding", [node.input[0]], list(node.output), parameters)]
+    return [_layer("Padding", node, parameters)]
 
 
 def _axis(node: onnx.NodeProto, axis: int) -> int:
