@@ -160,6 +160,11 @@ class QuantizationConfig:
         return ENGINES[self.engine]
 
     @property
+    def folds_channel_scales(self) -> bool:
+        """Whether weights take over the scales of channels, as the engine has none for them."""
+        return self.calibration.reconstruct and not self.integers_of.channel_scales
+
+    @property
     def calibration(self) -> Calibration:
         """How it is calibrated."""
         return self.preset.calibration

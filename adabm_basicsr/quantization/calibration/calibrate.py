@@ -32,7 +32,12 @@ from adabm_basicsr.quantization.calibration.equalisation import equalise
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
-from adabm_basicsr.quantization.calibration.statistics import ChannelEnds, Statistics, observe
+from adabm_basicsr.quantization.calibration.statistics import (
+    ChannelEnds,
+    Statistics,
+    observe,
+    read_batches,
+)
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first
@@ -75,12 +80,12 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
     """
     recipe = net.config.calibration
     with net.lock:
-        statistics, images = observe(net, batches)
+        images = read_batches(batches)
         warn_of_empty_images(images)
-        if recipe.reconstruct and not net.config.integers_of.channel_scales:
+        if net.config.folds_channel_scales:
             fold_channel_scales(net, representative(images))
             copy_from_first(net)
-            statistics, images = observe(net, images)
+        statistics, _ = observe(net, images)
         _forget_earlier(net)
         # Before ranges: which form these take depends on the bits.
         _set_layer_factors(statistics)

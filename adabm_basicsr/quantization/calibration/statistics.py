@@ -146,6 +146,20 @@ class Statistics:
         return torch.stack(self._sensitivities).mean()
 
 
+def read_batches(batches: Iterable[Tensor]) -> list[Tensor]:
+    """All batches of calibration images.
+
+    Raises:
+        AdaBMError: There is no batch, or one holds values that are not finite.
+    """
+    images = list(batches)
+    if not images:
+        raise AdaBMError("calibration needs at least one batch of images, and got none")
+    for batch in images:
+        check_finite(batch, "a calibration image")
+    return images
+
+
 def observe(
     net: QuantizedNetwork, batches: Iterable[Tensor]
 ) -> tuple[list[Statistics], list[Tensor]]:
@@ -163,26 +177,26 @@ def observe(
     """
     calibration = net.config.calibration
     observer = FIND_RANGE[net.config.observer or calibration.observer]
-    # As the scales of channels do, where there are such.
-    holds_all = calibration.reconstruct and not net.config.integers_of.channel_scales
+    images = read_batches(batches)
     statistics = []
     hooks = []
     for quantizer in net.activation_quantizers().values():
-        observed = Statistics(quantizer, observer, calibration.relative_sensitivity, holds_all)
+        observed = Statistics(
+            quantizer,
+            observer,
+            calibration.relative_sensitivity,
+            # As the scales of channels do, where there are such.
+            holds_all=net.config.folds_channel_scales,
+        )
         statistics.append(observed)
         hooks.append(quantizer.register_forward_pre_hook(observed.see))
-    images = []
     try:
         with net.full_precision():
-            for batch in batches:
-                check_finite(batch, "a calibration image")
+            for batch in images:
                 _observe_batch(net, statistics, batch)
-                images.append(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    if not images:
-        raise AdaBMError("calibration needs at least one batch of images, and got none")
     return statistics, images
 
 
