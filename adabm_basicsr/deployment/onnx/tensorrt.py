@@ -56,8 +56,9 @@ def save_tensorrt(net: QuantizedNetwork, path: str | os.PathLike) -> Convolution
     broken = broken_rules(model)
     if broken:
         raise ExportError(f"TensorRT wouldn't run the graph as integers: {broken[0]}")
+    copy = in_float16(model)  # before a file is written: it may fail
     write_checked(model, path)
-    write_checked(in_float16(model), half_path(path))
+    write_checked(copy, half_path(path))
     return convolutions(EditedGraph(model))
 
 
