@@ -7,7 +7,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,10 +113,12 @@ def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
     from adabm_basicsr.deployment.ncnn.export import save_ncnn
 
     written = save_ncnn(net, path)
-    lines = [f"as integers: {len(written.integers)} convolutions"]
-    if written.floats:
-        lines.append(f"in float: {', '.join(written.floats)}")
-    return lines
+    return [f"as integers: {len(written.integers)} convolutions", *_in_float(written.floats)]
+
+
+def _in_float(names: Sequence[str]) -> list[str]:
+    """A line that names the convolutions which run in float; none where there are none."""
+    return [f"in float: {', '.join(names)}"] if names else []
 
 
 def _save_onnxruntime(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -150,11 +152,11 @@ def _save_tensorrt(net: QuantizedNetwork, path: Path) -> list[str]:
     found = save_tensorrt(net, path)
     total = sum(len(names) for names in found)
     of_integers = len(found.integers) + len(found.float_outputs)
-    lines = [f"as integers: {of_integers} of {total} convolutions"]
-    if found.floats:
-        lines.append(f"in float: {', '.join(found.floats)}")
-    lines.append(f"what isn't INT8 has 32 bits there, and 16 in the copy {half_path(path)}")
-    return lines
+    return [
+        f"as integers: {of_integers} of {total} convolutions",
+        *_in_float(found.floats),
+        f"what isn't INT8 has 32 bits there, and 16 in the copy {half_path(path)}",
+    ]
 
 
 def _save_integers(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -169,9 +171,7 @@ def _save_integers(net: QuantizedNetwork, path: Path) -> list[str]:
             "as integers in OpenVINO, in float in ONNX Runtime, which wants their outputs rounded: "
             + ", ".join(found.float_outputs)
         )
-    if found.floats:
-        lines.append(f"in float: {', '.join(found.floats)}")
-    return lines
+    return [*lines, *_in_float(found.floats)]
 
 
 EXPORTS = {

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adabm_basicsr.deployment.ncnn.files import PARAM_SUFFIX
 from adabm_basicsr.deployment.ncnn_network import NcnnNetwork
 from adabm_basicsr.deployment.onnx_network import OnnxNetwork
 from adabm_basicsr.deployment.packed import load_packed
@@ -16,7 +17,7 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 
 PACKED_SUFFIX = ".safetensors"
 ONNX_SUFFIX = ".onnx"
-NCNN_SUFFIX = ".param"
+NCNN_SUFFIX = PARAM_SUFFIX
 
 
 def load_network(

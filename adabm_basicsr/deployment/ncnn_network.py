@@ -22,7 +22,7 @@ from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import CheckpointError, ExportError, not_found
 from adabm_basicsr.files import is_file
 from adabm_basicsr.quantization.checks import check_images
-from adabm_basicsr.quantization.structure.sizes import run_padded
+from adabm_basicsr.quantization.structure.sizes import run_one_by_one
 
 SUCCESS = 0
 # Its wheels of 2023 and 2024 take up to 1.7 times as long without Winograd's algorithm, the one of
@@ -83,10 +83,7 @@ class NcnnNetwork:
             AdaBMError: The image is of another kind or shape, or ncnn can't run the network on it.
         """
         check_images(image, self.in_channels)
-        outputs = []
-        for sample in image.float().cpu().split(1):
-            outputs.append(run_padded(self._run, sample, self.size_multiple))
-        return torch.cat(outputs)
+        return run_one_by_one(self._run, image.float().cpu(), self.size_multiple)
 
     def _run(self, image: Tensor) -> Tensor:
         """One image, ``(1, C, H, W)``."""

@@ -26,7 +26,7 @@ from adabm_basicsr.deployment.runtimes import (
 )
 from adabm_basicsr.errors import CheckpointError, OptionError, did_you_mean, first_line
 from adabm_basicsr.quantization.checks import check_images
-from adabm_basicsr.quantization.structure.sizes import run_padded
+from adabm_basicsr.quantization.structure.sizes import run_one_by_one
 
 if TYPE_CHECKING:
     import onnx
@@ -161,10 +161,7 @@ class OnnxNetwork:
 
         # One by one: where the size of a batch is open, OpenVINO 2026.4 makes other pictures of
         # networks with shapes that follow the image.
-        outputs = []
-        for sample in image.split(1):
-            outputs.append(run_padded(run_tensor, sample, self.size_multiple))
-        return torch.cat(outputs)
+        return run_one_by_one(run_tensor, image, self.size_multiple)
 
     def graph_at(self, level: int) -> onnx.ModelProto:
         """The graph of one image class as the runtime is given it.

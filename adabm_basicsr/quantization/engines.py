@@ -63,6 +63,18 @@ class Engine:
         return replace(restricted, adaptive=False, image_bits=(0, 0), image_ranges=False)
 
 
+_ONNXRUNTIME = Engine(
+    zero_points=True,
+    channel_scales=False,
+    image_classes=False,
+    min_a_bits=8,
+    max_w_bits=8,
+    narrow=False,
+    sums=ALL_SUMS,
+    whole_biases=True,
+    ties_away=False,
+)
+
 ENGINES = {
     "openvino": Engine(
         zero_points=True,
@@ -86,17 +98,7 @@ ENGINES = {
         whole_biases=False,
         ties_away=True,
     ),
-    "onnxruntime": Engine(
-        zero_points=True,
-        channel_scales=False,
-        image_classes=False,
-        min_a_bits=8,
-        max_w_bits=8,
-        narrow=False,
-        sums=ALL_SUMS,
-        whole_biases=True,
-        ties_away=False,
-    ),
+    "onnxruntime": _ONNXRUNTIME,
     "tensorrt": Engine(
         zero_points=False,
         channel_scales=False,
@@ -108,15 +110,6 @@ ENGINES = {
         whole_biases=False,
         ties_away=False,
     ),
-    "portable": Engine(
-        zero_points=True,
-        channel_scales=False,
-        image_classes=False,
-        min_a_bits=8,
-        max_w_bits=7,
-        narrow=False,
-        sums=ALL_SUMS,
-        whole_biases=True,
-        ties_away=False,
-    ),
+    # The same, with weights that every CPU adds up rightly.
+    "portable": replace(_ONNXRUNTIME, max_w_bits=7),
 }

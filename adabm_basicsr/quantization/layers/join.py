@@ -116,9 +116,12 @@ def _can_be_added(operands: Sequence[object]) -> bool:
 
 
 def _are_images(operands: Sequence[object]) -> bool:
-    if not are_activations(operands):
-        return False
-    return all(x.dim() == IMAGE_AXES and x.is_floating_point() for x in operands)  # type: ignore[attr-defined]
+    return are_activations(operands) and all(map(is_image, operands))
+
+
+def is_image(x: object) -> bool:
+    """Whether this is a tensor of images, ``(B, C, H, W)``."""
+    return isinstance(x, Tensor) and x.dim() == IMAGE_AXES and x.is_floating_point()
 
 
 class _QuantizingMode(JoinMode):

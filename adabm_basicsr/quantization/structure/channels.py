@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.quantization.layers import QuantizedLayer, is_quantizable, quantized_type
-from adabm_basicsr.quantization.structure.tracing import first_argument
+from adabm_basicsr.quantization.structure.tracing import first_argument, written_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own from Python 3.11 on
@@ -297,7 +297,8 @@ class _ChannelTracer(TorchDispatchMode):
         name = func._overloadpacket.__name__
         if name in CREATIONS or not any(tensor in self._marks for tensor in tensors):
             return
-        written = _written(func, args, kwargs)
+        # None writes to several of those that are followed.
+        written = next(iter(written_tensors(func, args, kwargs)), None)
         if _is_view(func) or name.rstrip("_") in MOVES:
             self._move(func, args, kwargs, out, written)
             return
@@ -544,11 +545,3 @@ def _is_view(func: Any) -> bool:
         if returned.alias_info is not None and not returned.alias_info.is_write:
             return True
     return False
-
-
-def _written(func: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
-    """The tensor that an operation writes to."""
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            return args[index] if index < len(args) else kwargs.get(argument.name)
-    return None

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.quantization.engines import ALL_SUMS
 from adabm_basicsr.quantization.layers import JOINS_KEY, JoinMode, is_quantizable
-from adabm_basicsr.quantization.layers.join import IMAGE_AXES, Join, add
+from adabm_basicsr.quantization.layers.join import Join, add, is_image
 from adabm_basicsr.quantization.structure.tracing import first_argument
 from adabm_basicsr.quantization.user_code import users_code
 
@@ -169,7 +169,7 @@ class _Recorder(JoinMode):
         if is_quantizable(module):
             self._in_layer = True
             x = first_argument(args, kwargs)
-            if _is_image(x):
+            if is_image(x):
                 self._read(x, f"{name}.{INPUT}")
 
     def _leave(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
@@ -177,7 +177,7 @@ class _Recorder(JoinMode):
         self._seen_joins.pop()
         if is_quantizable(module):
             self._in_layer = False
-            if _is_image(output):
+            if is_image(output):
                 self._make(output, _Value(made_by=f"{name}.{OUTPUT}"))
 
     # Functions
@@ -268,7 +268,7 @@ class _Recorder(JoinMode):
     def read_in_float(self, arguments: Iterable[Any]) -> None:
         """Something takes values that it doesn't quantize."""
         for leaf in tree_leaves(list(arguments)):
-            if _is_image(leaf) and leaf in self._values:
+            if is_image(leaf) and leaf in self._values:
                 self._values[leaf].origin.in_float = True
 
     def found(self) -> list[list[str]]:
@@ -307,7 +307,3 @@ def _number(args: tuple) -> Number | None:
     """The number among two factors; None if both are tensors."""
     numbers = [value for value in args if isinstance(value, Number)]
     return numbers[0] if len(args) == 2 and numbers else None
-
-
-def _is_image(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == IMAGE_AXES and x.is_floating_point()

@@ -111,6 +111,14 @@ def mirrored(size: int, multiple: int) -> Tensor:
     return (size - 1) - (size - 1 - position).abs()
 
 
+def run_one_by_one(network: Callable[[Tensor], Tensor], images: Tensor, multiple: int) -> Tensor:
+    """`run_padded` of each of several images, ``(B, C, H, W)``, for what takes one at a time."""
+    outputs = []
+    for image in images.split(1):
+        outputs.append(run_padded(network, image, multiple))
+    return torch.cat(outputs)
+
+
 def run_padded(network: Callable[[Tensor], Tensor], image: Tensor, multiple: int) -> Tensor:
     """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quantizable
+from adabm_basicsr.quantization.layers.join import is_image
 from adabm_basicsr.quantization.structure.macs import MacCounter
 from adabm_basicsr.quantization.user_code import users_code
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PIXEL_SHUFFLES = (torch.pixel_shuffle, F.pixel_shuffle)
-IMAGE_AXES = 4  # of (B, C, H, W)
 KEPT_VALUES = 8  # of each sample; enough to distinguish it from others
 
 
@@ -102,7 +102,7 @@ def trace_network(network: nn.Module, example: Tensor) -> Trace:
 
 def _check_output(kind: str, output: object) -> None:
     """Reject what a network of the class ``kind`` gives, if that isn't an image."""
-    if isinstance(output, Tensor) and output.dim() == IMAGE_AXES and output.is_floating_point():
+    if is_image(output):
         return
     raise AdaBMError(
         f"{kind} gives {_described(output)} instead of one image: its forward must return a float "
@@ -176,19 +176,9 @@ class _Tracer(MacCounter):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func._schema.is_mutable:
-            self._note_overwritten(func._schema.arguments, args, kwargs or {})
+        for tensor in written_tensors(func, args, kwargs or {}):
+            self.trace.overwritten |= self._readers.get(_whole(tensor), set())
         return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _note_overwritten(
-        self, arguments: Iterable[Any], args: tuple, kwargs: dict[str, Any]
-    ) -> None:
-        """Note the layers that took what an operation writes to; ``arguments`` are its schema's."""
-        for index, argument in enumerate(arguments):
-            is_written = argument.alias_info is not None and argument.alias_info.is_write
-            value = args[index] if index < len(args) else kwargs.get(argument.name)
-            if is_written and isinstance(value, Tensor):
-                self.trace.overwritten |= self._readers.get(_whole(value), set())
 
     def count(self, module: nn.Module | None, operation: str, macs: int) -> None:
         """Note multiply-accumulates at the product, layer or other operation that did them."""
@@ -276,6 +266,19 @@ def first_argument(args: tuple, kwargs: dict[str, Any]) -> Any:
     if args:
         return args[0]
     return next(iter(kwargs.values()), None)
+
+
+def written_tensors(func: Any, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation of `torch.ops` writes to."""
+    if not func._schema.is_mutable:
+        return []
+    written = []
+    for index, argument in enumerate(func._schema.arguments):
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and isinstance(value, Tensor):
+            written.append(value)
+    return written
 
 
 def _whole(x: Tensor) -> Tensor:
