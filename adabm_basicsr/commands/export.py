@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _save(net: QuantizedNetwork, args: argparse.Namespace) -> list[str]:
     """Write the file; lines on what is in it, beside its size."""
     if args.engine is not None:
-        return save_for(args.engine, net, args.out)
+        return save_for(args.engine, net, args.out, args.tune)
     if args.format == "packed":
         save_packed(net, args.out)
         return []
@@ -70,6 +70,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="ENGINE",
         help=f"what will run the file: {programs()}. It must be what the network was quantized for "
         "(network_g: engine); docs/engines.md says which file is for which program",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="with --for openvino or openvino_uint8: try the forms of the file on this machine, "
+        "and write the fastest",
     )
     parser.add_argument(
         "--format",
@@ -102,6 +108,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _choose_file(args: argparse.Namespace) -> None:
     """Fill in the format and the file to write, where they are left out, and check them."""
+    if args.tune and args.engine is None:
+        raise OptionError("--tune: it is for files for OpenVINO; add --for openvino")
     of_onnx = args.symmetric or args.level is not None
     if args.engine is not None:
         if args.engine not in EXPORTS:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
+from adabm_basicsr.deployment.tuning import fastest_form
 from adabm_basicsr.errors import ExportError
-from adabm_basicsr.quantization.engines import ENGINES
+from adabm_basicsr.quantization.engines import CONCATENATIONS, ENGINES
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 # Traits that a network may have and an engine may lack, and what to say of them.
@@ -35,21 +36,27 @@ class Export(NamedTuple):
         suffix: What their names end in.
         save: Writes a network to a path; returns lines on what runs how.
         next_step: What to do with the file.
+        save_form: Writes a network in a form, a key of `deployment.onnx.fusion.FORMS`; None where
+            files have one form alone.
+        forms: Those that ``--tune`` tries, the usual one first.
     """
 
     programs: str
     suffix: str
     save: Callable[[QuantizedNetwork, Path], list[str]]
     next_step: str
+    save_form: Callable[[QuantizedNetwork, Path, str], list[str]] | None = None
+    forms: tuple[str, ...] = ()
 
 
-def save_for(engine: str, net: QuantizedNetwork, path: Path) -> list[str]:
+def save_for(engine: str, net: QuantizedNetwork, path: Path, tune: bool = False) -> list[str]:
     """Write a calibrated network for an engine.
 
     Args:
         engine: A key of `EXPORTS`.
         net: The network.
         path: The file to write.
+        tune: Whether to try the engine's forms on this machine and write the fastest.
 
     Returns:
         Lines on what runs as integers, what doesn't, and what to do with the file.
@@ -57,9 +64,17 @@ def save_for(engine: str, net: QuantizedNetwork, path: Path) -> list[str]:
     Raises:
         AdaBMError: The network's arithmetic isn't the engine's, or the network can't be written.
     """
-    check_fits(engine, net)
     export = EXPORTS[engine]
-    return [*export.save(net, path), export.next_step.format(path=path)]
+    if tune and export.save_form is None:
+        tuned = " or ".join(f"--for {name}" for name, other in EXPORTS.items() if other.forms)
+        raise ExportError(f"--tune: files for {engine} have one form alone; valid: {tuned}")
+    check_fits(engine, net)
+    next_step = export.next_step.format(path=path)
+    if not tune or export.save_form is None:
+        return [*export.save(net, path), next_step]
+    import_runtime("onnx")
+    form, table = fastest_form(net, export.save_form, export.forms)
+    return [*table, *export.save_form(net, path, form), next_step]
 
 
 def programs() -> str:
@@ -99,13 +114,26 @@ def _widest_weight(net: QuantizedNetwork) -> int:
     return max((quantizer.bits for quantizer in net.weight_quantizers().values()), default=0)
 
 
-def _save_openvino(net: QuantizedNetwork, path: Path) -> list[str]:
+def _save_openvino(net: QuantizedNetwork, path: Path, form: str | None = None) -> list[str]:
     import_runtime("onnx")
     # Imports onnx, which not everyone has.
     from adabm_basicsr.deployment.onnx.export import save_onnx
 
-    save_onnx(net, path)
+    save_onnx(net, path, form=form)
     return []
+
+
+def _save_openvino_uint8(
+    net: QuantizedNetwork, path: Path, form: str = CONCATENATIONS
+) -> list[str]:
+    import_runtime("onnx")
+    from adabm_basicsr.deployment.onnx.engine_files import save_integers
+
+    found = save_integers(net, path, form)
+    total = sum(len(names) for names in found)
+    of_integers = len(found.integers) + len(found.float_outputs)
+    lines = [f"as integers: {of_integers} of {total} convolutions"]
+    return [*lines, *_in_float(found.floats), *_warn_of_pairs(net)]
 
 
 def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -122,13 +150,17 @@ def _in_float(names: Sequence[str]) -> list[str]:
 
 
 def _save_onnxruntime(net: QuantizedNetwork, path: Path) -> list[str]:
-    lines = _save_integers(net, path)
-    if _widest_weight(net) > PAIRED_BITS:
-        lines.append(
-            "only for CPUs with VNNI (since 2019) and ARM: others add up products of 8-bit weights "
-            "in 16 bits, wrongly; engine: portable is right on all"
-        )
-    return lines
+    return [*_save_integers(net, path), *_warn_of_pairs(net)]
+
+
+def _warn_of_pairs(net: QuantizedNetwork) -> list[str]:
+    """A line on CPUs that add up pairs of products in 16 bits; none where these fit."""
+    if _widest_weight(net) <= PAIRED_BITS:
+        return []
+    return [
+        "only for CPUs with VNNI (since 2019) and ARM: others add up products of 8-bit weights "
+        "in 16 bits, wrongly; engine: portable is right on all"
+    ]
 
 
 def _save_portable(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -180,6 +212,16 @@ EXPORTS = {
         ONNX_SUFFIX,
         _save_openvino,
         "run it: adabm-basicsr upscale -m {path} -i IMAGES -o FOLDER",
+        _save_openvino,
+        ("openvino", "openvino_unmoved", "any"),
+    ),
+    "openvino_uint8": Export(
+        "OpenVINO in other programs, fast with concatenations",
+        ONNX_SUFFIX,
+        _save_openvino_uint8,
+        "load {path} in OpenVINO: RGB in 0..1, float32",
+        _save_openvino_uint8,
+        (CONCATENATIONS, f"{CONCATENATIONS}_unmoved"),
     ),
     "onnxruntime": Export(
         "ONNX Runtime in other programs",

@@ -27,7 +27,7 @@ GRAPH = "ONNX graph"
 NCNN = "ncnn network"
 PLAIN = "plain checkpoint"
 SHOWN_OPTIONS = ("recipe", "w_bits", "a_bits", "fully_quantized", "size_multiple", "engine")
-SHOWN_OF_GRAPHS = ("engine", "level", "symmetric", "arithmetic")
+SHOWN_OF_GRAPHS = ("engine", "form", "level", "symmetric", "arithmetic")
 
 
 @dataclass

@@ -177,7 +177,7 @@ class OnnxNetwork:
         if self.only_level not in (None, level):
             raise OptionError(f"level: {level}: {self.path} is for class {self.only_level} alone")
         try:
-            model = fuse(self._at_level(level), RUNTIMES[self.runtime].form)
+            model = fuse(self._at_level(level), self._form())
             check_grids(model)
             check_shapes(model, self.size_multiple)
             if not has_exact_int8():
@@ -195,6 +195,13 @@ class OnnxNetwork:
         model = type(self._model)()
         model.CopyFrom(self._model)
         return model
+
+    def _form(self) -> str:
+        """The form that the runtime is given: its own, or what the file names for OpenVINO."""
+        form = self.description.get("form")
+        if form is not None and self.runtime == "openvino":
+            return str(form)
+        return RUNTIMES[self.runtime].form
 
     def _check_output(self, image: Tensor, output: np.ndarray) -> None:
         """Reject what is no image for each image, which only a damaged graph makes."""

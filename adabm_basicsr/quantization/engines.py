@@ -16,6 +16,7 @@ DEFAULT_ENGINE = "openvino"
 # What is quantized of sums.
 NO_SUMS = "none"
 RESIDUAL = "residual"  # what is added to a layer's output
+CONCATENATIONS = "concatenations"  # sums stay in float, what is concatenated doesn't
 ALL_SUMS = "all"  # both operands and the sum, and whatever else layers make
 
 
@@ -33,7 +34,8 @@ class Engine:
         max_w_bits: Largest bit-width of weights. Some processors add up pairs of products in 16
             bits, which those of 8 bits overflow.
         narrow: Whether signed integers, weights and activations, end at -127 rather than at -128.
-        sums: What of sums is quantized: `NO_SUMS`, `RESIDUAL` or `ALL_SUMS`.
+        sums: What of sums is quantized: `NO_SUMS`, `RESIDUAL`, `CONCATENATIONS` or
+            `ALL_SUMS`.
         whole_biases: Whether biases are integers of 32 bits, in units of what products add up to.
         ties_away: Whether halves are rounded away from zero, rather than to the even neighbour.
     """
@@ -84,6 +86,18 @@ ENGINES = {
         max_w_bits=8,
         narrow=False,
         sums=NO_SUMS,
+        whole_biases=False,
+        ties_away=False,
+    ),
+    # One scale for all channels, so that what is split and concatenated stays integers.
+    "openvino_uint8": Engine(
+        zero_points=True,
+        channel_scales=False,
+        image_classes=False,
+        min_a_bits=8,
+        max_w_bits=8,
+        narrow=False,
+        sums=CONCATENATIONS,
         whole_biases=False,
         ties_away=False,
     ),

@@ -1,7 +1,7 @@
 """What is compared in each engine: the float network, other tools' files, and ours.
 
 Whatever `EXPORTS` writes is one of ours by itself: ``.onnx`` files run in ONNX Runtime, but for
-those of ``openvino``, and ``.param`` files in ncnn.
+those of ``openvino`` and ``openvino_uint8``, and ``.param`` files in ncnn.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def variants(program: str, bits: list[str], all_peers: bool) -> list[Variant]:
 
 def program_of(engine: str) -> str:
     """The program that runs the files for an engine here."""
-    if engine == "openvino":
+    if engine.startswith("openvino"):
         return "openvino"
     if EXPORTS[engine].suffix == NCNN_SUFFIX:
         return "ncnn"
@@ -207,6 +207,9 @@ def ours(engine: str, bits: str) -> list[Variant]:
         if program_of(engine) == "onnxruntime":
             start = "ONNX Runtime"
             layers = onnxruntime_file_layers
+        elif program_of(engine) == "openvino":
+            start = "OpenVINO, float32"
+            layers = partial(openvino_file_layers, precision="f32")
         share = partial(_share, layers)
         return [OurVariant(name, start, file, export, "ours", share, checkpoint)]
 
@@ -313,7 +316,7 @@ def calibrate(kind: str, checkpoint: Path) -> None:
         kind: Architecture, a key of `NETWORKS`.
         checkpoint: The file to write, named ``ENGINE_BITS.pth``.
     """
-    engine, bits = checkpoint.stem.split("_")
+    engine, _, bits = checkpoint.stem.rpartition("_")
     w_bits, a_bits = parse_bits(bits)
     opt = option_file(
         checkpoint.stem,

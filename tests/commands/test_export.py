@@ -117,6 +117,9 @@ BAD = {
         "1",
     ): "--for takes no --format, --symmetric or --level",
     ("-m", "net.pth", "--for", "opencv"): "--for: 'opencv' is no engine; valid: openvino (adabm-",
+    ("-m", "net.pth", "--tune"): "--tune: it is for files for OpenVINO; add --for openvino",
+    ("-m", "net.pth", "--for", "ncnn", "--tune"): "--tune: files for ncnn have one form alone; "
+    "valid: --for openvino or --for openvino_uint8",
     ("-m", "net.pth", "--for", "ncnn"): "quantized for engine: openvino",
     ("-m", "net.pth", "--for", "ncnn", "-o", "net.onnx"): "must end in .param with --for ncnn",
 }

@@ -19,6 +19,7 @@ def describe(
     net: QuantizedNetwork,
     symmetric: bool = False,
     level: int | None = None,
+    form: str | None = None,
 ) -> None:
     """Write into the metadata of a model how its network was built and quantized.
 
@@ -27,12 +28,15 @@ def describe(
         net: The network.
         symmetric: Whether inputs are quantized without zero points, whatever the network has.
         level: The image class that the graph is for; None where it is for all.
+        form: What `OnnxNetwork` makes of the graph for OpenVINO, a key of `fusion.FORMS`; None for
+            its own choice.
     """
     description: dict[str, Any] = {
         "format": FORMAT,
         "size_multiple": net.size_multiple,
         "engine": net.config.engine,
         "level": level,
+        "form": form,
         "symmetric": symmetric or not net.config.integers_of.zero_points,
         "arithmetic": _arithmetic(net, symmetric),
     }

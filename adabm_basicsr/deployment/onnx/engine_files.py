@@ -22,12 +22,15 @@ OPSET = 17
 IR_VERSION = 8  # of opset 17; newer ones are refused by runtimes of its time
 
 
-def save_integers(net: QuantizedNetwork, path: str | os.PathLike) -> Convolutions:
+def save_integers(
+    net: QuantizedNetwork, path: str | os.PathLike, form: str = ALL_SUMS
+) -> Convolutions:
     """Write a calibrated network as an ONNX file for engines.
 
     Args:
         net: The network, quantized for such an engine.
         path: The file to write.
+        form: Of the graph, a key of `fusion.FORMS`.
 
     Returns:
         Which convolutions run as integers.
@@ -36,8 +39,9 @@ def save_integers(net: QuantizedNetwork, path: str | os.PathLike) -> Convolution
         AdaBMError: The network isn't calibrated, its operations can't be expressed, or the file
             can't be written.
     """
-    model = fuse(at_level(to_onnx(net, opset=OPSET), MIDDLE), ALL_SUMS)
+    model = fuse(at_level(to_onnx(net, opset=OPSET), MIDDLE), form)
     model.ir_version = IR_VERSION
-    describe(model, net, level=MIDDLE)
+    # The graph for OpenVINO has its form already, and keeps it.
+    describe(model, net, level=MIDDLE, form=None if form == ALL_SUMS else form)
     write_checked(model, path)
-    return convolutions(EditedGraph(model))
+    return convolutions(EditedGraph(model), moves_integers=form != ALL_SUMS)

@@ -86,6 +86,7 @@ def save_onnx(
     path: str | os.PathLike,
     symmetric: bool = False,
     level: int | None = None,
+    form: str | None = None,
 ) -> None:
     """Write a calibrated network as an ONNX file, atomically and only once it is checked.
 
@@ -96,6 +97,8 @@ def save_onnx(
             (TensorRT): 8-bit layers lose up to a bit, others nothing.
         level: Write a graph for this image class (0, 1, 2) alone, without the choice and without
             INT4: all scales are constants then, which some engines want.
+        form: What `OnnxNetwork` makes of the graph for OpenVINO, a key of `fusion.FORMS`; None for
+            its own choice.
 
     Raises:
         AdaBMError: The network isn't calibrated, its recipe has no integers, its operations can't
@@ -104,7 +107,7 @@ def save_onnx(
     model = to_onnx(net, symmetric)
     if level is not None:
         model = fuse(at_level(model, level))
-    describe(model, net, symmetric, level)
+    describe(model, net, symmetric, level, form)
     write_checked(model, path)
 
 

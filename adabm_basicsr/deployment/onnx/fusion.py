@@ -29,6 +29,7 @@ from adabm_basicsr.deployment.onnx.exact import (
 )
 from adabm_basicsr.deployment.onnx.integers import (
     drop_ones,
+    drop_repeated,
     drop_unused,
     merge_equal,
     quantize_before_views,
@@ -47,7 +48,7 @@ from adabm_basicsr.deployment.onnx.matching import (
     of_channels,
 )
 from adabm_basicsr.deployment.onnx.shuffles import convolve_early, enlarge_late
-from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
+from adabm_basicsr.quantization.engines import ALL_SUMS, CONCATENATIONS, RESIDUAL
 
 Rewrite = Callable[[EditedGraph], None]
 
@@ -110,19 +111,34 @@ def _convolution_before(
 
 
 ANY = "any"
+# As others, with shuffles where the network has them.
+UNMOVED = "openvino_unmoved"
+CONCATENATIONS_UNMOVED = f"{CONCATENATIONS}_unmoved"
 # Shuffles are moved again once layers were: what stood behind a layer may be next to them now.
 ALWAYS: tuple[Rewrite, ...] = (drop_clips, enlarge_late, convolve_early, enlarge_late)
+_OPENVINO: tuple[Rewrite, ...] = (
+    absorb_scales,
+    clip_first,
+    round_first,
+    keep_order,
+    keep_borders,
+    fill_biases,
+)
+_CONCATENATIONS: tuple[Rewrite, ...] = (
+    drop_ones,
+    scale_layers,
+    quantize_before_views,
+    quantize_once,
+    merge_equal,
+    drop_repeated,
+    drop_unused,
+    keep_borders,
+    fill_biases,
+)
 FORMS: dict[str, tuple[Rewrite, ...]] = {
     ANY: (*ALWAYS, absorb_scales, keep_borders, fill_biases),
-    "openvino": (
-        *ALWAYS,
-        absorb_scales,
-        clip_first,
-        round_first,
-        keep_order,
-        keep_borders,
-        fill_biases,
-    ),
+    "openvino": (*ALWAYS, *_OPENVINO),
+    UNMOVED: (drop_clips, *_OPENVINO),
     # As fast with scales of channels where they are, and it rounds as the simulation does then.
     "onnxruntime": (*ALWAYS, add_up_integers),
     # For networks whose values are integers from layer to layer, by what is quantized of sums.
@@ -138,6 +154,8 @@ FORMS: dict[str, tuple[Rewrite, ...]] = {
         fill_biases,
         store_whole_biases,
     ),
+    CONCATENATIONS: (*ALWAYS, *_CONCATENATIONS),
+    CONCATENATIONS_UNMOVED: _CONCATENATIONS,
     RESIDUAL: (
         drop_ones,
         scale_layers,

@@ -143,6 +143,47 @@ def quantize_before_views(edited: EditedGraph) -> None:
         edited.insert(DEQUANTIZE, grid, view, f"{view.name}_rounded")
 
 
+def drop_repeated(edited: EditedGraph) -> None:
+    """Take out quantizations of what holds grid points, which was moved or concatenated since.
+
+    OpenVINO moves the integers themselves then, and would round them once more otherwise::
+
+        before:  DequantizeLinear(s) -> Split -> QuantizeLinear(s) -> DequantizeLinear(s)
+        after:   DequantizeLinear(s) -> Split
+    """
+    for quantize in edited.of_type(QUANTIZE):
+        sources = _dequantizations(edited, quantize.input[0])
+        grids = {_grid(edited, source) for source in sources}
+        if grids != {_grid(edited, quantize)}:
+            continue
+        for dequantize in edited.takers(quantize):
+            edited.replace_value(dequantize.output[0], quantize.input[0])
+            edited.graph.node.remove(dequantize)
+        edited.graph.node.remove(quantize)
+
+
+def _dequantizations(edited: EditedGraph, name: str) -> list[onnx.NodeProto]:
+    """What makes floats of the integers that a value holds, moved, taken apart or concatenated.
+
+    None where a part of the value has other floats.
+    """
+    maker = edited.maker(name)
+    if maker is None:
+        return []
+    if maker.op_type == DEQUANTIZE:
+        return [maker]
+    if maker.op_type not in (*VIEWS, "Concat"):
+        return []
+    moved = maker.input if maker.op_type == "Concat" else maker.input[:1]
+    found: list[onnx.NodeProto] = []
+    for part in moved:
+        sources = _dequantizations(edited, part)
+        if not sources:
+            return []
+        found += sources
+    return found
+
+
 def drop_unused(edited: EditedGraph) -> None:
     """Take out what nothing takes, such as floats of integers that other floats have replaced."""
     outputs = {output.name for output in edited.graph.output}
@@ -250,11 +291,20 @@ class Convolutions(NamedTuple):
     floats: list[str]
 
 
-def convolutions(edited: EditedGraph) -> Convolutions:
-    """How the convolutions of a graph of one image class run."""
+def convolutions(edited: EditedGraph, moves_integers: bool = False) -> Convolutions:
+    """How the convolutions of a graph of one image class run.
+
+    Args:
+        edited: The graph.
+        moves_integers: Whether the engine splits, moves and concatenates integers by itself, so
+            that they needn't be rounded again right before a convolution.
+    """
     found = Convolutions([], [], [])
     for conv in edited.of_type(CONVOLVE, "ConvTranspose"):
-        if conv.op_type != CONVOLVE or not _takes_integers(edited, conv):
+        takes_integers = _takes_integers(edited, conv)
+        if moves_integers and not takes_integers:
+            takes_integers = all(_dequantizations(edited, name) for name in conv.input[:BIAS])
+        if conv.op_type != CONVOLVE or not takes_integers:
             found.floats.append(conv.name)
         elif _makes_integers(edited, conv):
             found.integers.append(conv.name)

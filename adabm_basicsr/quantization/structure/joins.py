@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adabm_basicsr.quantization.engines import ALL_SUMS
+from adabm_basicsr.quantization.engines import ALL_SUMS, CONCATENATIONS, RESIDUAL
 from adabm_basicsr.quantization.layers import JOINS_KEY, JoinMode, is_quantizable
 from adabm_basicsr.quantization.layers.join import Join, add, is_image
 from adabm_basicsr.quantization.structure.tracing import first_argument
@@ -104,6 +104,8 @@ class _Value:
         is_multiple: Whether it is a multiple.
         places: Paths of the quantizers of what takes it.
         in_float: Whether something takes it that doesn't quantize it.
+        operands: Of a concatenation the paths of its operands' quantizers, where what it makes has
+            their integers.
     """
 
     made_by: str = ""
@@ -111,6 +113,7 @@ class _Value:
     is_multiple: bool = False
     places: list[str] = field(default_factory=list)
     in_float: bool = False
+    operands: list[str] = field(default_factory=list)
 
     @property
     def origin(self) -> _Value:
@@ -204,12 +207,14 @@ class _Recorder(JoinMode):
         name = f"{owner}.{JOINS_KEY}.{index}".lstrip(".")
         self.operands[name] = len(values)
         is_sum = function is add
-        if self.sums == ALL_SUMS:
+        self._joined = _Value(made_by=f"{name}.output" if is_sum else "")
+        if self.sums == CONCATENATIONS and not is_sum:
+            self._joined.operands = [f"{name}.operands.{place}" for place in range(len(values))]
+        if self.sums == ALL_SUMS or self._joined.operands:
             for place, value in enumerate(values):
                 self._read(value, f"{name}.operands.{place}")
-        elif is_sum:
+        elif self.sums == RESIDUAL and is_sum:
             self._read_residual(name, values)
-        self._joined = _Value(made_by=f"{name}.output" if is_sum else "")
         return function(values)
 
     def _read_residual(self, name: str, values: Sequence[Tensor]) -> None:
@@ -258,7 +263,7 @@ class _Recorder(JoinMode):
     def _read(self, tensor: Tensor, place: str) -> None:
         """Something takes a value and quantizes it at a place."""
         value = self._value(tensor)
-        if value.has_integers:
+        if value.has_integers and self.sums != CONCATENATIONS:
             value.origin.in_float = True
             if not place.endswith(INPUT):
                 # Its integers are those of what it is a multiple of.
@@ -280,7 +285,8 @@ class _Recorder(JoinMode):
             if self.sums == ALL_SUMS and value.made_by and (places or value.in_float):
                 places.append(value.made_by)
             if places:
-                found.append(places)
+                # Integers of a concatenation are those of its operands, so all have one grid.
+                found.append([*places, *value.operands])
         return found
 
 

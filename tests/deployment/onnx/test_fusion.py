@@ -12,10 +12,10 @@ from torch import nn
 from adabm_basicsr import OnnxNetwork, calibrate, quantize, save_onnx
 from adabm_basicsr.deployment.onnx.editing import EditedGraph
 from adabm_basicsr.deployment.onnx.export import to_onnx
-from adabm_basicsr.deployment.onnx.fusion import FORMS, fuse
+from adabm_basicsr.deployment.onnx.fusion import CONCATENATIONS_UNMOVED, FORMS, fuse
 from adabm_basicsr.deployment.onnx.level import at_level
 from adabm_basicsr.deployment.runtimes import RUNTIMES
-from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
+from adabm_basicsr.quantization.engines import ALL_SUMS, CONCATENATIONS, RESIDUAL
 
 BETWEEN = ("Relu", "LeakyRelu", "PRelu", "Max", "Min")
 SR = {"num_in_ch": 3, "num_out_ch": 3}
@@ -50,8 +50,10 @@ def of_type(model, *kinds):
     return [node for node in model.graph.node if node.op_type in kinds]
 
 
-# The others are for networks of another arithmetic, see test_portable.py and test_tensorrt.py.
-OWN_FORMS = [form for form in FORMS if form not in (ALL_SUMS, RESIDUAL)]
+# These are for networks of another arithmetic, see test_portable.py, test_tensorrt.py and
+# test_openvino_uint8.py.
+OTHER_FORMS = (ALL_SUMS, RESIDUAL, CONCATENATIONS, CONCATENATIONS_UNMOVED)
+OWN_FORMS = [form for form in FORMS if form not in OTHER_FORMS]
 
 
 @pytest.mark.parametrize("form", OWN_FORMS)

@@ -11,7 +11,7 @@ from conftest import TINY_EDSR
 from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize
-from adabm_basicsr.quantization.engines import ALL_SUMS, RESIDUAL
+from adabm_basicsr.quantization.engines import ALL_SUMS, CONCATENATIONS, RESIDUAL
 from adabm_basicsr.quantization.structure.joins import find_joins
 
 IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
@@ -65,6 +65,25 @@ class Body(nn.Module):
 def halves(x, convs):
     left, right = convs[0](x).chunk(2, 1)
     return convs[1](torch.cat([right, left], 1))
+
+
+def dense(x, convs):
+    y = convs[0](x)
+    z = torch.cat([y[:, :4], x[:, :4] / 2], 1)
+    return torch.cat([convs[1](z)[:, :4], z[:, 4:]], 1) * x.mean((2, 3), keepdim=True) + y
+
+
+def test_what_is_concatenated_for_a_layer_has_one_grid_and_sums_have_none():
+    torch.manual_seed(0)
+    joins = find_joins(Body(dense), IMAGES[:1], CONCATENATIONS)
+    values = [set(places) for places in joins.values]
+    of_layer = [f"quantized_joins.0.operands.{place}" for place in range(2)]
+    # The second concatenation, which no layer takes, has a part of the first.
+    united = {*of_layer, "convs.1.input_quantizer", "quantized_joins.1.operands.1"}
+    assert united in values
+    assert {"quantized_joins.1.operands.0"} in values
+    assert joins.operands["quantized_joins.2"] == 2
+    assert not any("quantized_joins.2" in place for places in values for place in places)
 
 
 def scaled(x, convs):

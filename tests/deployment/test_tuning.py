@@ -1,0 +1,55 @@
+"""The form of a file that is fastest on this machine."""
+
+import json
+
+import pytest
+import torch
+from agreement import quantized, smooth
+from conftest import TINY_EDSR
+
+from adabm_basicsr import save_checkpoint
+from adabm_basicsr.commands.main import main
+from adabm_basicsr.deployment.engines import EXPORTS
+from adabm_basicsr.deployment.load import load_network
+from adabm_basicsr.deployment.tuning import TriedForm, choose, table
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
+
+pytestmark = pytest.mark.runtimes
+
+
+@pytest.mark.parametrize("engine", ["openvino", "openvino_uint8"])
+def test_the_file_has_the_form_that_was_chosen(engine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net = quantized(TINY_EDSR, engine=engine, recipe="fast", w_bits=8, a_bits=8)
+    save_checkpoint(net, "net.pth")
+    main(["export", "-m", "net.pth", "--for", engine, "--tune"])
+    _, heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["form", "milliseconds", "agreement"]
+    rows = [line.split() for line in lines[: len(EXPORTS[engine].forms)]]
+    assert [row[0] for row in rows] == list(EXPORTS[engine].forms)
+    assert min(float(row[1]) for row in rows) > 0
+    chosen = [row for row in rows if row[-1] == "chosen"]
+    assert len(chosen) == 1
+    assert float(chosen[0][2]) >= 50
+
+    main(["inspect", "net.onnx", "--json"])
+    assert json.loads(capsys.readouterr().out)["facts"]["form"] == chosen[0][0]
+    image = smooth(1)
+    with torch.no_grad():
+        assert pixel_psnr(load_network("net.onnx")(image), net(image)) >= 50
+
+
+def tried(form, agreement, *times):
+    return TriedForm(form, None, agreement, list(times))
+
+
+def test_forms_that_make_other_pixels_are_left_out():
+    forms = [tried("a", 60, 9, 30, 10), tried("b", 49, 1, 1, 1), tried("c", 80, 8, 9, 7)]
+    assert choose(forms) == "c"
+    assert table(forms) == [
+        "form  milliseconds  agreement",
+        "a             10.0    60.0 dB",
+        "b              1.0    49.0 dB  below 50 dB",
+        "c              8.0    80.0 dB  chosen",
+    ]
+    assert choose(forms[1:2]) == "b"
