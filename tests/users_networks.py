@@ -82,6 +82,107 @@ class _Tanh(Body):
         return y
 
 
+def _multiplied(x):
+    return torch.sigmoid(x).mul_(x)
+
+
+def _divided(x):
+    return torch.sigmoid(x).div_(x.abs() + 1)
+
+
+def _subtracted(x):
+    return torch.tanh(x).sub_(x)
+
+
+def _clamped(x):
+    y = torch.tanh(x)
+    product = y * x
+    y.clamp_(-0.5, 0.5)
+    return product + y
+
+
+def _rectified(x):
+    y = torch.tanh(x)
+    square = y * y
+    F.relu(y, inplace=True)
+    return square + y
+
+
+def _squashed(x):
+    y = torch.tanh(x)
+    square = y * y
+    return square + y.sigmoid_()
+
+
+def _half_multiplied(x):
+    y = torch.sigmoid(x)
+    y[:, : FEATURES // 2] *= x[:, FEATURES // 2 :]
+    return y
+
+
+def _cut_apart(x):
+    first, second = torch.sigmoid(x).chunk(2, dim=1)
+    first *= second
+    return torch.cat([first, second], dim=1)
+
+
+def _with_out(x):
+    y = torch.sigmoid(x)
+    return torch.mul(y, x, out=y)
+
+
+def _with_room(x):
+    room = torch.empty_like(x)
+    torch.mul(torch.sigmoid(x), x, out=room)
+    return room
+
+
+def _half_multiplied_twin(x):
+    y = torch.sigmoid(x)
+    first, second = y.chunk(2, dim=1)
+    return torch.cat([first * x[:, FEATURES // 2 :], second], dim=1)
+
+
+def _cut_apart_twin(x):
+    first, second = torch.sigmoid(x).chunk(2, dim=1)
+    return torch.cat([first * second, second], dim=1)
+
+
+# Ways to write in place what gradients need, each with the same not in place.
+IN_PLACE = [
+    (_multiplied, lambda x: torch.sigmoid(x) * x),
+    (_divided, lambda x: torch.sigmoid(x) / (x.abs() + 1)),
+    (_subtracted, lambda x: torch.tanh(x) - x),
+    (_clamped, lambda x: torch.tanh(x) * x + torch.tanh(x).clamp(-0.5, 0.5)),
+    (_rectified, lambda x: torch.tanh(x) ** 2 + F.relu(torch.tanh(x))),
+    (_squashed, lambda x: torch.tanh(x) ** 2 + torch.tanh(x).sigmoid()),
+    (_half_multiplied, _half_multiplied_twin),
+    (_cut_apart, _cut_apart_twin),
+    (_with_out, lambda x: torch.sigmoid(x) * x),
+    (_with_room, lambda x: torch.sigmoid(x) * x),
+]
+
+
+class InPlaceOperators(Smooth):
+    """Writes in place in each of these ways, one in each block."""
+
+    way = 0
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for ways in IN_PLACE:
+            block = Body()
+            block.between = ways[self.way]
+            self.blocks.append(block)
+
+
+class OperatorsTwin(InPlaceOperators):
+    """Computes the same, not in place."""
+
+    way = 1
+
+
 class _NoGradInside(Body):
     def between(self, x):
         with torch.no_grad():

@@ -12,11 +12,13 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
+from torch.overrides import TorchFunctionMode
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.distributed import gather_objects
@@ -28,6 +30,18 @@ from adabm_basicsr.quantization.user_code import (
     last_place,
     short_place,
 )
+
+# What cuts a tensor into parts that share its memory.
+_PARTS = {
+    torch.chunk,
+    torch.split,
+    torch.tensor_split,
+    torch.unbind,
+    Tensor.chunk,
+    Tensor.split,
+    Tensor.tensor_split,
+    Tensor.unbind,
+}
 
 
 def gradients_work(net: QuantizedNetwork, attempt: Callable[[], bool], instead: str) -> bool:
@@ -102,15 +116,46 @@ def _definition(network: nn.Module) -> str:
     return short_place(forward.__code__.co_filename, forward.__code__.co_firstlineno)
 
 
-def gradients_of_overwritten(net: QuantizedNetwork) -> AbstractContextManager:
+@contextmanager
+def gradients_of_overwritten(net: QuantizedNetwork) -> Iterator[None]:
     """Context for a forward pass and its backward pass.
 
     Of a network that changes in place what gradients need, as in ``y = sigmoid(x); y *= x``, they
     are found on copies.
     """
-    if net.overwrites:
-        return allow_mutation_on_saved_tensors()
-    return nullcontext()
+    if not net.overwrites:
+        yield
+        return
+    with allow_mutation_on_saved_tensors(), _Overwriting():
+        yield
+
+
+class _Overwriting(TorchFunctionMode):
+    """Mode in which functions of torch do what gradients don't go through in a way that they do.
+
+    A result goes where ``out=`` says as a copy, and parts of a tensor are views each for itself:
+    those that are made together may not be changed in place.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        target = kwargs.get("out")
+        if isinstance(target, Tensor):
+            others = {key: value for key, value in kwargs.items() if key != "out"}
+            return target.copy_(func(*args, **others))
+        made = func(*args, **kwargs)
+        if func in _PARTS:
+            return tuple(_own_view(part) for part in made)
+        return made
+
+
+def _own_view(part: Tensor) -> Tensor:
+    """``part`` of a tensor, as a view that was made alone."""
+    if part._base is None or part._base.dtype is not part.dtype:
+        return part
+    return part._base.as_strided(part.shape, part.stride(), part.storage_offset())
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from users_networks import (
     Autocast,
     CheckpointedConv,
     HalfOutput,
+    InPlaceOperators,
     InPlaceSigmoid,
     InPlaceTanh,
     NoBackward,
+    OperatorsTwin,
     PartInference,
     PartNoGrad,
     Reentrant,
@@ -124,6 +126,21 @@ def test_in_place_code_has_the_gradients_of_its_twin(recipe, warned):
         assert not torch.equal(output(net), calibrated)
         outputs.append(output(net))
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
+    assert not warned
+
+
+def test_all_ways_to_write_in_place_have_the_gradients_of_their_twin(warned):
+    outputs = []
+    last = {"keep_best": False}
+    for network in (InPlaceOperators, OperatorsTwin):
+        net = quantized(network, w_bits=8, a_bits=8, recipe="fast", ingredients=last)
+        calibrate(net, [IMAGES])
+        calibrated = output(net)
+        finetune(net, [IMAGES[:2]] * 2, iterations_per_epoch=2)
+        assert net.overwrites == (network is InPlaceOperators)
+        assert not torch.equal(output(net), calibrated)
+        outputs.append(output(net))
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-4)
     assert not warned
 
 
