@@ -37,19 +37,19 @@ from adabm_basicsr.errors import (
 )
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY
-from adabm_basicsr.quantization.config import QuantizationConfig, describe_config
-from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.structure.blueprint import (
+from adabm_basicsr.quantization.config import (
     MAX_CHANNELS,
-    Blueprint,
-    read_blueprint,
+    QuantizationConfig,
+    describe_config,
 )
+from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.blueprint import Blueprint, read_blueprint
+from adabm_basicsr.quantization.structure.image_channels import example_of, find_image_channels
+from adabm_basicsr.quantization.structure.preparation import uncompiled
 from adabm_basicsr.quantization.user_code import failure
 from adabm_basicsr.version import __version__
 
-EXAMPLE_SIZE = 48
 CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")
-RGB = 3  # channels
 # BasicSR registers some of its architectures, such as SRVGGNetCompact, with this ending.
 OWN_ENDING = "_basicsr"
 
@@ -88,7 +88,14 @@ class AdaBMNetwork(QuantizedNetwork):
         base = build_base(network)
         chosen = dict(getattr(base, "quantization_defaults", {}))
         chosen.update(options)
-        super().__init__(base, make_config(chosen), example_input(base, network), blueprint)
+        config = make_config(chosen)
+        if config.in_channels is not None:
+            example = example_of(base, config.in_channels)
+        elif blueprint is not None:
+            example = example_of(base, blueprint.in_channels)
+        else:
+            example = example_input(base, network, config.size_multiple)
+        super().__init__(base, config, example, blueprint)
         self.network_options = dict(network)
         if isinstance(base, Spandrel):
             self.network_options = base.options
@@ -328,24 +335,25 @@ def _is_like(value: object, default: object) -> bool:
     return True
 
 
-def example_input(network: nn.Module, options: Mapping[str, Any]) -> torch.Tensor:
-    """A grey image that the network takes, ``(1, C, H, W)``, on the network's device."""
-    channels = _input_channels(network, options)
-    device = torch.device("cpu")
-    for parameter in network.parameters():
-        device = parameter.device
-        break
-    return torch.full((1, channels, EXAMPLE_SIZE, EXAMPLE_SIZE), 0.5, device=device)
+def example_input(
+    network: nn.Module, options: Mapping[str, Any], size_multiple: int | None = None
+) -> torch.Tensor:
+    """A grey image that the network takes, ``(1, C, H, W)``, on the network's device.
 
+    Args:
+        network: The network, in evaluation mode from now on.
+        options: Those of its architecture.
+        size_multiple: What the sizes of its images are multiples of, if that is known.
 
-def _input_channels(network: nn.Module, options: Mapping[str, Any]) -> int:
+    Raises:
+        AdaBMError: Channels are out of range, or the network runs with no number of them.
+    """
     if isinstance(network, Spandrel):
-        return network.in_channels
+        return example_of(network, network.in_channels)
+    likeliest = []
     for key in CHANNEL_OPTIONS:
         if options.get(key):
-            return check_range(f"network_g: network: {key}", options[key], 1, MAX_CHANNELS)
-    for module in network.modules():
-        # Lazy ones don't know theirs yet.
-        if isinstance(module, nn.Conv2d) and module.in_channels:
-            return module.in_channels
-    return RGB
+            where = f"network_g: network: {key}"
+            likeliest.append(check_range(where, options[key], 1, MAX_CHANNELS))
+    network = uncompiled(network).eval()
+    return example_of(network, find_image_channels(network, likeliest, size_multiple))

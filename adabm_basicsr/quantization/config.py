@@ -29,6 +29,7 @@ FIXED_BITS = 8  # head and tail, where they are quantized at all
 MIN_BITS = 2
 MAX_BITS = 8
 BITS = (*range(MIN_BITS, MAX_BITS + 1), FLOAT_BITS)
+MAX_CHANNELS = 4096  # of an image
 MAX_SIZE_MULTIPLE = 256  # pixels; images are mirrored up to it, however small they are
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 # Targets, and what their values lie below: dB, and shares of full precision.
@@ -105,6 +106,12 @@ class QuantizationConfig:
         "counts.",
         {},
     )
+    in_channels: int | None = option(
+        "Channels of the images that the network takes; found by trying by default.",
+        None,
+        minimum=1,
+        maximum=MAX_CHANNELS,
+    )
     size_multiple: int | None = option(
         "Image sizes that the network takes are multiples of this; found by trying by default.",
         None,
@@ -136,6 +143,8 @@ class QuantizationConfig:
                 raise OptionError(f"{key}: {value!r} is not true or false")
         for key in PATTERN_KEYS:
             _check_patterns(key, getattr(self, key))
+        if self.in_channels is not None:
+            check_range("in_channels", self.in_channels, 1, MAX_CHANNELS)
         if self.size_multiple is not None:
             check_range("size_multiple", self.size_multiple, 1, MAX_SIZE_MULTIPLE)
         self._check_bits("w_bits", self.w_bits, MIN_BITS)

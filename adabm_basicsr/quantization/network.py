@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.errors import AdaBMError, CheckpointError
+from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
 from adabm_basicsr.quantization.checkpoint import (
     BASE_PREFIX,
@@ -131,8 +131,8 @@ class QuantizedNetwork(nn.Module):
         overwrites: Whether the network changes in place what gradients need, once that was tried.
 
     Raises:
-        AdaBMError: A pattern matches nothing, nothing can be quantized, or the network isn't in
-            float32.
+        AdaBMError: A pattern matches nothing, nothing can be quantized, the network isn't in
+            float32, or ``in_channels`` are others than those of ``example``.
     """
 
     layer_bits: Tensor
@@ -152,6 +152,10 @@ class QuantizedNetwork(nn.Module):
             raise AdaBMError(
                 f"the network works on {example.dtype}; quantize it in torch.float32 "
                 "(network.float())"
+            )
+        if config.in_channels not in (None, example.shape[1]):
+            raise OptionError(
+                f"in_channels: {config.in_channels}, but the example has {example.shape[1]}"
             )
         self.config = config
         self.lock = _Lock()

@@ -15,7 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import CheckpointError, is_whole
-from adabm_basicsr.quantization.config import BITS, MAX_SIZE_MULTIPLE, QuantizationConfig
+from adabm_basicsr.quantization.config import (
+    BITS,
+    MAX_CHANNELS,
+    MAX_SIZE_MULTIPLE,
+    QuantizationConfig,
+)
 from adabm_basicsr.quantization.engines import NO_SUMS
 from adabm_basicsr.quantization.layers import (
     JOINS_KEY,
@@ -37,7 +42,6 @@ from adabm_basicsr.quantization.structure.sizes import (
 )
 from adabm_basicsr.quantization.structure.surgery import LayerPlan, Plan, plan_layers
 
-MAX_CHANNELS = 4096
 MAX_OPERANDS = 4096  # of a concatenation
 MAX_MACS = 2**62
 
