@@ -7,8 +7,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 FORCED_LOADING = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+MEMORY_INFO = Path("/proc/meminfo")
+OWN_STATUS = Path("/proc/self/status")
+# What a container may take, in bytes or "max": of both kinds of cgroups.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
@@ -58,3 +66,27 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def most_memory() -> int | None:
+    """Bytes of memory that this process can hold, with what it holds; None where nothing says so.
+
+    It is what the system has left, or the limit of a container if that is less. Memory that the
+    process holds counts as free, as it keeps what it has freed.
+    """
+    if not MEMORY_INFO.is_file():
+        return None
+    most = _kibibytes(MEMORY_INFO, "MemAvailable:") + _kibibytes(OWN_STATUS, "VmRSS:")
+    for limit in CONTAINER_LIMITS:
+        text = limit.read_text().strip() if limit.is_file() else ""
+        if text.isdecimal():
+            most = min(most, int(text))
+    return most
+
+
+def _kibibytes(file: Path, key: str) -> int:
+    """A number of a file of Linux's ``/proc``, in bytes; 0 if it isn't there."""
+    for line in file.read_text().splitlines():
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    return 0

@@ -65,3 +65,31 @@ class Recursive(nn.Module):
         for _ in range(4):
             x = self.block(x)
         return F.pixel_shuffle(self.last(x), 2) + F.interpolate(image, scale_factor=2)
+
+
+class AttentionBlock(nn.Module):
+    """Attention of each pixel to all others."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.qkv, self.project = nn.Linear(features, 3 * features), nn.Linear(features, features)
+
+    def forward(self, x):
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        attention = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(dim=-1)
+        mixed = self.project(attention @ value)
+        return x + mixed.transpose(1, 2).reshape(x.shape)
+
+
+class GlobalAttention(nn.Module):
+    """Takes memory in proportion to the square of an image's pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = conv(3, 16), conv(16, 12)
+        self.blocks = nn.Sequential(AttentionBlock(16), AttentionBlock(16))
+
+    def forward(self, image):
+        return F.pixel_shuffle(self.last(self.blocks(self.first(image))), 2)

@@ -15,7 +15,8 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader
 
-from adabm_basicsr.errors import CheckpointError, OptionError
+from adabm_basicsr.environment import most_memory
+from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
@@ -33,6 +34,7 @@ from adabm_basicsr.quantization.distributed import own_share, wait_for_all, weig
 from adabm_basicsr.quantization.finetuning.best_state import PATCHES
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
+from adabm_basicsr.quantization.measures.memory import estimate_bytes
 from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
@@ -48,6 +50,8 @@ from adabm_basicsr.terminal import say
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+GB = 1e9
+EASY_PIXELS = 128**2  # of an image that any network has memory for
 LAST = -1  # what BasicSR calls the iteration of the end
 
 
@@ -82,6 +86,7 @@ class AdaBMModel(SRModel):
         self._log_coverage()
         self.image_name = ""
         self.size_multiple: int | None = None
+        self.checked_pixels = EASY_PIXELS  # of the largest image that there is memory for
 
     @property
     def bare_network(self) -> nn.Module:
@@ -257,6 +262,7 @@ class AdaBMModel(SRModel):
         net = self.bare_network
         net.eval()
         self._size_multiple(net)  # tried once, and no cost of the image
+        self._check_memory()
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
@@ -268,6 +274,28 @@ class AdaBMModel(SRModel):
         sentence = f"{type(net).__name__} cannot be run on image {self.image_name}"
         with users_code(net, sentence):
             return run_padded(net, image, multiple)
+
+    def _check_memory(self) -> None:
+        """Reject an image that the network has not enough memory for, before the system ends us."""
+        pixels = self.lq[0, 0].numel()
+        if self.opt["val"].get("tile") or self.lq.is_cuda or pixels <= self.checked_pixels:
+            return
+        self.checked_pixels = pixels
+        most = most_memory()
+        if most is None:
+            return
+        try:
+            needed = estimate_bytes(self._forward, self.lq)
+        except AdaBMError:
+            # It takes no images as small as those that are tried.
+            return
+        if needed > most:
+            height, width = self.lq.shape[2:]
+            raise OptionError(
+                f"val: tile: the network takes about {needed / GB:.1f} GB for image "
+                f"{self.image_name} of {width}x{height} pixels, and there are {most / GB:.1f} "
+                "GB; set a tile, such as 128"
+            )
 
     def _check_scale(self) -> None:
         """BasicSR cuts the ground truth to ``scale`` times the input.

@@ -1,13 +1,16 @@
 """Option files of networks that training code of ours can't follow, or that fail."""
 
 import json
+import re
 
 import pytest
 import torch
 import users_networks
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import write_images
+from small_networks import GlobalAttention
 
+from adabm_basicsr import environment
 from adabm_basicsr.commands.main import main
 
 LATEST = "experiments/tiny/models/net_g_latest.pth"
@@ -95,3 +98,31 @@ def test_a_size_that_fails_in_validation_ends_in_one_line(options, workspace, ca
         main(["test", "-opt", test])
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert "OddSizes cannot be run on an image of shape (1, 3, 31, 29): IndexError" in last
+
+
+def test_an_image_that_is_too_large_is_rejected_before_it_is_run(
+    workspace, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "GlobalAttention", GlobalAttention)
+    torch.save({"params": GlobalAttention().state_dict()}, "weights.pth")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 9 kB\n")
+    monkeypatch.setattr(environment, "MEMORY_INFO", tmp_path / "meminfo")
+    write_images(workspace.root / "large", [(192, 200)])
+    validation = {"name": "Large", "type": "SingleImageDataset", "dataroot_lq": "large"}
+    validation["io_backend"] = {"type": "disk"}
+    test = workspace.test_options(
+        network_g={"type": "GlobalAttention"},
+        path__pretrain_network_g="weights.pth",
+        datasets={"test": validation},
+        val__metrics=...,
+    )
+    with pytest.raises(SystemExit):
+        main(["test", "-opt", str(workspace.write(test, "test.yml"))])
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    line = (
+        r"error: val: tile: the network takes about 1\d\.\d GB for image img_000 of 200x192 "
+        r"pixels, and there are 0\.\d GB; set a tile, such as 128$"
+    )
+    assert re.search(line, last)
+    test["val"]["tile"] = 48
+    main(["test", "-opt", str(workspace.write(test, "test.yml"))])

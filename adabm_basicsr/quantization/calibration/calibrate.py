@@ -42,6 +42,7 @@ from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first
 from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.measures.memory import within_memory
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 
 LAYER_PERCENTILES = (0.3, 0.7)
@@ -83,7 +84,7 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         images = read_batches(batches)
         warn_of_empty_images(images)
         if net.config.folds_channel_scales:
-            fold_channel_scales(net, representative(images))
+            fold_channel_scales(net, _shown(net, images))
             copy_from_first(net)
         statistics, _ = observe(net, images)
         _forget_earlier(net)
@@ -95,7 +96,7 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         if recipe.allocate:
             _allocate(net, statistics, images)
         elif recipe.reconstruct:
-            reconstruct(net, representative(images))
+            reconstruct(net, _shown(net, images))
         copy_from_first(net)
     return net
 
@@ -221,7 +222,7 @@ def _set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
 
 def _allocate(net: QuantizedNetwork, statistics: list[Statistics], images: list[Tensor]) -> None:
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
-    shown = representative(images)
+    shown = _shown(net, images)
     probed = representative(images, PROBED)
     reconstructs = net.config.calibration.reconstruct
     added = 0.0
@@ -229,7 +230,7 @@ def _allocate(net: QuantizedNetwork, statistics: list[Statistics], images: list[
         # A target counts what is used.
         added = _added_bits(net, images)
     if reconstructs:
-        reconstruct(net, probed, rounding=False)
+        reconstruct(net, _shown(net, images, PROBED), rounding=False)
     sensitivities = measure_sensitivities(net, probed)
     for a_mean, w_mean in budgets(net, sensitivities, shown):
         assign(net, sensitivities, a_mean - added, w_mean)
@@ -249,6 +250,13 @@ def _added_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
     factors = torch.cat([net.image_mapping(batch) for batch in batches])
     bits = factors.clamp(*net.config.arithmetic.image_bits)
     return max(float(bits.mean()), 0.0)
+
+
+def _shown(net: QuantizedNetwork, batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:
+    """Images that are run all at once, or their centres: see `representative`, `within_memory`."""
+    images = representative(batches, count)
+    with net.full_precision():
+        return within_memory(net, images)
 
 
 def representative(batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:

@@ -13,6 +13,7 @@ from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.measures.cost import weight_bits
 from adabm_basicsr.quantization.measures.coverage import Coverage, measure_coverage
+from adabm_basicsr.quantization.measures.memory import within_memory
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
@@ -121,8 +122,10 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
 
     Args:
         net: The network.
-        images: What to measure on, ``(B, C, H, W)`` in 0..1.
+        images: What to measure on, ``(B, C, H, W)`` in 0..1; of networks that take far more memory
+            than others do, their centres.
     """
+    images = within_memory(net, images)
     seen: dict[nn.Module, _Seen] = {}
 
     def measure(quantizer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
