@@ -355,6 +355,46 @@ class HalfOutput(Smooth):
         return self.upsampled(x).half()
 
 
+# Functions with parameters
+
+
+def parameter(*shape):
+    return nn.Parameter(0.2 * torch.randn(shape))
+
+
+class FunctionalBody(nn.Module):
+    """A convolution, a depthwise one and a linear layer, none of which is a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = parameter(8, 8, 3, 3), parameter(8)
+        self.depthwise = parameter(8, 1, 3, 3)
+        self.linear = parameter(8, 8)
+
+    def forward(self, x):
+        y = F.relu(F.conv2d(x, self.weight, self.bias, padding=1))
+        y = F.conv2d(input=y, weight=self.depthwise, padding="same", dilation=2, groups=8)
+        return x + F.linear(y.permute(0, 2, 3, 1), self.linear).permute(0, 3, 1, 2)
+
+
+class OwnForward(nn.Conv2d):
+    """Computes itself what its base computes."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, 1, self.padding)
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = conv(3, 8), OwnForward(8, 12, 3, padding=1)
+        self.blocks = nn.Sequential(FunctionalBody(), FunctionalBody())
+
+    def forward(self, image):
+        x = self.blocks(self.first(image))
+        return F.pixel_shuffle(self.last(x), 2) + F.interpolate(image, scale_factor=2.0)
+
+
 # Other outputs
 
 
@@ -386,6 +426,17 @@ class GivesNone(Smooth):
 class GivesVector(Smooth):
     def forward(self, x):
         return self.upsampled(x).mean((2, 3))
+
+
+class GivesVectors(Smooth):
+    def forward(self, x):
+        vector = self.upsampled(x).mean((2, 3))
+        return vector, vector
+
+
+class GivesNumberFirst(Smooth):
+    def forward(self, x):
+        return x.mean(), self.upsampled(x), x
 
 
 # Mistakes

@@ -35,6 +35,7 @@ from adabm_basicsr.quantization.structure.blueprint import (
     find_blueprint,
     read_blueprint,
 )
+from adabm_basicsr.quantization.structure.outputs import take_first_image
 from adabm_basicsr.quantization.structure.preparation import (
     copy_of,
     fill_lazy_layers,
@@ -161,6 +162,7 @@ class QuantizedNetwork(nn.Module):
         self.lock = _Lock()
         self._example = (example,)  # in a tuple, so as to be no part of the state
         network = uncompiled(network).eval()
+        take_first_image(network)
         fill_lazy_layers(network, example)
         network.requires_grad_(False)
         if blueprint is None:

@@ -77,7 +77,7 @@ def test_a_resumed_run_without_gradients_ends_as_the_whole_one(options, workspac
     [
         ("ConstructorRaises", "cannot be built from {}: KeyError: 'depths' ("),
         ("AttributeMistake", "blocks.0 (_AttributeMistake) raises AttributeError: "),
-        ("GivesTuple", "gives a tuple of Tensor, Tensor instead of one image"),
+        ("GivesDict", "gives a dictionary of 'sr' instead of one image"),
     ],
 )
 def test_a_network_that_fails_ends_in_one_line(name, line, options, capsys):
@@ -107,7 +107,7 @@ def test_an_image_that_is_too_large_is_rejected_before_it_is_run(
     torch.save({"params": GlobalAttention().state_dict()}, "weights.pth")
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 9 kB\n")
     monkeypatch.setattr(environment, "MEMORY_INFO", tmp_path / "meminfo")
-    write_images(workspace.root / "large", [(192, 200)])
+    write_images(workspace.root / "large", [(136, 144)])
     validation = {"name": "Large", "type": "SingleImageDataset", "dataroot_lq": "large"}
     validation["io_backend"] = {"type": "disk"}
     test = workspace.test_options(
@@ -120,7 +120,7 @@ def test_an_image_that_is_too_large_is_rejected_before_it_is_run(
         main(["test", "-opt", str(workspace.write(test, "test.yml"))])
     *_, last = capsys.readouterr().err.strip().splitlines()
     line = (
-        r"error: val: tile: the network takes about 1\d\.\d GB for image img_000 of 200x192 "
+        r"error: val: tile: the network takes about \d\.\d GB for image img_000 of 144x136 "
         r"pixels, and there are 0\.\d GB; set a tile, such as 128$"
     )
     assert re.search(line, last)

@@ -143,7 +143,7 @@ def test_subclass_that_only_sets_options_is_quantized_and_one_that_computes_othe
 
     class Doubled(Conv3x3):
         def forward(self, x):
-            return 2 * super().forward(x)
+            return F.conv2d(x, 2 * self.weight, self.bias, padding=1)
 
     network = nn.Sequential(nn.Conv2d(8, 8, 1), Conv3x3(8), Doubled(8), nn.Conv2d(8, 8, 1))
     net = calibrate(quantize(network, X[:1], w_bits=8, a_bits=8), [X])

@@ -10,10 +10,11 @@ from users_networks import (
     AttributeMistake,
     GivesDict,
     GivesNone,
-    GivesTuple,
     GivesVector,
+    GivesVectors,
     IntegerOutput,
     OddSizes,
+    Smooth,
     WithNumpy,
 )
 
@@ -110,7 +111,7 @@ def test_a_size_that_fails_later_is_reported_with_its_place():
 @pytest.mark.parametrize(
     ("network", "given"),
     [
-        (GivesTuple, "a tuple of Tensor, Tensor"),
+        (GivesVectors, "a tuple of Tensor, Tensor"),
         (GivesDict, "a dictionary of 'sr'"),
         (GivesNone, "nothing"),
         (GivesVector, r"torch.float32 of shape \(1, 3\)"),
@@ -128,3 +129,14 @@ def test_what_fails_with_gradients_alone_says_so():
         net(IMAGES)
     with pytest.raises(AdaBMError, match=r"numpy.*\); it may run under torch\.no_grad\(\)$"):
         net(IMAGES)
+
+
+@pytest.mark.parametrize("part", ["the network", "blocks.1"])
+def test_torchscript_is_refused_by_name(part):
+    network = Smooth().eval()
+    if part == "blocks.1":
+        network.blocks[1] = torch.jit.script(network.blocks[1])
+    else:
+        network = torch.jit.trace(network, IMAGES[:1])
+    with pytest.raises(AdaBMError, match=rf"^{part} is made by TorchScript .*was made of$"):
+        quantize(network, IMAGES[:1])

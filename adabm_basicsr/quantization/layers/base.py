@@ -319,7 +319,7 @@ def is_colour_shift(layer: nn.Module) -> bool:
     """
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.groups != 1:
         return False
-    if layer.in_channels != layer.out_channels or layer.weight.is_meta:
+    if layer.in_channels != layer.out_channels or layer.weight is None or layer.weight.is_meta:
         return False
     if not 1 < layer.in_channels <= MAX_COLOURS:
         return False

@@ -28,6 +28,8 @@ from adabm_basicsr.quantization.layers import (
     QuantizedLayer,
     quantized_type,
 )
+from adabm_basicsr.quantization.layers.functional import SETTINGS
+from adabm_basicsr.quantization.structure.functional import FunctionLayer
 from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins, find_joins
 from adabm_basicsr.quantization.structure.preparation import (
     Preparation,
@@ -43,6 +45,8 @@ from adabm_basicsr.quantization.structure.sizes import (
 from adabm_basicsr.quantization.structure.surgery import LayerPlan, Plan, plan_layers
 
 MAX_OPERANDS = 4096  # of a concatenation
+MAX_STEP = 4096  # of a convolution's stride, padding and dilation, in pixels
+PADDINGS = ("same", "valid")
 MAX_MACS = 2**62
 
 
@@ -184,6 +188,9 @@ def read_blueprint(described: object) -> Blueprint:
 
 
 def _read_preparation(described: object) -> Preparation:
+    if isinstance(described, dict):
+        # Files that were written before have none.
+        described = {"functions": [], **described}
     parts = _parts("preparation", described, Preparation)
     folded = []
     for pair in _list("preparation: folded", parts["folded"]):
@@ -191,11 +198,35 @@ def _read_preparation(described: object) -> Preparation:
         if len(names) != 2:
             raise _damaged("preparation: folded", pair)
         folded.append((names[0], names[1]))
+    functions = []
+    for function in _list("preparation: functions", parts["functions"]):
+        functions.append(_read_function(function))
     return Preparation(
+        functions=functions,
         rewritten=_texts("preparation: rewritten", parts["rewritten"]),
         normalised=_texts("preparation: normalised", parts["normalised"]),
         folded=folded,
     )
+
+
+def _read_function(described: object) -> FunctionLayer:
+    key = "preparation: functions"
+    parts = _parts(key, described, FunctionLayer)
+    names = [parts[name] for name in ("owner", "weight", "bias")]
+    _texts(key, names)
+    settings = _mapping(key, parts["settings"])
+    if settings and settings.keys() != SETTINGS.keys():
+        raise _damaged(f"{key}: settings", settings)
+    for name, value in settings.items():
+        if name == "groups":
+            _whole(f"{key}: {name}", value, 1, MAX_CHANNELS)
+        elif name != "padding" or value not in PADDINGS:
+            pair = _list(f"{key}: {name}", value)
+            if len(pair) != 2:
+                raise _damaged(f"{key}: {name}", pair)
+            for number in pair:
+                _whole(f"{key}: {name}", number, int(name != "padding"), MAX_STEP)
+    return FunctionLayer(names[0], names[1], names[2], settings)
 
 
 def _read_structure(described: object) -> Structure:

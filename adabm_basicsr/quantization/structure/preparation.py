@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +21,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 from adabm_basicsr.errors import AdaBMError, CheckpointError
+from adabm_basicsr.quantization.structure.functional import (
+    FunctionLayer,
+    apply_functions,
+    find_functions,
+)
 from adabm_basicsr.quantization.structure.tracing import BATCH_NORMS, trace_network
 from adabm_basicsr.quantization.user_code import is_out_of_memory, message, users_code
 
@@ -107,9 +112,17 @@ def uncompiled(network: nn.Module) -> nn.Module:
 
     Compiled code doesn't see that layers are watched and replaced. Compiled modules inside it are
     the business of `Preparation`, as checkpoints have their names.
+
+    Raises:
+        AdaBMError: A module is one of TorchScript, whose layers are code.
     """
     network = getattr(network, ORIGINAL, network)
-    for module in network.modules():
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise AdaBMError(
+                f"{name or 'the network'} is made by TorchScript (torch.jit.script or trace), and "
+                "its layers can't be replaced: give the module that it was made of"
+            )
         if module._compiled_call_impl is not None:
             module._compiled_call_impl = None
         forward = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
@@ -135,15 +148,17 @@ class Preparation:
         rewritten: Names of modules that are replaced by the table of rewritings, or that were
             compiled.
         normalised: Names of layers whose normalised weight is baked in.
+        functions: Functions called with parameters that are made into layers.
         folded: Names of layers, each with the batch normalisation that is folded into it.
     """
 
     rewritten: list[str] = field(default_factory=list)
     normalised: list[str] = field(default_factory=list)
+    functions: list[FunctionLayer] = field(default_factory=list)
     folded: list[tuple[str, str]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.rewritten or self.normalised or self.folded)
+        return bool(self.rewritten or self.normalised or self.functions or self.folded)
 
     def apply(self, network: nn.Module) -> nn.Module:
         """Rewrite ``network`` in place and return it."""
@@ -156,6 +171,7 @@ class Preparation:
             _replace(network, module, new)
         for name in self.normalised:
             _bake(network.get_submodule(name))
+        apply_functions(network, self.functions)
         self.apply_folds(network)
         return network
 
@@ -172,6 +188,9 @@ class Preparation:
         for name in self.normalised:
             if name not in modules or not _normalises_weight(modules[name]):
                 raise _not_there("normalised", name)
+        for function in self.functions:
+            if not function.fits(network):
+                raise _not_there("made a layer", f"{function.owner}.{function.weight}".lstrip("."))
         for layer, norm in self.folded:
             # A layer may be part of what a rewriting makes.
             if not isinstance(modules.get(norm), BATCH_NORMS):
@@ -218,6 +237,7 @@ def find_preparation(network: nn.Module, example: Tensor, fold: bool) -> Prepara
             preparation.normalised.append(name)
         if isinstance(module, BATCH_NORMS):
             has_batch_norm = True
+    preparation.functions = _functions_outside(preparation.rewritten, network, example)
     if not fold or not has_batch_norm:
         return preparation
 
@@ -232,6 +252,18 @@ def find_preparation(network: nn.Module, example: Tensor, fold: bool) -> Prepara
     if not _same_output(trial, probe, example):
         preparation.folded = []
     return preparation
+
+
+def _functions_outside(
+    rewritten: Sequence[str], network: nn.Module, example: Tensor
+) -> list[FunctionLayer]:
+    """Functions that layers can stand for, but for those of modules that are rewritten."""
+    inside = tuple(f"{name}." for name in rewritten)
+    functions = []
+    for function in find_functions(network, example):
+        if not f"{function.owner}.".startswith(inside):
+            functions.append(function)
+    return functions
 
 
 @torch.no_grad()
