@@ -12,6 +12,8 @@ from adabm_basicsr.quantization.structure.surgery import PRODUCTS_OFF
 
 MAX_NAMED = 3
 NO_LAYER = "computed outside of layers that can be quantized"
+CONVOLUTION = "convolution"  # what operations of torch call themselves
+OTHER_WEIGHT = "its weight is no parameter of the module, such as one that is computed on the fly"
 SMALLEST_GAP = 0.0005  # shares below this would be shown as 0.0 %
 
 
@@ -121,13 +123,13 @@ def _add_operation(
         operation: ``module: operation``.
         share: Its share of the network's MACs, 0..1.
     """
-    owner = operation.rpartition(": ")[0]
+    owner, _, kind = operation.rpartition(": ")
     if is_colour_shift(net.network.get_submodule(owner)):
         skipped[owner] = Skipped("colour shift", share, wanted=False)
         return
     in_body = any(f"{owner}.".startswith(f"{block}.") for block in net.structure.blocks)
     wanted = net.config.fully_quantized or in_body
-    reason = NO_LAYER
+    reason = OTHER_WEIGHT if kind == CONVOLUTION else NO_LAYER
     if owner in skipped:
         reason = skipped.pop(owner).reason
     skipped[operation] = Skipped(reason, share, wanted)

@@ -62,13 +62,13 @@ def test_shares_are_those_of_macs_and_weights():
     assert full.warning() is None
 
 
-def test_functional_convolutions_are_named_with_their_share():
+def test_weights_that_are_computed_on_the_fly_are_named_with_their_share():
     found = coverage(Network(hidden=True))
     # As much as the layers that are quantized.
     assert found.gap == pytest.approx(found.macs, rel=1e-6)
     assert (
-        "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: computed outside"
-        in found.warning()
+        "blocks.0: convolution, blocks.1: convolution, blocks.2: convolution: its weight is no "
+        "parameter of the module, such as one that is computed on the fly" in found.warning()
     )
     assert (
         f"{100 * found.gap:.1f} % of the MACs should be quantized in this mode and aren't"
