@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 # A network before its preparation may be larger than what is stored of it: of the five branches of
 # a re-parameterised layer there is one convolution left.
 MOST_TIMES = 16
-FEW_VALUES = 2**20
+# Tables of positions and masks aren't stored: GRL makes 14 million of them, of any size of network,
+# and spandrel builds each network twice.
+FEW_VALUES = 2**25
 FEW_TENSORS = 2_000
 MOST_TENSORS = 200_000
 MODULES_PER_TENSOR = 4  # activations and containers have none

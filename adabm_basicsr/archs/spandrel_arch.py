@@ -168,7 +168,7 @@ def _rebuild(
             f"{did_you_mean(architecture, names)}"
         )
     found = spandrel.MAIN_REGISTRY[architecture].architecture
-    kinds = _network_classes(found)
+    kinds = network_classes(found)
     if not isinstance(variant, str) or variant not in kinds:
         raise OptionError(
             f"{WHERE}: variant: {variant!r} is no network of {architecture}; "
@@ -198,7 +198,7 @@ def _rebuild(
     return descriptor
 
 
-def _network_classes(architecture: Architecture) -> dict[str, Any]:
+def network_classes(architecture: Architecture) -> dict[str, Any]:
     """Classes of networks that an architecture of spandrel's has, by name."""
     module = sys.modules[type(architecture).__module__]
     found = {}
