@@ -234,11 +234,14 @@ def _shrink(
         return MARGIN * _best_shrink(ends, rows, columns, quantize)
     if quantizer.level_ranges is None:
         return 1.0
-    used = []
+    used = 0.0
     for needed, end in zip(torch.aminmax(columns), ends, strict=True):
         if end != 0:
-            used.append(float(needed / end))
-    return min(max(used, default=1.0) * HEADROOM, 1.0)
+            used = max(used, float(needed / end))
+    if not used:
+        # All zero on these images, which says nothing of others.
+        return 1.0
+    return min(used * HEADROOM, 1.0)
 
 
 def _best_shrink(

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import photograph
-from small_networks import Recursive, SharedByBranches
+from small_networks import Recursive, SharedByBranches, conv
 from torch import nn
 
 from adabm_basicsr import calibrate, quantize
@@ -100,3 +101,22 @@ def test_a_layer_that_runs_several_times_is_fitted_to_all_of_its_inputs(network)
         quantizer.register_forward_hook(note)
     assert self_psnr(net, images[8:]) > 46
     assert min(signal_to_noise) > 25
+
+
+class _QuietUnlessBright(nn.Module):
+    """A branch that is zero on all images but bright ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = conv(3, 8), conv(8, 8), conv(8, 3)
+
+    def forward(self, image):
+        bright = F.relu(image.amax((1, 2, 3), keepdim=True) - 0.9).expand(-1, 8, 1, 1)
+        return self.last(self.first(image) * (1 + self.gate(bright)))
+
+
+def test_an_input_that_is_zero_on_all_but_complex_images_keeps_its_range():
+    options = {"a_bits": 8, "recipe": "fast", "fully_quantized": True}
+    net = quantize(_QuietUnlessBright(), COMPLEX[:1], **options)
+    calibrate(net, [torch.cat([SIMPLE, COMPLEX])])
+    assert net.activation_quantizers()["gate"].upper > 0
