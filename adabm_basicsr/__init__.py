@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` i
     from adabm_basicsr.deployment.onnx_network import OnnxNetwork
     from adabm_basicsr.deployment.packed import save_packed
     from adabm_basicsr.errors import AdaBMError
-    from adabm_basicsr.quantization.api import quantize
+    from adabm_basicsr.quantization.api import analyse, quantize
     from adabm_basicsr.quantization.calibration.calibrate import calibrate
     from adabm_basicsr.quantization.checkpoint import load_checkpoint, save_checkpoint
     from adabm_basicsr.quantization.config import QuantizationConfig
@@ -33,6 +33,7 @@ __all__ = [
     "QuantizationConfig",
     "QuantizedNetwork",
     "__version__",
+    "analyse",
     "calibrate",
     "finetune",
     "load_checkpoint",
@@ -50,6 +51,7 @@ _MODULES = {
     "OnnxNetwork": "adabm_basicsr.deployment.onnx_network",
     "QuantizationConfig": "adabm_basicsr.quantization.config",
     "QuantizedNetwork": "adabm_basicsr.quantization.network",
+    "analyse": "adabm_basicsr.quantization.api",
     "calibrate": "adabm_basicsr.quantization.calibration.calibrate",
     "finetune": "adabm_basicsr.quantization.finetuning.finetune",
     "load_checkpoint": "adabm_basicsr.quantization.checkpoint",

@@ -43,6 +43,10 @@ COMMANDS = {
         "adabm_basicsr.commands.demo",
         "quantize EDSR on photographs that are installed already, and compare",
     ),
+    "analyse": Command(
+        "adabm_basicsr.commands.analyse",
+        "what quantization would come to, before anything is trained (-opt FILE)",
+    ),
     "train": Command(
         "adabm_basicsr.commands.train",
         "calibrate and fine-tune a quantized network (BasicSR's flags: -opt FILE, ...)",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import check_keys
+from adabm_basicsr.quantization.calibration.analysis import Analysis, analyse_network
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.preparation import copy_of
@@ -30,6 +31,24 @@ def quantize(network: nn.Module, example: Tensor, **options: Any) -> QuantizedNe
         AdaBMError: An option is unknown or out of range, or nothing can be quantized.
     """
     return QuantizedNetwork(copy_of(network), make_config(options), example)
+
+
+def analyse(network: nn.Module, images: Tensor, **options: Any) -> Analysis:
+    """What quantization would come to, estimated before anything is fitted or trained.
+
+    Args:
+        network: Maps ``(B, C, H, W)`` in 0..1 to an image; left as it is.
+        images: LR images, ``(B, C, H, W)`` in 0..1; a few patches do.
+        **options: Fields of `QuantizationConfig`, as for `quantize`.
+
+    Returns:
+        Sensitivity of each layer, estimated self-PSNR and cost by bits, and what to choose.
+
+    Raises:
+        AdaBMError: An option is unknown or out of range, nothing can be quantized, or images aren't
+            finite.
+    """
+    return analyse_network(quantize(network, images[:1], **options), [images])
 
 
 def make_config(options: Mapping[str, Any]) -> QuantizationConfig:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from adabm_basicsr.quantization.recipes import Arithmetic
 
 DEFAULT_ENGINE = "openvino"
+# Of the integers that all engines multiply: operands of fewer bits take as long.
+KERNEL_BITS = 8
 
 # What is quantized of sums.
 NO_SUMS = "none"

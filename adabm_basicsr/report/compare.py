@@ -11,7 +11,7 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.files import is_file
 from adabm_basicsr.report.build import tradeoff_points, write_tables
 from adabm_basicsr.report.figures import run_points
-from adabm_basicsr.report.page import write_comparison
+from adabm_basicsr.report.page import write_tables_page
 from adabm_basicsr.report.plots import save_plot, tradeoff_plot
 from adabm_basicsr.report.tables import runs_table
 from adabm_basicsr.runs.record import FILE, plain, write_json
@@ -71,4 +71,4 @@ def write(figures: dict[str, Any], out: Path) -> None:
         save_plot(partial(tradeoff_plot, points), plots["tradeoff"])
     write_json(out / "compare.json", figures)
     write_tables(figures["name"], tables, out / "compare.md")
-    write_comparison(figures, tables, plots, out / "compare.html")
+    write_tables_page(figures, tables, plots, out / "compare.html", "compare.html")

@@ -27,6 +27,8 @@ PLOTS = {
     "complexity": "Complexity of images and bits used",
     "histogram": "Bits used over the validation sets",
     "tradeoff": "Quality against cost of the runs in this folder",
+    "settings": "Estimated quality against cost",
+    "errors": "Share of the error by layer",
 }
 # RGB and opacity of simple, middle and complex tiles. Purple and yellow differ for everybody, and
 # neither is the colour of a sky; the middle class shows the picture.
@@ -65,11 +67,23 @@ def write_page(
         temporary.write_text(html, encoding="utf-8")
 
 
-def write_comparison(
-    figures: Mapping, tables: Mapping[str, Table], plots: Mapping[str, Path], path: Path
+def write_tables_page(
+    figures: Mapping,
+    tables: Mapping[str, Table],
+    plots: Mapping[str, Path],
+    path: Path,
+    template: str,
 ) -> None:
-    """Write the page that puts runs side by side; arguments as in `write_page`."""
-    html = _template("compare.html").render(
+    """Write a page of tables and plots.
+
+    Args:
+        figures: What the tables were made of.
+        tables: By a short name.
+        plots: File of each plot.
+        path: File to write.
+        template: Name of the page's template.
+    """
+    html = _template(template).render(
         figures=figures,
         version=__version__,
         tables=tables,

@@ -186,6 +186,50 @@ def tradeoff_plot(points: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def settings_plot(settings: Sequence[Mapping], curves: Mapping[str, str]) -> Figure:
+    """Estimated self-PSNR against BitOPs, with the knee of each curve.
+
+    Args:
+        settings: ``curve``, ``bitops_share``, ``self_psnr``, ``w_bits``, ``knee`` of each point.
+        curves: What the bits of activations are, by the name of the curve.
+    """
+    figure, axes = _figure(height=1.15)
+    for name, colour in _coloured(curves):
+        own = [setting for setting in settings if setting["curve"] == name]
+        if not own:
+            continue
+        costs = [100 * setting["bitops_share"] for setting in own]
+        quality = [setting["self_psnr"] for setting in own]
+        axes.plot(costs, quality, "o-", ms=4, color=colour, label=curves[name])
+        for cost, setting in zip(costs, own, strict=True):
+            label = f"{setting['w_bits']}"
+            if setting["knee"]:
+                label += " (knee)"
+                axes.plot(cost, setting["self_psnr"], "o", ms=9, color=colour)
+            axes.annotate(
+                label,
+                (cost, setting["self_psnr"]),
+                (0, 6),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right",
+            )
+    axes.set(xlabel="BitOPs (% of full precision); bits of weights beside points")
+    axes.set(ylabel="self-PSNR (dB)")
+    axes.margins(0.12)
+    _add_legend(axes)
+    return figure
+
+
+def error_plot(shares: Mapping[str, float]) -> Figure:
+    """Share of the error by layer, along the network."""
+    figure, axes = _figure()
+    places = np.arange(len(shares)) + 1
+    axes.bar(places, [100 * share for share in shares.values()], width=0.8, color=COLOURS[0])
+    axes.set(xlabel="layer, in execution order", ylabel="share of the error (%)")
+    return figure
+
+
 def _add_legend(axes: Axes) -> None:
     """Put a legend above the axes, with as many columns as fit and room for its rows."""
     _, labels = axes.get_legend_handles_labels()

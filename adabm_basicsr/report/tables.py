@@ -217,15 +217,15 @@ RANGE_COLUMNS: dict[str, tuple[str, Writer]] = {
 
 def phases_table(figures: Mapping) -> Table:
     """What the run did one after the other."""
-    return Table("Phases", list(PHASE_COLUMNS), _rows(figures, "phases", PHASE_COLUMNS))
+    return Table("Phases", list(PHASE_COLUMNS), rows_of(figures, "phases", PHASE_COLUMNS))
 
 
 def layers_table(figures: Mapping) -> Table:
     """A row for each quantized layer, worst first."""
-    return Table("Layers", list(LAYER_COLUMNS), _rows(figures, "layers", LAYER_COLUMNS))
+    return Table("Layers", list(LAYER_COLUMNS), rows_of(figures, "layers", LAYER_COLUMNS))
 
 
-def _rows(
+def rows_of(
     figures: Mapping, section: str, columns: Mapping[str, tuple[str, Writer]]
 ) -> list[list[Cell]]:
     """A row of cells for each entry of a list in the figures."""

@@ -55,15 +55,16 @@ class _Observed(NamedTuple):
     error: Tensor
 
 
-def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float]:
-    """Squared error of the image that each quantizer alone would make, at its bits and ranges.
+def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, list[float]]:
+    """Squared error of each image that each quantizer alone would make, at its bits and ranges.
 
     Args:
         net: A calibrated network.
         images: LR images, ``(B, C, H, W)`` in 0..1.
 
     Returns:
-        By activation and weight quantizer; only their ratios matter.
+        By activation and weight quantizer, sums over the pixels of each image, in the square of
+        their unit. Where gradients don't tell, they are of `TRIED` of the images alone.
     """
     weights: dict[WeightQuantizer, Tensor] = {}
     for _, layer, weight_quantizer in layers_with_weights(net):
@@ -88,10 +89,10 @@ def image_errors(net: QuantizedNetwork, images: Tensor) -> dict[nn.Module, float
         of_images = map_shared(errors_of_image, tracked(indices, "Sensitivities"), images.device)
     finally:
         _require_gradients(weights.values(), False)
-    totals: dict[nn.Module, float] = {}
+    found: dict[nn.Module, list[float]] = {}
     for quantizer, errors in zip(quantizers, zip(*of_images, strict=True), strict=True):
-        totals[quantizer] = sum(errors)
-    return totals
+        found[quantizer] = list(errors)
+    return found
 
 
 def _errors_by_gradients(
@@ -279,7 +280,7 @@ class Sensitivities:
     """What `assign` shares bits out by.
 
     Attributes:
-        errors: Squared error of the image that each quantizer makes alone; see `image_errors`.
+        errors: Squared error of all images that each quantizer makes alone; see `image_errors`.
         bits: Bits at which it does.
     """
 
@@ -294,7 +295,10 @@ def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivitie
         bits[activation] = activation.bits_of_layer().item()
     for weight in net.weight_quantizers().values():
         bits[weight] = weight.bits
-    return Sensitivities(image_errors(net, images), bits)
+    errors = {}
+    for quantizer, of_images in image_errors(net, images).items():
+        errors[quantizer] = sum(of_images)
+    return Sensitivities(errors, bits)
 
 
 @torch.no_grad()

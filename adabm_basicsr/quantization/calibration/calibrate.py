@@ -90,8 +90,8 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         _forget_earlier(net)
         # Before ranges: which form these take depends on the bits.
         _set_layer_factors(statistics)
-        _set_ranges(net, statistics)
-        _set_image_thresholds(net, images)
+        set_ranges(net, statistics)
+        set_image_thresholds(net, images)
         net.stage.fill_(Stage.CALIBRATED)
         if recipe.allocate:
             _allocate(net, statistics, images)
@@ -144,7 +144,7 @@ def _set_layer_factors(statistics: list[Statistics]) -> None:
 # Ranges
 
 
-def _set_ranges(net: QuantizedNetwork, statistics: list[Statistics]) -> None:
+def set_ranges(net: QuantizedNetwork, statistics: list[Statistics]) -> None:
     """Ranges of activations, scales of their channels, and ranges of weights in these scales."""
     _set_activation_ranges(statistics)
     _equalise(net, statistics)
@@ -193,7 +193,7 @@ def _set_weight_ranges(net: QuantizedNetwork) -> None:
 # Image thresholds
 
 
-def _set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
+def set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
     """Thresholds at percentiles of the complexity of all images together.
 
     As published, where a recipe doesn't pool them: a moving average of each batch's percentiles.
@@ -234,7 +234,7 @@ def _allocate(net: QuantizedNetwork, statistics: list[Statistics], images: list[
     sensitivities = measure_sensitivities(net, probed)
     for a_mean, w_mean in budgets(net, sensitivities, shown):
         assign(net, sensitivities, a_mean - added, w_mean)
-        _set_ranges(net, statistics)
+        set_ranges(net, statistics)
         if reconstructs:
             reconstruct(net, shown)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.bit_mapping import image_class
 from adabm_basicsr.quantization.calibration.equalisation import shifts_of_columns
-from adabm_basicsr.quantization.calibration.visits import visit_in_order
+from adabm_basicsr.quantization.calibration.visits import layers_with_weights, visit_in_order
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.layers.base import spacing
@@ -336,6 +336,62 @@ def round_compensated(
         rows[..., end:] -= errors @ passed_on[:, start:end, end:]
     original_order = order.argsort(1).unsqueeze(1).expand_as(rounded)
     return rounded.gather(2, original_order)
+
+
+@torch.no_grad()
+def rounding_gains(net: QuantizedNetwork, images: Tensor) -> dict[WeightQuantizer, float]:
+    """What `round_compensated` leaves of the squared error that rounding to the nearest makes.
+
+    It doesn't depend on the bits.
+
+    Args:
+        net: A network whose weights are rounded in this way.
+        images: One batch of LR images, ``(B, C, H, W)`` in 0..1.
+
+    Returns:
+        A share by weight quantizer; weights that are rounded to the nearest are missing.
+    """
+    fitted = {}
+    for _, layer, quantizer in layers_with_weights(net):
+        if quantizer.correction is not None:
+            fitted[layer] = quantizer
+    gains = {}
+
+    def keep(layer: QuantizedLayer, x: Tensor, calls: int) -> _Inputs | None:
+        with _by_ourselves(x):
+            return _inputs(layer, x.float(), 2 * MAX_COLUMNS // calls)
+
+    def measure(layer: QuantizedLayer, of_calls: list[_Inputs | None]) -> None:
+        inputs = _join([inputs for inputs in of_calls if inputs is not None])
+        if inputs is not None:
+            with _by_ourselves(inputs.columns):
+                gains[fitted[layer]] = _gain(inputs.columns)
+
+    with net.full_precision():
+        visit_in_order(net, fitted, images, keep, measure, "Gains of rounding")
+    return gains
+
+
+def _gain(columns: Tensor) -> float:
+    """What is left of a squared error, on other columns than those that rounding is fitted to.
+
+    An error ``d`` of the weight ``k`` changes all later ones by ``d / U_kk`` times the row ``k`` of
+    ``U``, see `round_compensated`. Errors of different weights are independent.
+
+    Args:
+        columns: Inputs of a layer, ``(G, K, N)``.
+    """
+    fitted = columns[..., ::2] @ columns[..., ::2].transpose(1, 2)
+    order = fitted.diagonal(dim1=1, dim2=2).argsort(1, descending=True).unsqueeze(2)
+    fitted = fitted.gather(1, order.expand_as(fitted))
+    fitted = fitted.gather(2, order.transpose(1, 2).expand_as(fitted))
+    changes = _passed_on(fitted)
+    changes = changes / changes.diagonal(dim1=1, dim2=2).unsqueeze(2)  # (G, K, K)
+    others = columns[..., 1::2]
+    others = others.gather(1, order.expand_as(others))
+    compensated = (changes @ others).square().sum()
+    nearest = others.square().sum().clamp(min=torch.finfo(others.dtype).tiny)
+    return float(compensated / nearest)
 
 
 def _passed_on(moments: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def test_errors_are_those_that_each_quantizer_makes_alone(network):
     for quantizers in (net.activation_quantizers(), net.weight_quantizers()):
         ratios = {}
         for name, quantizer in quantizers.items():
-            ratios[name] = found[quantizer] / switched_on_alone(net, quantizer)
+            ratios[name] = sum(found[quantizer]) / switched_on_alone(net, quantizer)
         in_bits = torch.tensor(list(ratios.values())).log2() / 2
         assert (in_bits - in_bits.mean()).abs().max() < 0.75, ratios
 
