@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,9 @@ class AdaBMModel(SRModel):
         batches = [batch.to(self.device) for batch in batches]
         calibrate(net, tracked(batches, "Calibration"))
         seconds = time.perf_counter() - start
+        if net.kept is not None:
+            self.record.note(kept=asdict(net.kept))
+            say(str(net.kept))
         if self.opt["rank"] == 0:
             count = sum(len(batch) for batch in batches)
             get_root_logger().info(f"Calibrated on {count} images:\n{summarize(net, batches[0])}")

@@ -120,7 +120,8 @@ class QuantizationConfig:
     )
     target: Mapping[str, float] = option(
         "What to reach instead of bits, of recipes that share bits out: {self_psnr: 40} in dB on "
-        "calibration images, or {bitops: 0.03} or {size: 0.15} as shares of full precision.",
+        "images that weren't fitted, with layers in float where 8 bits don't do; or {bitops: 0.03} "
+        "or {size: 0.15} as shares of full precision.",
         {},
         keys=tuple(TARGETS),
     )

@@ -6,8 +6,9 @@ import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,17 @@ from adabm_basicsr.quantization.structure.preparation import (
 from adabm_basicsr.quantization.structure.roles import override_roles
 from adabm_basicsr.quantization.structure.sizes import run_padded
 from adabm_basicsr.quantization.structure.surgery import (
+    KEPT_IN_FLOAT,
     LayerPlan,
+    Plan,
     plan_layers,
     replace_layers,
     restore_layers,
 )
 from adabm_basicsr.quantization.user_code import users_code
+
+if TYPE_CHECKING:
+    from adabm_basicsr.quantization.calibration.quality import KeptInFloat
 
 ENGINE_KEY = "engine"  # in quantized checkpoints for other engines than the default
 OTHER_OPTIONS = "the checkpoint was quantized with other options"
@@ -129,6 +135,7 @@ class QuantizedNetwork(nn.Module):
             calibration.
         gradient_problem: Why gradients don't go through the network, once that was tried; empty
             where they do.
+        kept: What layers that calibration kept in float cost and bought; None where it kept none.
         overwrites: Whether the network changes in place what gradients need, once that was tried.
 
     Raises:
@@ -140,6 +147,7 @@ class QuantizedNetwork(nn.Module):
     stage: Tensor
     gradient_problem = ""
     overwrites = False
+    kept: KeptInFloat | None = None
 
     def __init__(
         self,
@@ -225,6 +233,31 @@ class QuantizedNetwork(nn.Module):
         self.stage.fill_(Stage.FRESH)
         self.to(device)
 
+    def keep_in_float(self, names: Iterable[str]) -> None:
+        """Leave further layers in full precision, because fewer bits don't reach the target.
+
+        Quantizers are fresh afterwards. Checkpoints say which layers they are.
+
+        Args:
+            names: Quantized layers and products, at least one of which is left.
+        """
+        kept = set(names)
+        plan = Plan({}, {})
+        for name, layer in self.plan.layers.items():
+            if name not in kept:
+                plan.layers[name] = layer
+        for name in self.structure.roles:
+            if name in kept:
+                plan.skipped[name] = KEPT_IN_FLOAT
+        plan.skipped.update(self.plan.skipped)
+        self.adopt(replace(self.blueprint, plan=plan))
+
+    @property
+    def kept_in_float(self) -> list[str]:
+        """Layers and products that are left in full precision to reach the target."""
+        reasons = self.plan.skipped
+        return [name for name, reason in reasons.items() if reason == KEPT_IN_FLOAT]
+
     def _as_it_was(self) -> nn.Module:
         """A copy of the network before its preparation and without quantizers."""
         if self._unprepared:
@@ -247,6 +280,10 @@ class QuantizedNetwork(nn.Module):
         if self.config.blocks:
             match_all("blocks", self.config.blocks, structure.blocks, "block of the checkpoint")
         own = plan_layers(structure, self.config).layers
+        if self.config.target:
+            for name, reason in blueprint.plan.skipped.items():
+                if reason == KEPT_IN_FLOAT:
+                    own.pop(name, None)
         saved = blueprint.plan.layers
         if len(saved) != len(own):
             raise _other_count(len(saved), len(own))

@@ -28,7 +28,7 @@ OF_RUN = (
     "network",
     "recipe",
 )
-OF_NETWORK = ("reached", "coverage", "thresholds", "calibration")
+OF_NETWORK = ("reached", "coverage", "kept", "thresholds", "calibration")
 OF_SET = ("images", "bit_counts", "bit_map", "seconds")
 OF_POINT = ("name", "network", "recipe", "scale", "asked", "seed", "seconds")
 

@@ -121,6 +121,10 @@ def _target(target: Mapping[str, float]) -> str:
     return ", ".join(asked) or MISSING
 
 
+def _decibels(psnr: float) -> str:
+    return f"{psnr:.2f} dB"
+
+
 def _software(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -135,6 +139,12 @@ SUMMARY: dict[str, tuple[Where, Writer]] = {
     "activation bits reached (calibration images)": (("reached", "a_bits"), "fab"),
     "target asked": (("asked", "target"), _target),
     "quantized share of MACs": (("coverage", "macs"), format_percent),
+    "kept in float for the target": (("kept", "layers"), ", ".join),
+    "their share of MACs": (("kept", "macs_share"), format_percent),
+    "what they add to BitOPs (of full)": (("kept", "bitops_share"), format_percent),
+    "what they add to the size": (("kept", "bytes"), "weight_bytes"),
+    "self-PSNR with 8 bits alone (held-back images)": (("kept", "before"), _decibels),
+    "self-PSNR with them (held-back images)": (("kept", "after"), _decibels),
     "size": (("size", "bytes"), "weight_bytes"),
     "size in full precision": (("size", "float_bytes"), "weight_bytes"),
     "time of quantization": (("seconds", "train"), "seconds"),

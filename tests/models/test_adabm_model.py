@@ -356,3 +356,17 @@ def test_option_files_survive_basicsrs_own_parser(workspace):
     for path in (Path(__file__).parents[2] / "options").rglob("*.yml"):
         text = path.read_text()
         assert yaml.load(text, Loader=ordered_yaml()[0]) == yaml.safe_load(text)
+
+
+def test_layers_in_float_for_a_target_are_reported_and_come_back(workspace):
+    network = {"recipe": "fast", "target": {"self_psnr": 56}}
+    options = {f"network_g__{key}": value for key, value in network.items()}
+    workspace.train("--quiet", **options, train__total_iter=4)
+    kept = json.loads(Path("experiments/tiny/run.json").read_text())["kept"]
+    assert kept["layers"]
+    assert kept["before"] < 56 <= kept["after"]
+    report = Path("experiments/tiny/report/report.md").read_text()
+    assert f"{kept['after']:.2f} dB" in report
+    workspace.test("--quiet", **options)
+    figures = json.loads(Path("results/tiny_test/report/report.json").read_text())
+    assert figures["kept"] == kept

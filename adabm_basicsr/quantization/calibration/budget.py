@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.allocation import Sensitivities, assign, base_bits
+from adabm_basicsr.quantization.calibration.quality import missing_psnr
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
-from adabm_basicsr.quantization.measures.psnr import self_psnr
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 LEAST = 2.0
@@ -23,7 +23,7 @@ MAX_TRIES = 6
 
 
 def budgets(
-    net: QuantizedNetwork, found: Sensitivities, images: Tensor
+    net: QuantizedNetwork, found: Sensitivities, images: Tensor, verified: Sequence[Tensor]
 ) -> Iterator[tuple[float, float]]:
     """Mean bits of inputs and weights to quantize ``net`` with, one pair after the other.
 
@@ -33,14 +33,15 @@ def budgets(
         net: The network; what is yielded is to be assigned and calibrated before the next is asked
             for.
         found: Its sensitivities.
-        images: LR images that a target is measured on, ``(B, C, H, W)`` in 0..1.
+        images: LR images that costs are measured on, ``(B, C, H, W)`` in 0..1.
+        verified: Sets of LR images that a target of quality is to be met on, each of that shape.
 
     Raises:
-        AdaBMError: The target is out of reach.
+        AdaBMError: A target of cost is out of reach. Of quality the nearest is yielded.
     """
     target = net.config.target
     if "self_psnr" in target:
-        yield from _until_close(net, target["self_psnr"], images)
+        yield from _until_close(net, target["self_psnr"], verified)
     elif target:
         mean = _largest_within(net, found, target, images)
         yield mean, mean
@@ -91,29 +92,28 @@ def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
 
 
 def _until_close(
-    net: QuantizedNetwork, wanted: float, images: Tensor
+    net: QuantizedNetwork, wanted: float, images: Sequence[Tensor]
 ) -> Iterator[tuple[float, float]]:
-    """Mean bits that come closer to a self-PSNR in dB, try by try."""
+    """Mean bits that come closer to a self-PSNR in dB, try by try; the most where none reaches it.
+
+    Once layers are kept in float, because the most didn't reach it, the others have the most.
+    """
+    if net.kept_in_float:
+        yield MOST, MOST
+        return
     mean = FIRST_TRY
-    reached = {}
+    missing = {}
     for _ in range(MAX_TRIES):
         yield mean, mean
-        reached[mean] = self_psnr(net, images)
-        missing = wanted - reached[mean]
-        if -CLOSE <= missing <= 0:
+        missing[mean] = missing_psnr(net, wanted, images)
+        if -CLOSE <= missing[mean] <= 0:
             return
         # Rounded up to an eighth of a bit.
-        eighths = -(-missing * GRAIN // DB_PER_BIT)
+        eighths = -(-missing[mean] * GRAIN // DB_PER_BIT)
         mean = min(max(mean + eighths / GRAIN, LEAST), MOST)
-        if mean in reached:
+        if mean in missing:
             break
-    enough = [tried for tried, psnr in reached.items() if psnr >= wanted]
-    if not enough:
-        best = max(reached.values())
-        raise AdaBMError(
-            f"target: self_psnr: {wanted} is out of reach: up to {max(reached):g} bits gave "
-            f"{best:.2f} dB"
-        )
-    last_tried = list(reached)[-1]
-    if min(enough) != last_tried:
-        yield min(enough), min(enough)
+    enough = [tried for tried, short in missing.items() if short <= 0]
+    last = min(enough, default=MOST)
+    if last != list(missing)[-1]:
+        yield last, last

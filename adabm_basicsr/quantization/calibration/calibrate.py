@@ -31,6 +31,14 @@ from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
 from adabm_basicsr.quantization.calibration.equalisation import equalise
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
+from adabm_basicsr.quantization.calibration.quality import (
+    choose_for_float,
+    describe_kept,
+    hold_back,
+    missing_psnr,
+    out_of_reach,
+    pooled_psnr,
+)
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
 from adabm_basicsr.quantization.calibration.statistics import (
     ChannelEnds,
@@ -42,6 +50,7 @@ from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first
 from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.log import LOGGER
 from adabm_basicsr.quantization.measures.memory import within_memory
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 
@@ -77,28 +86,66 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         ``net``, ready to infer and to be fine-tuned.
 
     Raises:
-        AdaBMError: There is no batch, or one holds values that are not finite.
+        AdaBMError: There is no batch, or one holds values that are not finite, or a target is out
+            of reach.
     """
-    recipe = net.config.calibration
     with net.lock:
         images = read_batches(batches)
         warn_of_empty_images(images)
-        if net.config.folds_channel_scales:
-            fold_channel_scales(net, _shown(net, images))
-            copy_from_first(net)
-        statistics, _ = observe(net, images)
-        _forget_earlier(net)
-        # Before ranges: which form these take depends on the bits.
-        _set_layer_factors(statistics)
-        set_ranges(net, statistics)
-        set_image_thresholds(net, images)
-        net.stage.fill_(Stage.CALIBRATED)
-        if recipe.allocate:
-            _allocate(net, statistics, images)
-        elif recipe.reconstruct:
-            reconstruct(net, _shown(net, images))
-        copy_from_first(net)
+        net.kept = None
+        if "self_psnr" in net.config.target:
+            _calibrate_to_quality(net, images, net.config.target["self_psnr"])
+        else:
+            _calibrate(net, images)
     return net
+
+
+def _calibrate_to_quality(net: QuantizedNetwork, images: list[Tensor], wanted: float) -> None:
+    """Calibrate until a self-PSNR is met on images that nothing was fitted to.
+
+    First with as few bits as reach it. Where 8 bits don't, layers are kept in float until it holds.
+
+    Raises:
+        AdaBMError: It is out of reach.
+    """
+    fitted, held = hold_back(images)
+    shown = _shown(net, fitted)
+    verified = [_shown(net, held), shown]
+    _calibrate(net, fitted, verified)
+    missing = missing_psnr(net, wanted, verified)
+    before = pooled_psnr(net, verified[0])
+    while missing > 0:
+        if len(net.plan.layers) == 1:
+            raise out_of_reach(wanted, wanted - missing)
+        names = choose_for_float(net, representative(fitted, PROBED), missing)
+        LOGGER.info(f"Kept in float, as {missing:.2f} dB are missing: {', '.join(names)}")
+        net.keep_in_float(names)
+        _calibrate(net, fitted, verified)
+        missing = missing_psnr(net, wanted, verified)
+    if net.kept_in_float:
+        net.kept = describe_kept(net, before, pooled_psnr(net, verified[0]))
+
+
+def _calibrate(
+    net: QuantizedNetwork, images: list[Tensor], verified: Sequence[Tensor] = ()
+) -> None:
+    """Calibrate on batches of images; targets of quality are measured on sets of their own."""
+    recipe = net.config.calibration
+    if net.config.folds_channel_scales:
+        fold_channel_scales(net, _shown(net, images))
+        copy_from_first(net)
+    statistics, _ = observe(net, images)
+    _forget_earlier(net)
+    # Before ranges: which form these take depends on the bits.
+    _set_layer_factors(statistics)
+    set_ranges(net, statistics)
+    set_image_thresholds(net, images)
+    net.stage.fill_(Stage.CALIBRATED)
+    if recipe.allocate:
+        _allocate(net, statistics, images, verified)
+    elif recipe.reconstruct:
+        reconstruct(net, _shown(net, images))
+    copy_from_first(net)
 
 
 def _forget_earlier(net: QuantizedNetwork) -> None:
@@ -220,7 +267,12 @@ def set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
 # Bits of layers and weights
 
 
-def _allocate(net: QuantizedNetwork, statistics: list[Statistics], images: list[Tensor]) -> None:
+def _allocate(
+    net: QuantizedNetwork,
+    statistics: list[Statistics],
+    images: list[Tensor],
+    verified: Sequence[Tensor],
+) -> None:
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
     shown = _shown(net, images)
     probed = representative(images, PROBED)
@@ -232,7 +284,7 @@ def _allocate(net: QuantizedNetwork, statistics: list[Statistics], images: list[
     if reconstructs:
         reconstruct(net, _shown(net, images, PROBED), rounding=False)
     sensitivities = measure_sensitivities(net, probed)
-    for a_mean, w_mean in budgets(net, sensitivities, shown):
+    for a_mean, w_mean in budgets(net, sensitivities, shown, verified):
         assign(net, sensitivities, a_mean - added, w_mean)
         set_ranges(net, statistics)
         if reconstructs:

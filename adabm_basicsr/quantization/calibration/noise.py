@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from adabm_basicsr.quantization.calibration.allocation import image_errors
 from adabm_basicsr.quantization.calibration.reconstruction import rounding_gains
-from adabm_basicsr.quantization.measures.psnr import HIGHEST_PIXEL
+from adabm_basicsr.quantization.measures.psnr import HIGHEST_PIXEL, MIN_ERROR
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
 HARMONICS = 8  # of the sawtooth that rounding is
-LEAST_ERROR = 1e-10  # as of equal images in `pixel_psnr`
 # Squared error of the image, for pixels in 0..1: of each quantizer by image.
 Errors = dict[nn.Module, list[float]]
 
@@ -83,4 +82,4 @@ def psnr_of(error: float) -> float:
         of_rounding -= math.exp(-2 * squared * variance) / squared
     # The sum is cut off: it must not take away from small errors.
     rounded = variance + max(of_rounding, 0.0)
-    return 10 * math.log10(HIGHEST_PIXEL**2 / max(rounded, LEAST_ERROR))
+    return 10 * math.log10(HIGHEST_PIXEL**2 / max(rounded, MIN_ERROR))

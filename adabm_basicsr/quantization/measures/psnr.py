@@ -12,6 +12,22 @@ MIN_ERROR = 1e-10  # equal images have a PSNR of 148 dB rather than infinitely m
 
 
 @torch.no_grad()
+def self_errors(net: QuantizedNetwork, images: Tensor) -> Tensor:
+    """Mean squared error of each image against full precision, both rounded to 8 bits.
+
+    Args:
+        net: A calibrated network.
+        images: ``(B, C, H, W)`` in 0..1.
+
+    Returns:
+        ``(B,)``, for pixels in 0..255.
+    """
+    with net.full_precision():
+        full = net(images)
+    return _errors(net(images), full)
+
+
+@torch.no_grad()
 def self_psnr(net: QuantizedNetwork, images: Tensor) -> float:
     """Mean PSNR in dB of the quantized against the full-precision output, rounded to 8 bits.
 
@@ -31,10 +47,16 @@ def pixel_psnr(images: Tensor, others: Tensor) -> float:
         images: ``(B, C, H, W)`` in 0..1.
         others: The same.
     """
-    difference = _pixels(images) - _pixels(others)
-    error = difference.square().mean((1, 2, 3)).clamp(min=MIN_ERROR)
-    psnr = 10 * torch.log10(HIGHEST_PIXEL**2 / error)
-    return float(psnr.mean())
+    return float(psnr_of_errors(_errors(images, others)).mean())
+
+
+def psnr_of_errors(errors: Tensor) -> Tensor:
+    """PSNR in dB of mean squared errors of pixels in 0..255, of any shape."""
+    return 10 * torch.log10(HIGHEST_PIXEL**2 / errors.clamp(min=MIN_ERROR))
+
+
+def _errors(images: Tensor, others: Tensor) -> Tensor:
+    return (_pixels(images) - _pixels(others)).square().mean((1, 2, 3))
 
 
 def _pixels(image: Tensor) -> Tensor:

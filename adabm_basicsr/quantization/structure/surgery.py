@@ -35,6 +35,7 @@ from adabm_basicsr.quantization.structure.roles import Role, Structure
 
 # What ends places behind layers and joins.
 MAKERS = (f".{OUTPUT}", ".output")
+KEPT_IN_FLOAT = "kept in float to reach the target"
 PRODUCTS_OFF = "product of activations (attention_products is off)"
 
 

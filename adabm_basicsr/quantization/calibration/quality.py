@@ -1,0 +1,187 @@
+"""Quality that was asked for: how much of it is missing, and which layers to keep in float for it.
+
+A target of self-PSNR is met where the squared error of a set of images, pooled, is small enough and
+no image lies far below it. It is measured on images that nothing is fitted to, see `hold_back`, and
+on those that calibration is fitted to.
+
+Where 8 bits don't do, layers are kept in float: those whose quantizers cost most of the image for
+each MAC. What each of them costs is measured (`noise`); squared errors of independent roundings add
+up, nearly, so what is left is the sum of what the others cost. Whether that was right is measured
+after the next calibration, and corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.calibration.noise import measure_errors, measure_gains
+from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS
+from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+HELD_EVERY = 4  # of so many images one is held back
+LOWEST = 2.0  # dB that a single image may lie below the target
+MARGIN = 0.1  # dB above the target that layers are chosen for
+
+
+@dataclass
+class KeptInFloat:
+    """What layers in float cost, and what they bought.
+
+    Attributes:
+        layers: Their names, in execution order.
+        macs_share: Their share of the network's MACs, 0..1.
+        bitops_share: What they add to BitOPs over 8 bits, as a share of full precision.
+        bytes: What they add to the size over 8 bits.
+        before: Self-PSNR in dB that 8 bits gave: that of the pooled squared error of the images
+            that were held back.
+        after: The same with these layers in float.
+    """
+
+    layers: list[str]
+    macs_share: float
+    bitops_share: float
+    bytes: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.layers)} layers kept in float, {100 * self.macs_share:.1f} % of the MACs: "
+            f"self-PSNR {self.after:.2f} dB instead of {self.before:.2f} dB, for "
+            f"{100 * self.bitops_share:.1f} % of full BitOPs and {self.bytes / 1e6:.3f} MB"
+        )
+
+
+def hold_back(batches: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Batches to fit to, and batches to verify on: one of `HELD_EVERY` images.
+
+    Fewer images than that serve for both.
+
+    Args:
+        batches: Batches of LR images, each ``(B, C, H, W)``.
+    """
+    fitted: list[Tensor] = []
+    held: list[Tensor] = []
+    start = 0
+    for batch in batches:
+        places = torch.arange(start, start + len(batch)) % HELD_EVERY
+        start += len(batch)
+        is_held = (places == HELD_EVERY - 1).to(batch.device)
+        for images, chosen in ((batch[is_held], held), (batch[~is_held], fitted)):
+            if len(images):
+                chosen.append(images)
+    return fitted, held or list(batches)
+
+
+def pooled_psnr(net: QuantizedNetwork, images: Tensor) -> float:
+    """Self-PSNR in dB of the squared error over all images together."""
+    return float(psnr_of_errors(self_errors(net, images).mean()))
+
+
+def missing_psnr(net: QuantizedNetwork, wanted: float, sets: Sequence[Tensor]) -> float:
+    """What a network falls short of a self-PSNR, in dB; at most 0 where it is met.
+
+    Args:
+        net: A calibrated network.
+        wanted: Self-PSNR in dB: of the pooled squared error of each set. A single image may lie
+            `LOWEST` below it.
+        sets: Sets of LR images, each ``(B, C, H, W)`` in 0..1.
+    """
+    missing = -math.inf
+    for images in sets:
+        errors = self_errors(net, images)
+        pooled = float(psnr_of_errors(errors.mean()))
+        worst = float(psnr_of_errors(errors.max()))
+        missing = max(missing, wanted - pooled, wanted - LOWEST - worst)
+    return missing
+
+
+def choose_for_float(net: QuantizedNetwork, images: Tensor, missing: float) -> list[str]:
+    """Layers to keep in float, so that a network gains what is missing, for the fewest MACs.
+
+    Args:
+        net: A calibrated network.
+        images: LR images that errors are measured on, ``(B, C, H, W)`` in 0..1.
+        missing: What it falls short of, in dB.
+
+    Returns:
+        Their names in execution order; never all that are quantized.
+    """
+    errors = measure_errors(net, images, measure_gains(net, images))
+    sums = {quantizer: sum(of_images) for quantizer, of_images in errors.items()}
+    total = sum(sums.values())
+    left = total
+    enough = total * 10 ** (-(missing + MARGIN) / 10)
+    costs = {name: max(net.structure.macs[name], 1) for name in net.plan.layers}
+    gains = _gains(net, sums)
+    order = sorted(costs, key=lambda name: gains[name] / costs[name], reverse=True)
+    chosen = []
+    for name in order[:-1]:
+        if left <= enough:
+            break
+        chosen.append(name)
+        left -= gains[name]
+    # What was taken early may no longer be needed.
+    for name in sorted(chosen, key=lambda name: costs[name], reverse=True):
+        if left + gains[name] <= enough:
+            chosen.remove(name)
+            left += gains[name]
+    return [name for name in net.plan.layers if name in chosen]
+
+
+def _gains(net: QuantizedNetwork, errors: dict[nn.Module, float]) -> dict[str, float]:
+    """Squared error that goes with each layer or product, once it is in float.
+
+    An input's quantizer that several layers share stays for the others.
+    """
+    places: dict[nn.Module, int] = {}
+    for name, layer in net.layers().items():
+        for quantizer in layer.inputs(name).values():
+            places[quantizer] = places.get(quantizer, 0) + 1
+    gains = {}
+    for name, layer in net.layers().items():
+        gain = 0.0
+        for quantizer in layer.inputs(name).values():
+            if places[quantizer] == 1:
+                gain += errors.get(quantizer, 0.0)
+        if isinstance(layer, QuantizedLayer):
+            gain += errors.get(layer.weight_quantizer, 0.0)
+        gains[name] = gain
+    return gains
+
+
+def describe_kept(net: QuantizedNetwork, before: float, after: float) -> KeptInFloat:
+    """What the layers that are kept in float cost and bought; see `KeptInFloat`."""
+    structure = net.structure
+    macs = 0
+    size = 0
+    for name in net.kept_in_float:
+        macs += structure.macs[name]
+        if name not in structure.products:
+            weight = net.network.get_submodule(name).get_parameter("weight")
+            size += weight.numel() * (FLOAT_BITS - FIXED_BITS) // 8
+    share = macs / structure.total_macs
+    return KeptInFloat(
+        layers=net.kept_in_float,
+        macs_share=share,
+        bitops_share=share * (1 - (FIXED_BITS / FLOAT_BITS) ** 2),
+        bytes=size,
+        before=before,
+        after=after,
+    )
+
+
+def out_of_reach(wanted: float, nearest: float) -> AdaBMError:
+    """The error for a self-PSNR that not even layers in float reach."""
+    return AdaBMError(
+        f"target: self_psnr: {wanted:g} is out of reach: with all layers but one in float it is "
+        f"{nearest:.2f} dB"
+    )

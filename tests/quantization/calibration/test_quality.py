@@ -1,0 +1,151 @@
+"""A quality that was asked for is reached, with layers in float where 8 bits don't do."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY_EDSR, photograph
+
+from adabm_basicsr import (
+    AdaBMError,
+    calibrate,
+    load_checkpoint,
+    load_network,
+    quantize,
+    save_checkpoint,
+    save_packed,
+)
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.quantization.calibration.budget import cost_share
+from adabm_basicsr.quantization.calibration.quality import (
+    LOWEST,
+    choose_for_float,
+    hold_back,
+    missing_psnr,
+    pooled_psnr,
+)
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
+from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
+from adabm_basicsr.quantization.structure.surgery import KEPT_IN_FLOAT
+
+PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(20)]
+IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
+OPTIONS = {"recipe": "fast", "fully_quantized": True}
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return AdaBMNetwork(network=dict(TINY_EDSR), **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def best_of_eight_bits():
+    """Self-PSNR in dB that 8 bits reach on images that weren't fitted."""
+    net = calibrate(network(w_bits=8, a_bits=8), [IMAGES[:16]])
+    return pooled_psnr(net, IMAGES[16:])
+
+
+@pytest.fixture(scope="module")
+def kept(best_of_eight_bits):
+    """A network of which 8 bits alone don't reach the target."""
+    target = {"self_psnr": best_of_eight_bits + 1.5}
+    return calibrate(network(target=target), [IMAGES[:16]])
+
+
+def test_target_beyond_eight_bits_is_met_on_images_that_were_not_fitted(kept):
+    wanted = kept.config.target["self_psnr"]
+    _, held = hold_back([IMAGES[:16]])
+    assert missing_psnr(kept, wanted, held) <= 0
+    assert pooled_psnr(kept, IMAGES[16:]) > wanted - 1
+    found = kept.kept
+    assert found.layers == kept.kept_in_float
+    assert 0 < len(found.layers) < 8
+    assert found.before < wanted <= found.after
+    assert f"{len(found.layers)} layers kept in float" in str(found)
+
+
+def test_layers_in_float_count_as_such(kept):
+    found = kept.kept
+    coverage = measure_coverage(kept)
+    for name in found.layers:
+        assert coverage.skipped[name].reason == KEPT_IN_FLOAT
+        assert type(kept.network.get_submodule(name)).__name__ == "Conv2d"
+    assert coverage.macs == pytest.approx(1 - found.macs_share)
+    at_eight = calibrate(network(w_bits=8, a_bits=8), [IMAGES[:16]])
+    added = cost_share(kept, "bitops", IMAGES) - cost_share(at_eight, "bitops", IMAGES)
+    assert added == pytest.approx(found.bitops_share, rel=0.1)
+
+
+def test_files_keep_them_in_float(kept, tmp_path):
+    with torch.no_grad():
+        expected = kept(IMAGES)
+    save_checkpoint(kept, tmp_path / "net.pth")
+    save_packed(kept, tmp_path / "net.safetensors")
+    by_options = load_checkpoint(network(target=kept.config.target), tmp_path / "net.pth")
+    loaded = [by_options]
+    for file in ("net.pth", "net.safetensors"):
+        loaded.append(load_network(tmp_path / file))
+    for net in loaded:
+        assert net.kept_in_float == kept.kept_in_float
+        with torch.no_grad():
+            torch.testing.assert_close(net(IMAGES), expected, atol=2e-6, rtol=0)
+    with pytest.raises(AdaBMError, match="quantized layers, the options give"):
+        load_checkpoint(network(), tmp_path / "net.pth")
+
+
+@pytest.mark.runtimes
+def test_exported_file_keeps_them_in_float(kept, tmp_path):
+    from adabm_basicsr import OnnxNetwork, save_onnx
+
+    save_onnx(kept, tmp_path / "net.onnx")
+    with torch.no_grad():
+        expected = kept(IMAGES[:2])
+    output = OnnxNetwork(tmp_path / "net.onnx")(IMAGES[:2])
+    assert (output - expected).abs().max() < 1 / 255
+
+
+@pytest.mark.slow
+def test_engines_with_integer_sums_meet_it_too(tiny):
+    options = {**OPTIONS, "engine": "onnxruntime", "w_bits": 8, "a_bits": 8}
+    plain = calibrate(quantize(tiny, IMAGES[:1], **options), [IMAGES])
+    wanted = pooled_psnr(plain, IMAGES) + 1
+    net = quantize(tiny, IMAGES[:1], **options, target={"self_psnr": wanted})
+    calibrate(net, [IMAGES])
+    assert missing_psnr(net, wanted, [IMAGES]) < 0.5
+    assert net.kept_in_float
+
+
+def test_chosen_layers_are_the_dearest_for_their_macs(kept):
+    net = calibrate(network(w_bits=8, a_bits=8), [IMAGES[:16]])
+    few = choose_for_float(net, IMAGES[:8], 0.5)
+    many = choose_for_float(net, IMAGES[:8], 6)
+    assert 0 < len(few) < len(many) < len(net.plan.layers)
+
+
+def test_out_of_reach_says_the_nearest():
+    with pytest.raises(
+        AdaBMError,
+        match=r"^target: self_psnr: 99 is out of reach: with all layers but one in float it is",
+    ):
+        calibrate(network(target={"self_psnr": 99}), [IMAGES[:8]])
+
+
+def test_one_of_four_images_is_held_back():
+    numbered = torch.arange(10.0).view(10, 1, 1, 1)
+    fitted, held = hold_back(list(numbered.split(3)))
+    assert torch.cat(held).flatten().tolist() == [3, 7]
+    assert torch.cat(fitted).flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
+    fitted, held = hold_back([numbered[:2]])
+    assert fitted[0] is not None
+    assert torch.equal(held[0], numbered[:2])
+
+
+def test_one_image_far_below_the_target_counts(kept):
+    errors = self_errors(kept, IMAGES)
+    worst = float(psnr_of_errors(errors.max()))
+    pooled = float(psnr_of_errors(errors.mean()))
+    wanted = worst + LOWEST + 0.5
+    assert missing_psnr(kept, wanted, [IMAGES]) == pytest.approx(
+        max(0.5, wanted - pooled), abs=1e-3
+    )
+    assert not math.isinf(missing_psnr(kept, wanted, [IMAGES[:1], IMAGES[1:]]))
