@@ -282,10 +282,12 @@ class Sensitivities:
     Attributes:
         errors: Squared error of all images that each quantizer makes alone; see `image_errors`.
         bits: Bits at which it does.
+        values: Number of values, over pixels and images, that the errors are sums of.
     """
 
     errors: dict[nn.Module, float]
     bits: dict[nn.Module, float]
+    values: int
 
 
 def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivities:
@@ -295,10 +297,14 @@ def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivitie
         bits[activation] = activation.bits_of_layer().item()
     for weight in net.weight_quantizers().values():
         bits[weight] = weight.bits
+    with torch.no_grad(), net.full_precision():
+        values = net(images[:1]).numel()
     errors = {}
+    count = 0
     for quantizer, of_images in image_errors(net, images).items():
         errors[quantizer] = sum(of_images)
-    return Sensitivities(errors, bits)
+        count = len(of_images)
+    return Sensitivities(errors, bits, count * values)
 
 
 @torch.no_grad()

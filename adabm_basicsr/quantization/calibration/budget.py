@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -18,7 +19,7 @@ MOST = 8.0
 GRAIN = 8  # means are tried in eighths of a bit
 DB_PER_BIT = 6.02
 CLOSE = 0.75  # dB above a target that are not worth another try
-FIRST_TRY = 5.0
+FIRST_TRY = 5.0  # where sensitivities don't tell
 MAX_TRIES = 6
 
 
@@ -41,7 +42,7 @@ def budgets(
     """
     target = net.config.target
     if "self_psnr" in target:
-        yield from _until_close(net, target["self_psnr"], verified)
+        yield from _until_close(net, found, target["self_psnr"], verified)
     elif target:
         mean = _largest_within(net, found, target, images)
         yield mean, mean
@@ -91,8 +92,28 @@ def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
     return cost.bitops / cost.float_bitops
 
 
+def _first_try(net: QuantizedNetwork, found: Sensitivities, wanted: float) -> float:
+    """Mean bits that a self-PSNR in dB takes, as far as sensitivities tell.
+
+    Errors of activations add up. Those of weights, whose roundings make up for one another, are
+    smaller at as many bits.
+    """
+    error = 0.0
+    for activation in net.activation_quantizers().values():
+        error += found.errors[activation]
+    if not error:
+        return FIRST_TRY
+    psnr = -10 * math.log10(error / found.values)
+    return _in_range(base_bits(net) + (wanted - psnr) / DB_PER_BIT)
+
+
+def _in_range(mean: float) -> float:
+    """Mean bits that may be used: rounded up to an eighth of a bit."""
+    return min(max(math.ceil(mean * GRAIN) / GRAIN, LEAST), MOST)
+
+
 def _until_close(
-    net: QuantizedNetwork, wanted: float, images: Sequence[Tensor]
+    net: QuantizedNetwork, found: Sensitivities, wanted: float, images: Sequence[Tensor]
 ) -> Iterator[tuple[float, float]]:
     """Mean bits that come closer to a self-PSNR in dB, try by try; the most where none reaches it.
 
@@ -101,16 +122,14 @@ def _until_close(
     if net.kept_in_float:
         yield MOST, MOST
         return
-    mean = FIRST_TRY
+    mean = _first_try(net, found, wanted)
     missing = {}
     for _ in range(MAX_TRIES):
         yield mean, mean
         missing[mean] = missing_psnr(net, wanted, images)
         if -CLOSE <= missing[mean] <= 0:
             return
-        # Rounded up to an eighth of a bit.
-        eighths = -(-missing[mean] * GRAIN // DB_PER_BIT)
-        mean = min(max(mean + eighths / GRAIN, LEAST), MOST)
+        mean = _in_range(mean + missing[mean] / DB_PER_BIT)
         if mean in missing:
             break
     enough = [tried for tried, short in missing.items() if short <= 0]
