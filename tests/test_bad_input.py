@@ -35,6 +35,10 @@ TRAIN_MISTAKES = {
         {"network_g__observer": "mse"},
         "observer: unknown value 'mse'; did you mean 'omse'?",
     ),
+    "loss of PSNR without ground truth": (
+        {"network_g__recipe": "fast", "network_g__target": {"psnr_drop": 0.1}},
+        "network_g: target: psnr_drop needs ground truth; give a datasets: val with dataroot_gt",
+    ),
     "bits too low": ({"network_g__w_bits": 1}, "w_bits: 1 is out of range; valid: 2 to 8, or 32"),
     "bits too high": (
         {"network_g__w_bits": 9},

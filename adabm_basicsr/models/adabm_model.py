@@ -21,7 +21,7 @@ from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
-from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, set_up_training
+from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, read_pairs, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits
 from adabm_basicsr.models.validation import log_costs, note_set
 from adabm_basicsr.quantization.calibration.calibrate import calibrate, representative
@@ -164,7 +164,10 @@ class AdaBMModel(SRModel):
         """Calibrate, log a table of the layers, and return the seconds that it took."""
         start = time.perf_counter()
         batches = [batch.to(self.device) for batch in batches]
-        calibrate(net, tracked(batches, "Calibration"))
+        pairs = []
+        if "psnr_drop" in net.config.target:
+            pairs = read_pairs(self.opt["datasets"], self.device)
+        calibrate(net, tracked(batches, "Calibration"), pairs)
         seconds = time.perf_counter() - start
         if net.kept is not None:
             self.record.note(kept=asdict(net.kept))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, NamedTuple
 
+import torch
+from basicsr.data import build_dataset
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
@@ -83,6 +86,28 @@ def _read_dataset(options: dict[str, Any], channels: int) -> CalibrationDataset:
             "channels"
         )
     return dataset
+
+
+def read_pairs(
+    datasets: Mapping[str, Any], device: torch.device
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """LR images and ground truth of all validation sets that have any.
+
+    Args:
+        datasets: BasicSR's options of them.
+        device: Where to put the images.
+
+    Returns:
+        Pairs of ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1.
+    """
+    pairs = []
+    for phase, options in datasets.items():
+        if phase.split("_")[0] != "val" or not options.get("dataroot_gt"):
+            continue
+        for item in build_dataset(deepcopy(options)):
+            low = item["lq"].unsqueeze(0).to(device)
+            pairs.append((low, item["gt"].unsqueeze(0).to(device)))
+    return pairs
 
 
 def gpus_per_process(opt: Mapping[str, Any]) -> int:

@@ -74,6 +74,7 @@ def _check_training(opt: dict[str, Any]) -> None:
     fill_defaults(Logger, opt["logger"])
     if opt["model_type"] == "AdaBMModel":
         _check_wandb(opt["logger"])
+        _check_truth(opt)
     set_recipe_defaults(opt)
     if opt["train"].get("total_iter") is None:
         network = opt["network_g"].get("type")
@@ -109,6 +110,16 @@ def _check_wandb(logger: dict[str, Any]) -> None:
     if not find_spec("wandb"):
         raise OptionError(
             "logger: wandb: project: the package wandb is not installed: pip install wandb"
+        )
+
+
+def _check_truth(opt: dict[str, Any]) -> None:
+    """A loss of PSNR is measured on validation sets."""
+    if "psnr_drop" not in (opt["network_g"].get("target") or {}):
+        return
+    if not any(dataset.get("dataroot_gt") for dataset in opt["datasets"].values()):
+        raise OptionError(
+            "network_g: target: psnr_drop needs ground truth; give a datasets: val with dataroot_gt"
         )
 
 

@@ -370,3 +370,17 @@ def test_layers_in_float_for_a_target_are_reported_and_come_back(workspace):
     workspace.test("--quiet", **options)
     figures = json.loads(Path("results/tiny_test/report/report.json").read_text())
     assert figures["kept"] == kept
+
+
+def test_target_of_psnr_drop_is_measured_on_the_validation_set(workspace):
+    validation = workspace.test_options()["datasets"]["test"]
+    workspace.train(
+        "--quiet",
+        datasets__val=validation,
+        network_g__recipe="fast",
+        network_g__target={"psnr_drop": 0.2},
+        train__total_iter=2,
+        val=None,
+    )
+    record = json.loads(Path("experiments/tiny/run.json").read_text())
+    assert 2 <= record["reached"]["a_bits"] <= 8

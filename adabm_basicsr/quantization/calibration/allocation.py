@@ -292,11 +292,7 @@ class Sensitivities:
 
 def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivities:
     """Of all quantizers of a calibrated network, on LR images ``(B, C, H, W)`` in 0..1."""
-    bits: dict[nn.Module, float] = {}
-    for activation in net.activation_quantizers().values():
-        bits[activation] = activation.bits_of_layer().item()
-    for weight in net.weight_quantizers().values():
-        bits[weight] = weight.bits
+    bits = _bits_of(net)
     with torch.no_grad(), net.full_precision():
         values = net(images[:1]).numel()
     errors = {}
@@ -305,6 +301,22 @@ def measure_sensitivities(net: QuantizedNetwork, images: Tensor) -> Sensitivitie
         errors[quantizer] = sum(of_images)
         count = len(of_images)
     return Sensitivities(errors, bits, count * values)
+
+
+def equal_sensitivities(net: QuantizedNetwork) -> Sensitivities:
+    """What does where all quantizers get the same bits anyway, without measuring."""
+    bits = _bits_of(net)
+    return Sensitivities(dict.fromkeys(bits, 1.0), bits, 1)
+
+
+def _bits_of(net: QuantizedNetwork) -> dict[nn.Module, float]:
+    """Bits that all quantizers have, without the image factor."""
+    bits: dict[nn.Module, float] = {}
+    for activation in net.activation_quantizers().values():
+        bits[activation] = activation.bits_of_layer().item()
+    for weight in net.weight_quantizers().values():
+        bits[weight] = weight.bits
+    return bits
 
 
 @torch.no_grad()

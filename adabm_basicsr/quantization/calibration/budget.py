@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.allocation import Sensitivities, assign, base_bits
-from adabm_basicsr.quantization.calibration.quality import missing_psnr
+from adabm_basicsr.quantization.calibration.quality import Goal
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -24,7 +24,7 @@ MAX_TRIES = 6
 
 
 def budgets(
-    net: QuantizedNetwork, found: Sensitivities, images: Tensor, verified: Sequence[Tensor]
+    net: QuantizedNetwork, found: Sensitivities, images: Tensor, goal: Goal | None
 ) -> Iterator[tuple[float, float]]:
     """Mean bits of inputs and weights to quantize ``net`` with, one pair after the other.
 
@@ -35,14 +35,14 @@ def budgets(
             for.
         found: Its sensitivities.
         images: LR images that costs are measured on, ``(B, C, H, W)`` in 0..1.
-        verified: Sets of LR images that a target of quality is to be met on, each of that shape.
+        goal: The quality that was asked for; None without a target of quality.
 
     Raises:
         AdaBMError: A target of cost is out of reach. Of quality the nearest is yielded.
     """
     target = net.config.target
-    if "self_psnr" in target:
-        yield from _until_close(net, found, target["self_psnr"], verified)
+    if goal is not None:
+        yield from _until_close(net, found, goal)
     elif target:
         mean = _largest_within(net, found, target, images)
         yield mean, mean
@@ -113,20 +113,20 @@ def _in_range(mean: float) -> float:
 
 
 def _until_close(
-    net: QuantizedNetwork, found: Sensitivities, wanted: float, images: Sequence[Tensor]
+    net: QuantizedNetwork, found: Sensitivities, goal: Goal
 ) -> Iterator[tuple[float, float]]:
-    """Mean bits that come closer to a self-PSNR in dB, try by try; the most where none reaches it.
+    """Mean bits that come closer to a quality, try by try; the most where none reaches it.
 
     Once layers are kept in float, because the most didn't reach it, the others have the most.
     """
     if net.kept_in_float:
         yield MOST, MOST
         return
-    mean = _first_try(net, found, wanted)
+    mean = _first_try(net, found, goal.self_psnr(net))
     missing = {}
     for _ in range(MAX_TRIES):
         yield mean, mean
-        missing[mean] = missing_psnr(net, wanted, images)
+        missing[mean] = goal.missing(net)
         if -CLOSE <= missing[mean] <= 0:
             return
         mean = _in_range(mean + missing[mean] / DB_PER_BIT)

@@ -20,10 +20,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.allocation import (
     assign,
     base_bits,
+    equal_sensitivities,
     measure_sensitivities,
 )
 from adabm_basicsr.quantization.calibration.budget import budgets
@@ -32,11 +34,12 @@ from adabm_basicsr.quantization.calibration.equalisation import equalise
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
 from adabm_basicsr.quantization.calibration.quality import (
+    Goal,
+    PsnrDropGoal,
+    SelfPsnrGoal,
     choose_for_float,
     describe_kept,
     hold_back,
-    missing_psnr,
-    out_of_reach,
     pooled_psnr,
 )
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
@@ -56,6 +59,7 @@ from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 
 LAYER_PERCENTILES = (0.3, 0.7)
 SHOWN = 16  # images that layers are reconstructed on
+VERIFIED = 64  # images that a quality is verified on, of those that nothing is fitted to
 PROBED = 8  # images that sensitivities are measured on
 # What quantizers have before calibration, of all that calibration and fine-tuning may change.
 STARTS = {
@@ -71,7 +75,11 @@ STARTS = {
 
 
 @torch.no_grad()
-def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetwork:
+def calibrate(
+    net: QuantizedNetwork,
+    batches: Iterable[Tensor],
+    pairs: Sequence[tuple[Tensor, Tensor]] = (),
+) -> QuantizedNetwork:
     """Set every range, layer factor and image threshold of ``net`` from low-resolution images.
 
     Several processes (torch.distributed) each take the same batches. They share what is done image
@@ -81,6 +89,8 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         net: The quantized network; changed in place.
         batches: Batches of LR images, each ``(B, C, H, W)`` in 0..1; the paper takes 16 patches of
             96x96 for x4.
+        pairs: LR images and their ground truth, ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1,
+            which a target of ``psnr_drop`` is measured on; nothing else needs them.
 
     Returns:
         ``net``, ready to infer and to be fine-tuned.
@@ -93,43 +103,57 @@ def calibrate(net: QuantizedNetwork, batches: Iterable[Tensor]) -> QuantizedNetw
         images = read_batches(batches)
         warn_of_empty_images(images)
         net.kept = None
-        if "self_psnr" in net.config.target:
-            _calibrate_to_quality(net, images, net.config.target["self_psnr"])
+        target = net.config.target
+        if "self_psnr" in target:
+            fitted, held = hold_back(images)
+            sets = [_shown(net, held, VERIFIED), _shown(net, fitted)]
+            _calibrate_to_quality(net, fitted, SelfPsnrGoal(target["self_psnr"], sets), sets[0])
+        elif "psnr_drop" in target:
+            if not pairs:
+                raise AdaBMError(
+                    "target: psnr_drop needs images with ground truth: calibrate(net, batches, "
+                    "pairs)"
+                )
+            goal = PsnrDropGoal(target["psnr_drop"], pairs)
+            _calibrate_to_quality(net, images, goal, _shown(net, images))
         else:
             _calibrate(net, images)
     return net
 
 
-def _calibrate_to_quality(net: QuantizedNetwork, images: list[Tensor], wanted: float) -> None:
-    """Calibrate until a self-PSNR is met on images that nothing was fitted to.
+def _calibrate_to_quality(
+    net: QuantizedNetwork, images: list[Tensor], goal: Goal, judged: Tensor
+) -> None:
+    """Calibrate until a quality is met.
 
     First with as few bits as reach it. Where 8 bits don't, layers are kept in float until it holds.
+
+    Args:
+        net: The network.
+        images: Batches of LR images to fit to.
+        goal: The quality.
+        judged: LR images on which it is told what layers in float bought, ``(B, C, H, W)``.
 
     Raises:
         AdaBMError: It is out of reach.
     """
-    fitted, held = hold_back(images)
-    shown = _shown(net, fitted)
-    verified = [_shown(net, held), shown]
-    _calibrate(net, fitted, verified)
-    missing = missing_psnr(net, wanted, verified)
-    before = pooled_psnr(net, verified[0])
+    _calibrate(net, images, goal)
+    missing = goal.missing(net)
+    before = pooled_psnr(net, judged)
     while missing > 0:
         if len(net.plan.layers) == 1:
-            raise out_of_reach(wanted, wanted - missing)
-        names = choose_for_float(net, representative(fitted, PROBED), missing)
+            raise goal.out_of_reach(net)
+        names = choose_for_float(net, representative(images, PROBED), missing)
         LOGGER.info(f"Kept in float, as {missing:.2f} dB are missing: {', '.join(names)}")
         net.keep_in_float(names)
-        _calibrate(net, fitted, verified)
-        missing = missing_psnr(net, wanted, verified)
+        _calibrate(net, images, goal)
+        missing = goal.missing(net)
     if net.kept_in_float:
-        net.kept = describe_kept(net, before, pooled_psnr(net, verified[0]))
+        net.kept = describe_kept(net, before, pooled_psnr(net, judged))
 
 
-def _calibrate(
-    net: QuantizedNetwork, images: list[Tensor], verified: Sequence[Tensor] = ()
-) -> None:
-    """Calibrate on batches of images; targets of quality are measured on sets of their own."""
+def _calibrate(net: QuantizedNetwork, images: list[Tensor], goal: Goal | None = None) -> None:
+    """Calibrate on batches of images, towards a quality if one was asked for."""
     recipe = net.config.calibration
     if net.config.folds_channel_scales:
         fold_channel_scales(net, _shown(net, images))
@@ -142,7 +166,7 @@ def _calibrate(
     set_image_thresholds(net, images)
     net.stage.fill_(Stage.CALIBRATED)
     if recipe.allocate:
-        _allocate(net, statistics, images, verified)
+        _allocate(net, statistics, images, goal)
     elif recipe.reconstruct:
         reconstruct(net, _shown(net, images))
     copy_from_first(net)
@@ -271,7 +295,7 @@ def _allocate(
     net: QuantizedNetwork,
     statistics: list[Statistics],
     images: list[Tensor],
-    verified: Sequence[Tensor],
+    goal: Goal | None,
 ) -> None:
     """Share bits out by sensitivity and fit everything to them, again until a target is met."""
     shown = _shown(net, images)
@@ -281,10 +305,14 @@ def _allocate(
     if not net.config.target:
         # A target counts what is used.
         added = _added_bits(net, images)
-    if reconstructs:
-        reconstruct(net, _shown(net, images, PROBED), rounding=False)
-    sensitivities = measure_sensitivities(net, probed)
-    for a_mean, w_mean in budgets(net, sensitivities, shown, verified):
+    if net.kept_in_float:
+        # All others have the most bits.
+        sensitivities = equal_sensitivities(net)
+    else:
+        if reconstructs:
+            reconstruct(net, _shown(net, images, PROBED), rounding=False)
+        sensitivities = measure_sensitivities(net, probed)
+    for a_mean, w_mean in budgets(net, sensitivities, shown, goal):
         assign(net, sensitivities, a_mean - added, w_mean)
         set_ranges(net, statistics)
         if reconstructs:

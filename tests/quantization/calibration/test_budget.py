@@ -51,7 +51,10 @@ def test_costs_out_of_reach_say_what_is_possible(tiny):
             {"target": {"size": 1.5}},
             "target: size: 1.5 is out of range; valid: above 0 and below 1",
         ),
-        ({"target": {"size": 0.2, "bitops": 0.1}}, "is not one of self_psnr, bitops, size"),
+        (
+            {"target": {"size": 0.2, "bitops": 0.1}},
+            "is not one of self_psnr, psnr_drop, bitops, size",
+        ),
         (
             {"target": {"size": 0.2}, "recipe": "paper"},
             "recipe 'paper' doesn't allocate bits; valid: best, fast",

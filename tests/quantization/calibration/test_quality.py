@@ -1,7 +1,5 @@
 """A quality that was asked for is reached, with layers in float where 8 bits don't do."""
 
-import math
-
 import pytest
 import torch
 from conftest import TINY_EDSR, photograph
@@ -19,9 +17,10 @@ from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.quantization.calibration.budget import cost_share
 from adabm_basicsr.quantization.calibration.quality import (
     LOWEST,
+    PsnrDropGoal,
+    SelfPsnrGoal,
     choose_for_float,
     hold_back,
-    missing_psnr,
     pooled_psnr,
 )
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
@@ -55,7 +54,7 @@ def kept(best_of_eight_bits):
 def test_target_beyond_eight_bits_is_met_on_images_that_were_not_fitted(kept):
     wanted = kept.config.target["self_psnr"]
     _, held = hold_back([IMAGES[:16]])
-    assert missing_psnr(kept, wanted, held) <= 0
+    assert SelfPsnrGoal(wanted, held).missing(kept) <= 0
     assert pooled_psnr(kept, IMAGES[16:]) > wanted - 1
     found = kept.kept
     assert found.layers == kept.kept_in_float
@@ -111,7 +110,7 @@ def test_engines_with_integer_sums_meet_it_too(tiny):
     wanted = pooled_psnr(plain, IMAGES) + 1
     net = quantize(tiny, IMAGES[:1], **options, target={"self_psnr": wanted})
     calibrate(net, [IMAGES])
-    assert missing_psnr(net, wanted, [IMAGES]) < 0.5
+    assert SelfPsnrGoal(wanted, [IMAGES]).missing(net) < 0.5
     assert net.kept_in_float
 
 
@@ -140,12 +139,48 @@ def test_one_of_four_images_is_held_back():
     assert torch.equal(held[0], numbered[:2])
 
 
-def test_one_image_far_below_the_target_counts(kept):
+def test_margin_is_three_standard_errors_of_the_pooled_error(kept):
     errors = self_errors(kept, IMAGES)
-    worst = float(psnr_of_errors(errors.max()))
-    pooled = float(psnr_of_errors(errors.mean()))
-    wanted = worst + LOWEST + 0.5
-    assert missing_psnr(kept, wanted, [IMAGES]) == pytest.approx(
-        max(0.5, wanted - pooled), abs=1e-3
-    )
-    assert not math.isinf(missing_psnr(kept, wanted, [IMAGES[:1], IMAGES[1:]]))
+    bound = errors.mean() + 3 * errors.std() / len(errors) ** 0.5
+    goal = SelfPsnrGoal(45.0, [IMAGES])
+    assert goal.missing(kept) == pytest.approx(45 - float(psnr_of_errors(bound)), abs=1e-3)
+    single = float(psnr_of_errors(errors[0]))
+    assert SelfPsnrGoal(single, [IMAGES[:1]]).missing(kept) == pytest.approx(0, abs=1e-3)
+
+
+def test_one_image_far_below_the_target_counts(kept):
+    noise = torch.rand(1, 3, 24, 24).round()
+    images = torch.cat([noise, IMAGES[:1].expand(60, -1, -1, -1)])
+    psnr = psnr_of_errors(self_errors(kept, images))
+    assert psnr[1] > psnr[0] + LOWEST + 1
+    wanted = float(psnr[0]) + LOWEST + 1
+    assert SelfPsnrGoal(wanted, [images]).missing(kept) == pytest.approx(1, abs=1e-3)
+
+
+def pairs_of(net):
+    """LR images with ground truth that full precision gets within 30 dB of."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = []
+    for index in range(16, 20):
+        low = IMAGES[index : index + 1]
+        with torch.no_grad(), net.full_precision():
+            output = net(low)
+        pairs.append((low, output + 10**-1.5 * torch.randn(output.shape, generator=generator)))
+    return pairs
+
+
+@pytest.mark.parametrize("allowed", [0.02, 0.5])
+def test_loss_of_psnr_stays_within_the_target(allowed):
+    net = network(target={"psnr_drop": allowed})
+    pairs = pairs_of(net)
+    calibrate(net, [IMAGES[:8]], pairs)
+    goal = PsnrDropGoal(allowed, pairs)
+    assert goal.drop(net) <= allowed
+    assert goal.missing(net) <= 0
+    bits = [q.bits_of_layer().item() for q in net.activation_quantizers().values()]
+    assert (sum(bits) / len(bits) > 5) == (allowed < 0.1)
+
+
+def test_loss_of_psnr_needs_ground_truth():
+    with pytest.raises(AdaBMError, match="target: psnr_drop needs images with ground truth"):
+        calibrate(network(target={"psnr_drop": 0.1}), [IMAGES[:4]])
