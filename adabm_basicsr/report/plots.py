@@ -194,6 +194,9 @@ def settings_plot(settings: Sequence[Mapping], curves: Mapping[str, str]) -> Fig
         curves: What the bits of activations are, by the name of the curve.
     """
     figure, axes = _figure(height=1.15)
+    # Labels of the first curve below it, which is the lower one; in points.
+    offsets = dict.fromkeys(curves, 6)
+    offsets[next(iter(curves))] = -12
     for name, colour in _coloured(curves):
         own = [setting for setting in settings if setting["curve"] == name]
         if not own:
@@ -209,7 +212,7 @@ def settings_plot(settings: Sequence[Mapping], curves: Mapping[str, str]) -> Fig
             axes.annotate(
                 label,
                 (cost, setting["self_psnr"]),
-                (0, 6),
+                (0, offsets[name]),
                 textcoords="offset points",
                 fontsize=8,
                 ha="right",

@@ -6,10 +6,12 @@ import pytest
 
 from adabm_basicsr.report.plots import (
     complexity_plot,
+    error_plot,
     histogram_plot,
     layer_plot,
     map_colours,
     save_plot,
+    settings_plot,
     tradeoff_plot,
 )
 
@@ -17,7 +19,13 @@ POINTS = [
     {"run": f"run {number}", "set": "Set5 $\\alpha", "psnr": 30.0, "bitops": 1e9}
     for number in range(5)
 ]
+SETTINGS = [
+    {"curve": "8", "w_bits": 4, "bitops_share": 0.03, "self_psnr": 43.0, "knee": True},
+    {"curve": "8", "w_bits": 8, "bitops_share": 0.06, "self_psnr": 49.0, "knee": False},
+]
 PLOTS = {
+    "errors": lambda: error_plot({"a": 0.7, "b": 0.3}),
+    "settings": lambda: settings_plot(SETTINGS, {"8": "eight", "equal": "as many"}),
     "layers": lambda: layer_plot({"a": 4.0, "b": 8.0}, {"a": 4, "b": 8}),
     "complexity": lambda: complexity_plot({"Val": [(10.0, 4.0), (30.0, 5.0)]}, [12.0, 25.0]),
     "complexity without thresholds": lambda: complexity_plot({"Val": [(10.0, 4.0)]}, None),
