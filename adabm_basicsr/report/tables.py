@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from adabm_basicsr.quantization.engines import KERNEL_BITS
 from adabm_basicsr.report.figures import VARIANTS
 from adabm_basicsr.report.formats import (
     MISSING,
@@ -121,6 +122,12 @@ def _target(target: Mapping[str, float]) -> str:
     return ", ".join(asked) or MISSING
 
 
+def _activation_bits(bits: int) -> str:
+    if bits >= KERNEL_BITS:
+        return str(bits)
+    return f"{bits} (engines multiply integers of {KERNEL_BITS} bits: those are as fast)"
+
+
 def _decibels(psnr: float) -> str:
     return f"{psnr:.2f} dB"
 
@@ -135,7 +142,7 @@ SUMMARY: dict[str, tuple[Where, Writer]] = {
     "recipe": (("recipe",), str),
     "weight bits asked": (("asked", "w_bits"), str),
     "weight bits reached": (("reached", "w_bits"), "fab"),
-    "activation bits asked": (("asked", "a_bits"), str),
+    "activation bits asked": (("asked", "a_bits"), _activation_bits),
     "activation bits reached (calibration images)": (("reached", "a_bits"), "fab"),
     "target asked": (("asked", "target"), _target),
     "quantized share of MACs": (("coverage", "macs"), format_percent),

@@ -1,6 +1,13 @@
 """Tables of a report."""
 
-from adabm_basicsr.report.tables import Cell, Table, classes_table, in_order, mapped_set
+from adabm_basicsr.report.tables import (
+    Cell,
+    Table,
+    classes_table,
+    in_order,
+    mapped_set,
+    summary_table,
+)
 
 
 def figures_with_map(range_factors=(None, None, None)):
@@ -60,3 +67,13 @@ def test_pointers_and_markdown_are_escaped():
     cell = Cell("a|b", "a|b", ("sets", "x/y~z", 0))
     assert cell.pointer == "/sets/x~1y~0z/0"
     assert "a\\|b" in Table("Any", ["name"], [[cell]]).text("github")
+
+
+def test_activations_of_few_bits_are_said_to_be_no_faster():
+    [[_, few]] = summary_table({"asked": {"a_bits": 4}}).rows
+    assert (few.value, few.text) == (
+        4,
+        "4 (engines multiply integers of 8 bits: those are as fast)",
+    )
+    [[_, eight]] = summary_table({"asked": {"a_bits": 8}}).rows
+    assert eight.text == "8"
