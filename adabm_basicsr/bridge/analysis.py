@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adabm_basicsr.bridge.pipeline import close_logger, log_to_console
 from adabm_basicsr.bridge.run_options import parse_options
 from adabm_basicsr.environment import weights_only
 from adabm_basicsr.errors import CheckpointError
@@ -18,7 +19,7 @@ def analyse_options(args: argparse.Namespace) -> tuple[dict[str, Any], Analysis]
     """Analyse the network of an option file on its calibration images.
 
     Args:
-        args: Flags of `run_options.make_parser`.
+        args: Flags of `run_options.make_parser`, and ``quiet``.
 
     Returns:
         The options of the file, and what was found.
@@ -27,9 +28,14 @@ def analyse_options(args: argparse.Namespace) -> tuple[dict[str, Any], Analysis]
         AdaBMError: A mistake in the options or in what they name, or the network is quantized
             already.
     """
-    with weights_only():
-        opt = parse_options(args, Path.cwd(), is_train=True)
-        return opt, _analyse(opt)
+    close_logger()  # one that something opened earlier in this process
+    log_to_console(args.quiet)
+    try:
+        with weights_only():
+            opt = parse_options(args, Path.cwd(), is_train=True)
+            return opt, _analyse(opt)
+    finally:
+        close_logger()
 
 
 def _analyse(opt: dict[str, Any]) -> Analysis:

@@ -162,12 +162,21 @@ def log_to_file(path: str | Path, quiet: bool = False) -> None:
         path: The file.
         quiet: Whether the console shows warnings alone.
     """
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+    logging.getLogger(LOGGER).addHandler(handler)
+    log_to_console(quiet)
+
+
+def log_to_console(quiet: bool = False) -> None:
+    """Show phases and warnings of BasicSR's log on the console, until `close_logger`.
+
+    Args:
+        quiet: Whether the console shows warnings alone.
+    """
     from basicsr.utils.logger import initialized_logger
 
     logger = logging.getLogger(LOGGER)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
-    logger.addHandler(handler)
     logger.addHandler(ConsoleHandler(quiet))
     logger.setLevel(logging.INFO)
     logger.propagate = False
