@@ -252,6 +252,13 @@ class QuantizedNetwork(nn.Module):
         plan.skipped.update(self.plan.skipped)
         self.adopt(replace(self.blueprint, plan=plan))
 
+    def quantize_kept(self) -> None:
+        """Quantize again what `keep_in_float` left in full precision; quantizers are fresh then."""
+        if self.kept_in_float:
+            plan = plan_layers(self.structure, self.config)
+            self.adopt(replace(self.blueprint, plan=plan))
+        self.kept = None
+
     @property
     def kept_in_float(self) -> list[str]:
         """Layers and products that are left in full precision to reach the target."""

@@ -102,7 +102,7 @@ def calibrate(
     with net.lock:
         images = read_batches(batches)
         warn_of_empty_images(images)
-        net.kept = None
+        net.quantize_kept()
         target = net.config.target
         if "self_psnr" in target:
             fitted, held = hold_back(images)

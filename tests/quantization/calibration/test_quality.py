@@ -1,5 +1,7 @@
 """A quality that was asked for is reached, with layers in float where 8 bits don't do."""
 
+import copy
+
 import pytest
 import torch
 from conftest import TINY_EDSR, photograph
@@ -90,6 +92,16 @@ def test_files_keep_them_in_float(kept, tmp_path):
             torch.testing.assert_close(net(IMAGES), expected, atol=2e-6, rtol=0)
     with pytest.raises(AdaBMError, match="quantized layers, the options give"):
         load_checkpoint(network(), tmp_path / "net.pth")
+
+
+def test_another_calibration_begins_with_all_layers(kept):
+    net = copy.deepcopy(kept)
+    net.quantize_kept()
+    assert len(net.plan.layers) == 8
+    assert net.kept is None
+    assert net.stage == 0
+    calibrate(net, [IMAGES[:16]])
+    assert net.kept == kept.kept
 
 
 @pytest.mark.runtimes
