@@ -41,6 +41,7 @@ from adabm_basicsr.quantization.calibration.quality import (
     describe_kept,
     hold_back,
     pooled_psnr,
+    worst_images,
 )
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
 from adabm_basicsr.quantization.calibration.statistics import (
@@ -132,7 +133,8 @@ def _calibrate_to_quality(
         net: The network.
         images: Batches of LR images to fit to.
         goal: The quality.
-        judged: LR images on which it is told what layers in float bought, ``(B, C, H, W)``.
+        judged: LR images by whose errors layers are chosen, and on which it is told what they
+            bought, ``(B, C, H, W)``.
 
     Raises:
         AdaBMError: It is out of reach.
@@ -143,7 +145,7 @@ def _calibrate_to_quality(
     while missing > 0:
         if len(net.plan.layers) == 1:
             raise goal.out_of_reach(net)
-        names = choose_for_float(net, representative(images, PROBED), missing)
+        names = choose_for_float(net, worst_images(net, judged, PROBED), missing)
         LOGGER.info(f"Kept in float, as {missing:.2f} dB are missing: {', '.join(names)}")
         net.keep_in_float(names)
         _calibrate(net, images, goal)

@@ -204,6 +204,16 @@ class PsnrDropGoal(Goal):
         return 10 * math.log10(10 ** (drop / 10) - 1)
 
 
+def worst_images(net: QuantizedNetwork, images: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the images, those whose errors are largest.
+
+    Values that were not seen when ranges were found are clipped there, if anywhere: which layers do
+    it shows in no other images.
+    """
+    order = self_errors(net, images).argsort(descending=True, stable=True)
+    return images[order[:count]]
+
+
 def choose_for_float(net: QuantizedNetwork, images: Tensor, missing: float) -> list[str]:
     """Layers to keep in float, so that a network gains what is missing, for the fewest MACs.
 

@@ -24,6 +24,7 @@ from adabm_basicsr.quantization.calibration.quality import (
     choose_for_float,
     hold_back,
     pooled_psnr,
+    worst_images,
 )
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
@@ -167,6 +168,11 @@ def test_one_image_far_below_the_target_counts(kept):
     assert psnr[1] > psnr[0] + LOWEST + 1
     wanted = float(psnr[0]) + LOWEST + 1
     assert SelfPsnrGoal(wanted, [images]).missing(kept) == pytest.approx(1, abs=1e-3)
+
+
+def test_layers_are_chosen_by_the_worst_images(kept):
+    worst = self_errors(kept, worst_images(kept, IMAGES, 4))
+    assert worst.tolist() == sorted(self_errors(kept, IMAGES).tolist(), reverse=True)[:4]
 
 
 def pairs_of(net):
