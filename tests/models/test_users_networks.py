@@ -107,6 +107,9 @@ def test_an_image_that_is_too_large_is_rejected_before_it_is_run(
     torch.save({"params": GlobalAttention().state_dict()}, "weights.pth")
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 9 kB\n")
     monkeypatch.setattr(environment, "MEMORY_INFO", tmp_path / "meminfo")
+    # Tests that ran before leave memory to this process.
+    (tmp_path / "status").write_text("VmRSS:\t500000 kB\n")
+    monkeypatch.setattr(environment, "OWN_STATUS", tmp_path / "status")
     write_images(workspace.root / "large", [(136, 144)])
     validation = {"name": "Large", "type": "SingleImageDataset", "dataroot_lq": "large"}
     validation["io_backend"] = {"type": "disk"}
