@@ -68,10 +68,10 @@ def timed_run(argv: list[str]) -> dict[str, float]:
     calibrate = adabm_model.calibrate
     step = Finetuner.step
 
-    def timed_calibrate(net: QuantizedNetwork, batches: Iterable[torch.Tensor]) -> Any:
+    def timed_calibrate(net: QuantizedNetwork, batches: Iterable[torch.Tensor], *rest: Any) -> Any:
         # A list, as the first batch is wanted twice, and an iterator gives it once.
         batches = list(batches)
-        return watch.time(lambda: calibrate(net, batches), net, batches[0])
+        return watch.time(lambda: calibrate(net, batches, *rest), net, batches[0])
 
     def timed_step(tuner: Finetuner, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
         return watch.time(lambda: step(tuner, images, *rest, **options), tuner.net, images)
