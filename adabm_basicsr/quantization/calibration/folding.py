@@ -1,23 +1,22 @@
 """Scales of channels, folded into the weights, where integers have one scale for a whole tensor.
 
 A quiet channel beside a loud one would use few grid points. All layers that make the quiet one
-divide it by its scale, which is below 1, and all that take it multiply it by that scale: the
-network in full precision is the same, and channels use the same range. Scales are powers of two,
-so it is the same to the last bit.
+divide it by its scale, and all that take it multiply it by that scale: the network in full
+precision computes the same, and channels share the grid better. Scales are those whose rounding
+changes the image least, see `Noise`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping
-from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adabm_basicsr.quantization.calibration.channel_noise import Noise, observe_channels
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.structure.channels import (
     FIXED_CLASS,
     LayerChannels,
@@ -25,17 +24,17 @@ from adabm_basicsr.quantization.structure.channels import (
     layer_type,
 )
 
-# 0 leaves channels as they are; 1 gives all the same range, and costs other layers that take the
-# same channels in other proportions, and the weights' precision.
-EQUALISATION = 0.5
-MIN_EXPONENT = -6  # of the quietest channels' scales
+ITERATIONS = 100
+LEARNING_RATE = 0.1  # of the logarithms of scales
+MAX_LOG_SCALE = math.log(2**6)
+TINY = 1e-30
 # How far the output may change, where an operation was too subtle to be followed.
 TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def fold_channel_scales(net: QuantizedNetwork, images: Tensor) -> None:
-    """Bring the ranges of channels that a layer takes closer to each other.
+    """Scale the channels of layers so that their rounding changes the image least.
 
     Args:
         net: The quantized network; weights and biases change in place, and what it computes in full
@@ -43,76 +42,67 @@ def fold_channel_scales(net: QuantizedNetwork, images: Tensor) -> None:
         images: LR images, ``(B, C, H, W)`` in 0..1.
     """
     with net.full_precision():
-        channels = find_channels(net, images[:1])
-        widths = _channel_widths(net, images)
-        scales = _scales_of_classes(channels, widths)
+        channels, count = _numbered(find_channels(net, images[:1]))
+        noise = Noise(net, channels, observe_channels(net, images))
+        scales = _scales_of_least_noise(noise, count, images.device)
         before = net(images[:1])
+        kept = [parameter.clone() for parameter in net.base_parameters()]
         _scale_weights(channels, scales)
         change = (net(images[:1]) - before).abs().max()
         if not change <= TOLERANCE * before.abs().max():
             # Something that PyTorch doesn't tell of, such as a detour by NumPy.
-            _scale_weights(channels, {of: 1 / scale for of, scale in scales.items()})
+            for parameter, value in zip(net.base_parameters(), kept, strict=True):
+                parameter.copy_(value)
 
 
-def _channel_widths(net: QuantizedNetwork, images: Tensor) -> dict[Any, Tensor]:
-    """How wide the range of each channel is that a quantized layer takes, ``(C_in,)``.
-
-    It is that of the integers: from the smallest to the largest value, or twice the largest
-    magnitude.
-    """
-    has_zero_points = net.config.integers_of.zero_points
-    widths: dict[Any, Tensor] = {}
-    handles = []
-
-    def note(layer: Any, args: tuple[Tensor, ...]) -> None:
-        channels = args[0].transpose(0, layer.output_axis).flatten(1)
-        lower = channels.amin(1).clamp(max=0)
-        upper = channels.amax(1).clamp(min=0)
-        width = upper - lower if has_zero_points else 2 * torch.maximum(upper, -lower)
-        # It may run several times.
-        widths[layer] = torch.maximum(widths.get(layer, width), width)
-
-    for layer in net.layers().values():
-        is_quantized = isinstance(getattr(layer, "input_quantizer", None), ActivationQuantizer)
-        if is_quantized and layer_type(layer) is not None:
-            handles.append(layer.register_forward_pre_hook(note))
-    try:
-        net(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return widths
+def _numbered(channels: Mapping[Any, LayerChannels]) -> tuple[dict[Any, LayerChannels], int]:
+    """The same with classes numbered from 0, and their number; fixed channels stay -1."""
+    ids = [torch.tensor([FIXED_CLASS])]
+    for of_layer in channels.values():
+        ids.extend(of_layer)
+    classes = torch.cat(ids).unique()
+    numbered = {}
+    for layer, of_layer in channels.items():
+        inputs = torch.searchsorted(classes, of_layer.inputs) - 1
+        outputs = torch.searchsorted(classes, of_layer.outputs) - 1
+        numbered[layer] = LayerChannels(inputs, outputs)
+    return numbered, len(classes) - 1
 
 
-def _scales_of_classes(
-    channels: Mapping[Any, LayerChannels], widths: Mapping[Any, Tensor]
-) -> dict[int, float]:
-    """Scale of each class of channels: a power of two, at most 1.
+def _scales_of_least_noise(noise: Noise, count: int, device: torch.device) -> Tensor:
+    """Scale of each of ``count`` classes of channels, and 1 for fixed ones: ``(count + 1,)``."""
+    with torch.enable_grad():
+        logs = torch.zeros(count, device=device, requires_grad=True)
+        optimizer = torch.optim.Adam([logs], LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS)
+        best = logs.detach().clone()
+        least = math.inf
+        for _ in range(ITERATIONS):
+            current = noise(_with_fixed(logs))
+            if current.item() < least:
+                least = current.item()
+                best = logs.detach().clone()
+            optimizer.zero_grad()
+            # Its logarithm, so that learning doesn't depend on the network's own scale.
+            current.clamp(min=TINY).log().backward()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                logs.clamp_(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+    return _with_fixed(best)
 
-    It follows from the width of the channel's range as a share of the widest channel's, in the
-    (geometric) mean over all layers that take it.
-    """
-    exponents: dict[int, list[float]] = defaultdict(list)
-    for layer, (inputs, _) in channels.items():
-        if layer not in widths or not widths[layer].max() > 0:
-            continue
-        shares = widths[layer] / widths[layer].max()
-        of_channels = shares.log2().clamp(min=MIN_EXPONENT / EQUALISATION)
-        for of, exponent in zip(inputs.tolist(), of_channels.tolist(), strict=True):
-            exponents[of].append(exponent)
-    exponents.pop(FIXED_CLASS, None)
-    scales = {}
-    for of, found in exponents.items():
-        scales[of] = 2.0 ** round(EQUALISATION * mean(found))
-    return scales
+
+def _with_fixed(logs: Tensor) -> Tensor:
+    """Scales from their logarithms, and the scale of fixed channels behind them."""
+    return torch.cat([logs.exp(), logs.new_ones(1)])
 
 
-def _scale_weights(channels: Mapping[Any, LayerChannels], scales: Mapping[int, float]) -> None:
+def _scale_weights(channels: Mapping[Any, LayerChannels], scales: Tensor) -> None:
     """Divide what layers make by the scales of its channels, multiply what they take by them."""
     for layer, (inputs, outputs) in channels.items():
         kind = layer_type(layer)
-        of_inputs = _scales_of_channels(inputs, scales).to(layer.weight)
-        of_rows = _scales_of_channels(outputs, scales).to(layer.weight)
+        of_inputs = scales[inputs].to(layer.weight)
+        of_rows = scales[outputs].to(layer.weight)
         _, of_columns = kind.channel_views(layer, of_inputs)
         shape = [1] * layer.weight.dim()
         shape[kind.weight_axis] = -1
@@ -120,7 +110,3 @@ def _scale_weights(channels: Mapping[Any, LayerChannels], scales: Mapping[int, f
         if layer.bias is not None:
             # Groups of a transposed convolution share rows.
             layer.bias.div_(of_rows.repeat(len(layer.bias) // len(of_rows)))
-
-
-def _scales_of_channels(classes: Tensor, scales: Mapping[int, float]) -> Tensor:
-    return torch.tensor([scales.get(of, 1.0) for of in classes.tolist()])
