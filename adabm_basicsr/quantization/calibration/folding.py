@@ -79,6 +79,9 @@ def _scales_of_least_noise(noise: Noise, count: int, device: torch.device) -> Te
         least = math.inf
         for _ in range(ITERATIONS):
             current = noise(_with_fixed(logs))
+            if not current.requires_grad:
+                # No layer has channels that can be scaled.
+                break
             if current.item() < least:
                 least = current.item()
                 best = logs.detach().clone()
