@@ -7,6 +7,9 @@ import torch
 from adabm_basicsr import OnnxNetwork, calibrate
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.runtimes import RUNTIMES
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
+
+SIZES = ((24, 26), (17, 33), (1, 1))
 
 
 def random(*shape, seed=1):
@@ -78,3 +81,12 @@ def check_agreement(net, path, least=38.0, typical=60.0, most=100.0, runtimes=RU
         assert median(found) >= typical, (runtime, found)
         assert median(found_of_most) >= most, (runtime, found_of_most)
     return classes
+
+
+def check(net, run):
+    """Assert that ``run``, from an array to an array, makes the simulation's pixels of any size."""
+    for size in SIZES:
+        image = smooth(1, net.in_channels, size)
+        with torch.no_grad():
+            expected = net(image)
+        assert pixel_psnr(torch.from_numpy(run(image.numpy())), expected) >= 50, size

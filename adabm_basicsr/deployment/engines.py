@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
@@ -17,6 +17,9 @@ from adabm_basicsr.deployment.tuning import fastest_form
 from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.engines import CONCATENATIONS, ENGINES
 from adabm_basicsr.quantization.network import QuantizedNetwork
+
+if TYPE_CHECKING:
+    from adabm_basicsr.deployment.onnx.integers import Convolutions
 
 # Traits that a network may have and an engine may lack, and what to say of them.
 TRAITS = {
@@ -130,10 +133,12 @@ def _save_openvino_uint8(
     from adabm_basicsr.deployment.onnx.engine_files import save_integers
 
     found = save_integers(net, path, form)
-    total = sum(len(names) for names in found)
     of_integers = len(found.integers) + len(found.float_outputs)
-    lines = [f"as integers: {of_integers} of {total} convolutions"]
-    return [*lines, *_in_float(found.floats), *_warn_of_pairs(net)]
+    return [
+        _as_integers(of_integers, found),
+        *_in_float(found.floats),
+        *_warn_of_pairs(net),
+    ]
 
 
 def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
@@ -142,6 +147,12 @@ def _save_ncnn(net: QuantizedNetwork, path: Path) -> list[str]:
 
     written = save_ncnn(net, path)
     return [f"as integers: {len(written.integers)} convolutions", *_in_float(written.floats)]
+
+
+def _as_integers(count: int, found: Convolutions) -> str:
+    """A line on how many of all convolutions run as integers."""
+    total = sum(len(names) for names in found)
+    return f"as integers: {count} of {total} convolutions"
 
 
 def _in_float(names: Sequence[str]) -> list[str]:
@@ -182,10 +193,9 @@ def _save_tensorrt(net: QuantizedNetwork, path: Path) -> list[str]:
     from adabm_basicsr.deployment.onnx.tensorrt import half_path, save_tensorrt
 
     found = save_tensorrt(net, path)
-    total = sum(len(names) for names in found)
     of_integers = len(found.integers) + len(found.float_outputs)
     return [
-        f"as integers: {of_integers} of {total} convolutions",
+        _as_integers(of_integers, found),
         *_in_float(found.floats),
         f"what isn't INT8 has 32 bits there, and 16 in the copy {half_path(path)}",
     ]
@@ -196,8 +206,7 @@ def _save_integers(net: QuantizedNetwork, path: Path) -> list[str]:
     from adabm_basicsr.deployment.onnx.engine_files import save_integers
 
     found = save_integers(net, path)
-    total = sum(len(names) for names in found)
-    lines = [f"as integers: {len(found.integers)} of {total} convolutions"]
+    lines = [_as_integers(len(found.integers), found)]
     if found.float_outputs:
         lines.append(
             "as integers in OpenVINO, in float in ONNX Runtime, which wants their outputs rounded: "

@@ -92,17 +92,7 @@ ENGINES = {
         ties_away=False,
     ),
     # One scale for all channels, so that what is split and concatenated stays integers.
-    "openvino_uint8": Engine(
-        zero_points=True,
-        channel_scales=False,
-        image_classes=False,
-        min_a_bits=8,
-        max_w_bits=8,
-        narrow=False,
-        sums=CONCATENATIONS,
-        whole_biases=False,
-        ties_away=False,
-    ),
+    "openvino_uint8": replace(_ONNXRUNTIME, sums=CONCATENATIONS, whole_biases=False),
     "ncnn": Engine(
         zero_points=False,
         channel_scales=False,

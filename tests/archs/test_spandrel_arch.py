@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from basicsr.archs import build_network
+from zoo import ZOO
 
 from adabm_basicsr import (
     AdaBMError,
@@ -266,34 +267,10 @@ def test_other_kinds_of_networks(spandrel, tmp_path, monkeypatch, purpose):
     assert message.endswith("only super-resolution and restoration networks can be quantized")
 
 
-WINDOWS = {"depths": (2, 2), "num_heads": (2, 2), "window_size": 8, "embed_dim": 24, "upscale": 2}
-DIRECT = {**WINDOWS, "img_size": 32, "upsampler": "pixelshuffledirect"}
 # Networks that tables of positions, inputs changed in place, subsets of tokens or U-shapes make
 # unlike BasicSR's own.
-PECULIAR = {
-    "ATD": {**DIRECT, "category_size": 32, "num_tokens": 16},
-    "DAT": {
-        "embed_dim": 32,
-        "split_size": [4, 8],
-        "depth": [2, 2],
-        "num_heads": [2, 2],
-        "expansion_factor": 2,
-        "upscale": 2,
-        "upsampler": "pixelshuffledirect",
-    },
-    "HAT": {
-        **WINDOWS,
-        "img_size": 32,
-        "upsampler": "pixelshuffle",
-        "squeeze_factor": 6,
-        "num_feat": 16,
-    },
-    "NAFNet": {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
-    "OmniSR": {"num_feat": 16, "up_scale": 2},
-    "PLKSR": {"dim": 16, "n_blocks": 3, "upscaling_factor": 2},
-    "SPAN": {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 2},
-    "Swin2SR": {**DIRECT, "mlp_ratio": 2},
-}
+NAMES = ("ATD", "DAT", "HAT", "NAFNet", "OmniSR", "PLKSR", "SPAN", "Swin2SR")
+PECULIAR = {name: ZOO[name].options for name in NAMES}
 
 
 @pytest.mark.slow

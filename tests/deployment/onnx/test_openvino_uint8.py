@@ -7,7 +7,7 @@ import onnx
 import openvino
 import pytest
 import torch
-from agreement import quantized, smooth
+from agreement import check, quantized
 from conftest import TINY_EDSR
 from engine_networks import NETWORKS
 
@@ -17,7 +17,6 @@ from adabm_basicsr.deployment.onnx.engine_files import save_integers
 from adabm_basicsr.deployment.onnx.fusion import CONCATENATIONS_UNMOVED
 from adabm_basicsr.deployment.runtimes import RUNTIMES, has_exact_int8
 from adabm_basicsr.quantization.engines import CONCATENATIONS
-from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 EXAMPLE_PROJECT = Path(__file__).parents[2] / "example_project"
 OPTIONS = {"engine": "openvino_uint8", "recipe": "fast", "w_bits": 8, "a_bits": 8}
@@ -27,7 +26,6 @@ SHOWN = {
     # Attention of a single channel, which 16 features would have, may not compile in OpenVINO.
     "IMDN": {"type": "IMDN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 32, "num_modules": 2},
 }
-SIZES = ((24, 26), (17, 33), (1, 1))
 pytestmark = pytest.mark.skipif(not has_exact_int8(), reason="8-bit weights want VNNI")
 
 
@@ -36,14 +34,6 @@ def net(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(EXAMPLE_PROJECT), *sys.path])
         yield quantized(SHOWN[request.param], **OPTIONS, custom_imports=["inhouse.archs"])
-
-
-def check(net, run):
-    for size in SIZES:
-        image = smooth(1, net.in_channels, size)
-        with torch.no_grad():
-            expected = net(image)
-        assert pixel_psnr(torch.from_numpy(run(image.numpy())), expected) >= 50, size
 
 
 @pytest.mark.parametrize("form", [CONCATENATIONS, CONCATENATIONS_UNMOVED])

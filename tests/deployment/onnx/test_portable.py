@@ -6,7 +6,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from agreement import quantized, smooth
+from agreement import check, quantized, smooth
 from conftest import TINY_EDSR
 from engine_networks import EACH_NETWORK, MIRRORING, NETWORKS
 from hypothesis import given
@@ -25,10 +25,8 @@ from adabm_basicsr.deployment.onnx.integers import (
     store_whole_biases,
 )
 from adabm_basicsr.deployment.runtimes import RUNTIMES
-from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 PORTABLE = {"engine": "portable", "recipe": "fast", "w_bits": 7, "a_bits": 8}
-SIZES = ((24, 26), (17, 33), (1, 1))
 
 
 @pytest.fixture(scope="module", params=EACH_NETWORK)
@@ -37,14 +35,6 @@ def saved(request, tmp_path_factory):
     net = quantized(NETWORKS[request.param], **PORTABLE)
     path = tmp_path_factory.mktemp("portable") / "net.onnx"
     return net, path, save_integers(net, path)
-
-
-def check(net, run):
-    for size in SIZES:
-        image = smooth(1, net.in_channels, size)
-        with torch.no_grad():
-            expected = net(image)
-        assert pixel_psnr(torch.from_numpy(run(image.numpy())), expected) >= 50, size
 
 
 def test_the_file_itself_gives_the_pixels_of_the_simulation(saved):
