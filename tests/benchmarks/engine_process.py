@@ -79,9 +79,10 @@ def _onnxruntime(path: Path, threads: int) -> Run:
 
 
 def _openvino(precision: str | None) -> Callable[[Path, int], Run]:
-    """An ONNX file or a model of OpenVINO's own, as it is.
+    """An ONNX file or a model of OpenVINO's own, compiled for the size of the images that come.
 
-    ``precision`` is what floats are computed in; None leaves that to OpenVINO.
+    That is how OpenVINO runs any network fastest. ``precision`` is what floats are computed in;
+    None leaves that to OpenVINO.
     """
 
     def start(path: Path, threads: int) -> Run:
@@ -93,8 +94,18 @@ def _openvino(precision: str | None) -> Callable[[Path, int], Run]:
         }
         if precision:
             options["INFERENCE_PRECISION_HINT"] = precision
-        compiled = openvino.Core().compile_model(path, "CPU", options)
-        return lambda x: compiled(x)[0]
+        core = openvino.Core()
+        network = core.read_model(path)
+        compiled = {}
+
+        def run(x: np.ndarray) -> np.ndarray:
+            if x.shape not in compiled:
+                compiled.clear()
+                network.reshape(x.shape)
+                compiled[x.shape] = core.compile_model(network, "CPU", options)
+            return compiled[x.shape](x)[0]
+
+        return run
 
     return start
 

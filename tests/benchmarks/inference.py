@@ -291,7 +291,8 @@ def describe(setting: dict[str, Any]) -> str:
     return (
         f"LR {setting['size']}, {setting['threads']} threads, on {cpu['cores']} cores of "
         f"{cpu['model']} ({cpu['flags']}; {limited}). Medians of interleaved runs. Peak memory is "
-        "that of the process; what runs in PyTorch or a class of ours has torch in it. Float "
+        "that of the process; what runs in PyTorch or a class of ours has torch in it. OpenVINO "
+        "compiles for the size of the image, but in OnnxNetwork, which leaves it open. Float "
         "networks are computed in the precision that they are named by; in ncnn, without "
         f"half precision. `{LIMIT}` limits OpenVINO, PyTorch and `has_exact_int8`, but neither "
         "ONNX Runtime's kernels nor ncnn's: what these do without VNNI is seen only on a CPU that "
