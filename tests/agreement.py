@@ -10,6 +10,8 @@ from adabm_basicsr.deployment.runtimes import RUNTIMES
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 SIZES = ((24, 26), (17, 33), (1, 1))
+# Images are small, and several test processes share the CPU.
+THREADS = 1
 
 
 def random(*shape, seed=1):
@@ -33,6 +35,25 @@ def quantized(network, **options):
     options = {"w_bits": 4, "a_bits": 4, "fully_quantized": True, **options}
     net = AdaBMNetwork(network=dict(network), **options)
     return calibrate(net, [smooth(8, net.in_channels, seed=seed) for seed in range(2)])
+
+
+def in_onnxruntime(path):
+    """A file as it is in ONNX Runtime: a function from an image to an image, both arrays."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})[0]
+
+
+def in_openvino(path):
+    """The same in OpenVINO."""
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return lambda image: compiled(image)[0]
 
 
 def agreement(output, expected):
@@ -66,7 +87,7 @@ def check_agreement(net, path, least=38.0, typical=60.0, most=100.0, runtimes=RU
     """
     classes = set()
     for runtime in runtimes:
-        network = OnnxNetwork(path, runtime)
+        network = OnnxNetwork(path, runtime, threads=THREADS)
         found = []
         found_of_most = []
         for image in images(net.in_channels):

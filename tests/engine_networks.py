@@ -7,7 +7,7 @@ SR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16}
 NETWORKS = {
     "EDSR": {**TINY_EDSR, "upscale": 4},
     "SRVGGNetCompact": {"type": "SRVGGNetCompact", **SR, "num_conv": 6, "upscale": 2},
-    "RRDBNet": {"type": "RRDBNet", **SR, "num_block": 2, "num_grow_ch": 8, "scale": 4},
+    "RRDBNet": {"type": "RRDBNet", **SR, "num_block": 1, "num_grow_ch": 8, "scale": 4},
     "MSRResNet": {"type": "MSRResNet", **SR, "num_block": 2, "upscale": 3},
     "RCAN": {
         "type": "RCAN",

@@ -1,13 +1,14 @@
 """What a user does with files for engines: export, look at them, upscale images of any size."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from agreement import quantized
+from agreement import THREADS, quantized
 from conftest import photograph
 from engine_networks import MIRRORING, NETWORKS
 
@@ -67,21 +68,30 @@ def test_from_a_checkpoint_to_pixels(engine, made, tmp_path, monkeypatch, capsys
 
     for index, (height, width) in enumerate([(23, 31), (40, 17), (1, 3)]):
         cv2.imwrite(str(tmp_path / f"{index}.png"), photograph(height, width, index))
-    tiles = ["--tile", "16", "--tile-overlap", "4", "--ext", "png"]
-    main(["upscale", "-m", file, "-i", "*.png", "-o", "of_file", *tiles])
-    main(["upscale", "-m", str(checkpoint), "-i", "*.png", "-o", "simulated", *tiles])
+    flags = ["--tile", "16", "--tile-overlap", "4", "--ext", "png", "--threads", str(THREADS)]
+    main(["upscale", "-m", file, "-i", "*.png", "-o", "of_file", *flags])
+    main(["upscale", "-m", str(checkpoint), "-i", "*.png", "-o", "simulated", *flags])
     for index in range(3):
         found = cv2.imread(f"of_file/{index}.png").astype(float)
         expected = cv2.imread(f"simulated/{index}.png").astype(float)
         assert np.square(found - expected).mean() < 255**2 / 10**5  # 50 dB
 
 
+@pytest.fixture(scope="module")
+def exported_pair(made, tmp_path_factory):
+    """A folder with the files of an ncnn network."""
+    folder = tmp_path_factory.mktemp("pair")
+    path = folder / "net.param"
+    main(["export", "-m", str(made("ncnn")), "--for", "ncnn", "-o", str(path), "--quiet"])
+    return folder
+
+
 @pytest.fixture
-def pair(made, tmp_path, monkeypatch):
-    """The files of an ncnn network, in the working directory."""
+def pair(exported_pair, tmp_path, monkeypatch):
+    """A copy of them in the working directory."""
     monkeypatch.chdir(tmp_path)
     cv2.imwrite("image.png", photograph(12, 14))
-    main(["export", "-m", str(made("ncnn")), "--for", "ncnn", "-o", "net.param", "--quiet"])
+    shutil.copytree(exported_pair, tmp_path, dirs_exist_ok=True)
     return Path("net.param")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import quantized, smooth
+from agreement import THREADS, quantized, smooth
 from conftest import TINY_EDSR
 from engine_networks import EACH_NETWORK, NETWORKS
 from torch import nn
@@ -31,7 +31,7 @@ FOR_NCNN = {"engine": "ncnn", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
 
 
 def check(net, path, least=50.0):
-    network = load_network(path)
+    network = load_network(path, threads=THREADS)
     for size in ((24, 26), (17, 33), (1, 1)):
         image = smooth(2, net.in_channels, size)
         with torch.no_grad():

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from agreement import agreement, check_agreement, images, quantized, smooth
+from agreement import THREADS, agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
 from onnx import helper, numpy_helper
 
@@ -28,11 +28,15 @@ def test_other_bits_agree_too(bits, tmp_path):
     check_agreement(net, tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(
+    "scale", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_the_smallest_images_agree(scale, tmp_path):
     net = quantized({**TINY_EDSR, "upscale": scale}, w_bits=8, a_bits=8)
     save_onnx(net, tmp_path / "net.onnx")
-    networks = {runtime: OnnxNetwork(tmp_path / "net.onnx", runtime) for runtime in RUNTIMES}
+    networks = {}
+    for runtime in RUNTIMES:
+        networks[runtime] = OnnxNetwork(tmp_path / "net.onnx", runtime, threads=THREADS)
     whole = smooth(1, size=(9, 9))
     for height in range(1, 10):
         for width in range(1, 10):
@@ -73,8 +77,8 @@ def test_files_of_one_class_run_at_it(symmetric, edsr, exported, tmp_path):
     save_onnx(edsr, tmp_path / "all.onnx", symmetric)
     save_onnx(edsr, tmp_path / "one.onnx", symmetric, level=2)
     for runtime in RUNTIMES:
-        network = OnnxNetwork(tmp_path / "one.onnx", runtime)
-        expected = OnnxNetwork(tmp_path / "all.onnx", runtime)
+        network = OnnxNetwork(tmp_path / "one.onnx", runtime, threads=THREADS)
+        expected = OnnxNetwork(tmp_path / "all.onnx", runtime, threads=THREADS)
         for image in images():
             assert network.level(image) == 2
             assert agreement(network(image), expected.at_level(image, 2)) >= 60

@@ -26,7 +26,7 @@ NETWORKS = {
         "num_out_ch": 3,
         "num_feat": 16,
         "num_grow_ch": 8,
-        "num_block": 2,
+        "num_block": 1,
     },
 }
 # dB in ONNX Runtime; 100 is as float32 rounds

@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import agreement, quantized, smooth
+from agreement import THREADS, agreement, quantized, smooth
 from conftest import TINY_EDSR
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -141,7 +141,7 @@ def test_factors_of_the_network_stay_its_own(options, tmp_path):
     calibrate(net, [smooth(6)])
     save_onnx(net, tmp_path / "net.onnx")
     for runtime in RUNTIMES:
-        network = OnnxNetwork(tmp_path / "net.onnx", runtime)
+        network = OnnxNetwork(tmp_path / "net.onnx", runtime, threads=THREADS)
         with torch.no_grad():
             assert agreement(network(image), net(image)) >= 38, runtime
 
@@ -168,6 +168,6 @@ def test_clips_of_the_network_stay_its_own(tmp_path):
     net = calibrate(quantize(Clipped(), image, w_bits=8, a_bits=8), [smooth(6)])
     save_onnx(net, tmp_path / "net.onnx")
     for runtime in RUNTIMES:
-        network = OnnxNetwork(tmp_path / "net.onnx", runtime)
+        network = OnnxNetwork(tmp_path / "net.onnx", runtime, threads=THREADS)
         with torch.no_grad():
             assert agreement(network(image), net(image)) >= 38, runtime

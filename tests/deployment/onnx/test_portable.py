@@ -3,10 +3,9 @@
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
-from agreement import check, quantized, smooth
+from agreement import THREADS, check, in_onnxruntime, in_openvino, quantized, smooth
 from conftest import TINY_EDSR
 from engine_networks import EACH_NETWORK, MIRRORING, NETWORKS
 from hypothesis import given
@@ -39,21 +38,16 @@ def saved(request, tmp_path_factory):
 
 def test_the_file_itself_gives_the_pixels_of_the_simulation(saved):
     net, path, _ = saved
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    check(net, lambda image: session.run(None, {"image": image})[0])
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    check(net, lambda image: compiled(image)[0])
+    check(net, in_onnxruntime(path))
+    check(net, in_openvino(path))
 
 
 def test_onnx_runtime_computes_the_same_to_the_bit(tmp_path):
     """Biases are whole numbers in the simulation too; images have no mean that is taken off."""
     net = quantized(NETWORKS["SRVGGNetCompact"], **PORTABLE)
     save_integers(net, tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(
-        tmp_path / "net.onnx", providers=["CPUExecutionProvider"]
-    )
     image = smooth(1)
-    output = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    output = torch.from_numpy(in_onnxruntime(tmp_path / "net.onnx")(image.numpy()))
     with torch.no_grad():
         torch.testing.assert_close(output, net(image), rtol=0, atol=1e-6)
 
@@ -61,7 +55,7 @@ def test_onnx_runtime_computes_the_same_to_the_bit(tmp_path):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_networks_are_loaded_from_it(runtime, saved):
     net, path, _ = saved
-    network = load_network(path, runtime=runtime)
+    network = load_network(path, runtime=runtime, threads=THREADS)
     check(net, lambda image: network(torch.from_numpy(image)).numpy())
 
 
@@ -241,7 +235,7 @@ def test_what_fits_may_be_of_another_engine(tmp_path):
     options = {**PORTABLE, "engine": "onnxruntime", "recipe": "static", "w_bits": 6}
     net = quantized({**TINY_EDSR, "num_block": 1}, **options, layers={"*": {"w_bits": 6}})
     save_for("portable", net, tmp_path / "net.onnx")
-    network = load_network(tmp_path / "net.onnx")
+    network = load_network(tmp_path / "net.onnx", threads=THREADS)
     check(net, lambda image: network(torch.from_numpy(image)).numpy())
 
 
@@ -250,7 +244,7 @@ def test_sizes_that_the_network_does_not_take_are_mirrored(tmp_path):
     assert net.size_multiple > 1
     lines = save_for("portable", net, tmp_path / "net.onnx")
     assert any(line.startswith("not for OpenCV: the graph mirrors images") for line in lines)
-    network = load_network(tmp_path / "net.onnx")
+    network = load_network(tmp_path / "net.onnx", threads=THREADS)
     check(net, lambda image: network(torch.from_numpy(image)).numpy())
 
 

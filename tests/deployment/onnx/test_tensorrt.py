@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from agreement import quantized, smooth
+from agreement import THREADS, in_onnxruntime, quantized, smooth
 from engine_networks import EACH_NETWORK, NETWORKS
 
 from adabm_basicsr import load_network
@@ -29,8 +28,7 @@ def saved(request, tmp_path_factory):
 
 
 def run(path, image):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    return torch.from_numpy(in_onnxruntime(path)(image.numpy()))
 
 
 @pytest.mark.parametrize("size", [(24, 26), (17, 33), (1, 1)])
@@ -41,7 +39,7 @@ def test_both_files_give_the_pixels_of_the_simulation(size, saved):
         expected = net(image)
     # A value at another grid point counts for much in an image of one pixel.
     assert pixel_psnr(run(path, image), expected) >= 45
-    assert pixel_psnr(load_network(path)(image), expected) >= 45
+    assert pixel_psnr(load_network(path, threads=THREADS)(image), expected) >= 45
     # Floats of 16 bits bring some values to the next integer.
     assert pixel_psnr(run(half_path(path), image), expected) >= 45
 
