@@ -397,6 +397,8 @@ def check_bytes(written, tmp_path):
 
 FEW = examples(34)  # of each of three networks
 MANY = examples(700)
+# Instead of those that `written` chooses, of which one is slow: these aren't CI's.
+EACH_NETWORK = pytest.mark.parametrize("written", NETWORKS, indirect=True)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -421,6 +423,7 @@ def test_changed_bytes(check_bytes, suffix, changes):
 
 
 @pytest.mark.fuzz
+@EACH_NETWORK
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(changes=DESCRIPTION_CHANGES)
 @MANY
@@ -429,6 +432,7 @@ def test_many_changed_descriptions(check_description, suffix, changes):
 
 
 @pytest.mark.fuzz
+@EACH_NETWORK
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(changes=TENSOR_CHANGES)
 @MANY
@@ -437,6 +441,7 @@ def test_many_changed_tensors(check_tensors, suffix, changes):
 
 
 @pytest.mark.fuzz
+@EACH_NETWORK
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @given(changes=BYTE_CHANGES)
 @MANY
