@@ -25,7 +25,6 @@ from adabm_basicsr.deployment.ncnn_network import NcnnNetwork
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 ncnn = pytest.importorskip("ncnn")
-pytestmark = pytest.mark.runtimes
 
 FOR_NCNN = {"engine": "ncnn", "w_bits": 8, "a_bits": 8, "recipe": "fast"}
 

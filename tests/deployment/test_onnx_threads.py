@@ -9,7 +9,6 @@ from agreement import images
 from adabm_basicsr import OnnxNetwork
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 
-pytestmark = pytest.mark.runtimes
 THREADS = 4
 CALLS = 2500  # of each thread
 
