@@ -63,7 +63,9 @@ def save_as_trainner(state):
     return "net.safetensors"
 
 
-@pytest.mark.parametrize("save", [save_as_real_esrgan, save_as_trainner])
+@pytest.mark.parametrize(
+    "save", [save_as_real_esrgan, pytest.param(save_as_trainner, marks=pytest.mark.slow)]
+)
 def test_four_commands_from_a_checkpoint_to_pixels(save, tmp_path, monkeypatch):
     pytest.importorskip("spandrel")
     monkeypatch.chdir(tmp_path)

@@ -11,8 +11,6 @@ from conftest import write_images
 from adabm_basicsr.deployment.engines import EXPORTS
 from adabm_basicsr.quantization.checkpoint import save_checkpoint
 
-pytestmark = pytest.mark.runtimes
-
 inference = pytest.importorskip("inference", reason="needs onnx, onnxruntime and openvino")
 
 import accuracy  # noqa: E402
@@ -70,7 +68,14 @@ def run(measured, monkeypatch):
     return run_with
 
 
-@pytest.mark.parametrize("program", variants.PROGRAMS)
+# The others are measured in the same way, each in processes that take seconds to start.
+EACH_PROGRAM = [
+    pytest.param(program, marks=[] if program == "onnxruntime" else pytest.mark.slow)
+    for program in variants.PROGRAMS
+]
+
+
+@pytest.mark.parametrize("program", EACH_PROGRAM)
 def test_each_program_is_measured(program, run):
     rows = run("--only", f"{program}/{KIND}", "--sets", "Set5")
     found = [row for (of, _), row in rows.items() if of == program]

@@ -309,8 +309,7 @@ def test_same_psnr_by_every_way(workspace, tiny, autoload):
     workspace.train()
     workspace.test()
     ours = logged(read_log("results/tiny_test"), "psnr")[0]
-    options = workspace.write(workspace.test_options(name="by_srmodel", model_type="SRModel"))
-    run_module("adabm_basicsr.test", options)
+    workspace.test(name="by_srmodel", model_type="SRModel")
     by_srmodel = logged(read_log("results/by_srmodel"), "psnr")[0]
     run_module("basicsr.test", workspace.write(workspace.test_options(name="by_basicsr")))
     by_basicsr = logged(read_log("results/by_basicsr"), "psnr")[0]
@@ -332,6 +331,8 @@ def test_basicsr_trains_and_resumes_with_autoload(workspace, autoload):
     assert_same_state(CHECKPOINT, "experiments/whole/models/net_g_latest.pth")
 
 
+# By default test_interruptions has such a script in this process, test_described one that tests.
+@pytest.mark.slow
 def test_own_training_script(workspace):
     options = workspace.write(workspace.train_options())
     script = workspace.root / "train.py"
