@@ -40,7 +40,7 @@ def _pytorch(path: Path, threads: int) -> Run:
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     net = torch.load(path, weights_only=False)
-    return lambda x: net(torch.from_numpy(x)).numpy()
+    return lambda x: net(torch.from_numpy(x)).float().numpy()
 
 
 def _pytorch_bfloat16(path: Path, threads: int) -> Run:
@@ -63,7 +63,7 @@ def _torchao(path: Path, threads: int) -> Run:
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     net = torch.compile(torch.export.load(path).module(), dynamic=True)
-    return lambda x: net(torch.from_numpy(x)).numpy()
+    return lambda x: net(torch.from_numpy(x)).float().numpy()
 
 
 def _onnxruntime(path: Path, threads: int) -> Run:
