@@ -53,7 +53,7 @@ def _analyse(opt: dict[str, Any]) -> Analysis:
     if weights:
         load_checkpoint(net, weights, opt["path"].get("param_key_g"))
     setup = set_up_training(opt, net)
-    if net.stage != Stage.FRESH:
+    if net.reached != Stage.FRESH:
         raise CheckpointError(
             f"path: pretrain_network_g: {weights} is quantized already; analyse takes weights in "
             "full precision"

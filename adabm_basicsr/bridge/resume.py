@@ -21,7 +21,6 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         AdaBMError: The state can't be read.
     """
-    import torch
     from basicsr.utils import check_resume
 
     from adabm_basicsr.quantization.distributed import from_first
@@ -35,10 +34,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     if not paths.get("resume_state"):
         return None
     path = Path(paths["resume_state"])
-    device = "cpu"
-    if opt["num_gpu"] != 0:
-        device = f"cuda:{torch.cuda.current_device()}"
-    state = read_state(path, device)
+    # On the CPU, where optimizers count their steps; moments go to their parameters' devices.
+    state = read_state(path)
     check_resume(opt, state["iter"])
     # State and networks belong together, though the experiment may lie elsewhere by now.
     models = path.parents[1] / "models"

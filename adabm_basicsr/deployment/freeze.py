@@ -42,7 +42,7 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     Raises:
         ExportError: The network hasn't been calibrated, or a weight isn't finite.
     """
-    if int(net.stage) < Stage.CALIBRATED:
+    if net.reached < Stage.CALIBRATED:
         raise ExportError(
             "the network has not been quantized yet: calibrate it or load a quantized checkpoint"
         )

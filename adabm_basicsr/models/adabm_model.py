@@ -150,7 +150,7 @@ class AdaBMModel(SRModel):
                 "the run begins anew"
             )
         seconds = None
-        if net.stage == Stage.FRESH:
+        if net.reached == Stage.FRESH:
             batches = setup.dataset.calibration_batches(setup.calibration_batch_size)
             seconds = self._calibrate(net, batches)
         self.patches = [patch.to(self.device) for patch in setup.dataset.calibration_batches(1)]
@@ -182,7 +182,8 @@ class AdaBMModel(SRModel):
         self.tuner = Finetuner(net, setup.finetune, setup.iterations_per_epoch, total)
         self.optimizers = self.tuner.optimizers
         self.iteration = 1
-        self.log_dict: OrderedDict[str, float] = OrderedDict()
+        # Losses stay on the device until they are asked for.
+        self.log_dict: OrderedDict[str, torch.Tensor | int] = OrderedDict()
         # What must be the same in a run that goes on from this one.
         self.course = {
             "iterations_per_epoch": setup.iterations_per_epoch,
@@ -230,11 +231,15 @@ class AdaBMModel(SRModel):
         if (current_iter - 1) % self.tuner.iterations_per_epoch == 0:
             self._log_bits(current_iter)
         losses = self.tuner.step(self.lq, current_iter, self.net_g, self.patch_keys)
-        self.log_dict = self.reduce_loss_dict(OrderedDict(losses))
-        self.log_dict["phase"] = float(self.tuner.phase_index(current_iter))
+        self.log_dict = OrderedDict(losses)
+        self.log_dict["phase"] = self.tuner.phase_index(current_iter)
         self.phases.after_iteration(current_iter, self.net_g)
         if current_iter == self.opt["train"]["total_iter"]:
             self.tuner.teacher.forget()
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """Losses of the last iteration, of all processes together."""
+        return OrderedDict((name, float(value)) for name, value in self.log_dict.items())
 
     def _log_bits(self, iteration: int) -> None:
         """Log the bits of layers as an epoch begins."""

@@ -66,17 +66,26 @@ def image_complexity(image: Tensor) -> Tensor:
     Returns:
         Shape ``(B,)``, at least 0; photographs have about 5 to 60.
     """
+    return _complexity(image, torch.tensor(GREY), sobel_kernels())
+
+
+def _complexity(image: Tensor, grey_weights: Tensor, kernels: Tensor) -> Tensor:
+    """`image_complexity` by weights of three channels and by `sobel_kernels`."""
     channels = image.shape[1]
     if channels == 3:
-        weights = image.new_tensor(GREY)
+        weights = grey_weights.to(image)
     else:
         weights = image.new_full((channels,), 1 / channels)
     grey = (image * weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
-    sobel = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    kernels = torch.stack([sobel, sobel.t()]).unsqueeze(1)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    gradient = F.conv2d(padded, kernels)
+    gradient = F.conv2d(padded, kernels.to(image))
     return COMPLEXITY_SCALE * gradient.abs().mean((1, 2, 3))
+
+
+def sobel_kernels() -> Tensor:
+    """The normalised Sobel pair as the weight of a convolution, ``(2, 1, 3, 3)``."""
+    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
+    return torch.stack([sobel, sobel.t()]).unsqueeze(1)
 
 
 class ImageBitMapping(nn.Module):
@@ -90,10 +99,17 @@ class ImageBitMapping(nn.Module):
         upper: Learnable threshold U above ``lower``; more complex images get factor +1.
     """
 
+    # Constants of `image_complexity`. They move with the network: a GPU would be waited for
+    # whenever they are copied there.
+    grey_weights: Tensor
+    kernels: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.lower = nn.Parameter(torch.zeros(1))
         self.upper = nn.Parameter(torch.zeros(1))
+        self.register_buffer("grey_weights", torch.tensor(GREY), persistent=False)
+        self.register_buffer("kernels", sobel_kernels(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Factor of each image.
@@ -104,7 +120,7 @@ class ImageBitMapping(nn.Module):
         Returns:
             Shape ``(B,)``, in {-1, 0, +1}; 0 for an image with values that aren't finite.
         """
-        complexity = image_complexity(image)
+        complexity = _complexity(image, self.grey_weights, self.kernels)
         is_complex = (complexity > self.upper).to(complexity.dtype)
         is_simple = (complexity < self.lower).to(complexity.dtype)
         hard = is_complex - is_simple

@@ -130,7 +130,8 @@ class QuantizedNetwork(nn.Module):
         image_mapping: `ImageBitMapping`, or None for recipes of fixed bits.
         layer_bits: Bits of weights and activations, whether adaptive and whether fixed, of each
             quantized layer: uint8 ``(layers, 4)``.
-        stage: `Stage` as a uint8 scalar.
+        reached: Its `Stage`. A plain number: who looks it up on a GPU doesn't wait for one.
+        stage: The same as checkpoints keep it, a uint8 scalar.
         lock: Context manager for what other threads must not interrupt: each pass holds it, and
             calibration.
         gradient_problem: Why gradients don't go through the network, once that was tried; empty
@@ -182,6 +183,7 @@ class QuantizedNetwork(nn.Module):
             )
         self._build(network, blueprint)
         self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
+        self.reached = int(Stage.FRESH)
         self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
         if config.engine != DEFAULT_ENGINE:
             # Its name, so that no other arithmetic is read from it.
@@ -216,6 +218,16 @@ class QuantizedNetwork(nn.Module):
             block.kept_outputs = None
             block.register_forward_hook(_keep_output)
 
+    def reach(self, stage: Stage) -> None:
+        """Note that the network has come to a stage."""
+        self.reached = int(stage)
+        self.stage.fill_(stage)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.stage.is_meta:
+            self.reached = int(self.stage)
+
     def adopt(self, blueprint: Blueprint) -> None:
         """Rebuild the network by what another run of it showed, such as that of a checkpoint.
 
@@ -230,7 +242,7 @@ class QuantizedNetwork(nn.Module):
         self._check_plan(blueprint)
         device = self.stage.device
         self._build(self._as_it_was(), blueprint)
-        self.stage.fill_(Stage.FRESH)
+        self.reach(Stage.FRESH)
         self.to(device)
 
     def keep_in_float(self, names: Iterable[str]) -> None:
@@ -541,7 +553,7 @@ class QuantizedNetwork(nn.Module):
             output = self._run(image, details)
             if not details:
                 return output
-            bits = mean_bits(self.network).to(image.device).expand(len(image))
+            bits = mean_bits(self.network, image.device).expand(len(image))
             features = []
             for block in blocks:
                 features += block.kept_outputs
@@ -575,7 +587,7 @@ class QuantizedNetwork(nn.Module):
         Args:
             quantizers: Those that must have ranges; all by default.
         """
-        if int(self.stage) != Stage.FRESH:
+        if self.reached != Stage.FRESH:
             return
         if quantizers is None:
             quantizers = self.activation_quantizers().values()
@@ -601,7 +613,7 @@ class QuantizedNetwork(nn.Module):
                 quantizer.image_factor = image_factor
                 quantizer.last_bits = quantizer.bits_used()
                 quantizer.image_factor = None
-            return mean_bits(self.network).to(image.device).expand(len(image))
+            return mean_bits(self.network, image.device).expand(len(image))
 
     def _image_factor(self, image: Tensor) -> Tensor | None:
         """Factor of each image, ``(B,)``; None for recipes of fixed bits."""

@@ -17,14 +17,14 @@ SUFFIX = ".state"
 NEEDED = ("epoch", "iter", "optimizers", "schedulers")
 
 
-def read_state(path: str | Path, device: str = "cpu") -> dict[str, Any]:
-    """A training state that BasicSR or `AdaBMModel` saved.
+def read_state(path: str | Path) -> dict[str, Any]:
+    """A training state that BasicSR or `AdaBMModel` saved, on the CPU.
 
     Raises:
         AdaBMError: The file is missing, can't be read or is something else.
     """
     try:
-        state = load_tensors(path, device)
+        state = load_tensors(path)
     except AdaBMError as error:
         if not Path(path).is_file():
             raise

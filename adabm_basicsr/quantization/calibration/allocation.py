@@ -340,7 +340,7 @@ def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: f
     w_range = (MIN_BITS, net.config.arithmetic.max_w_bits)
     for weight_quantizer, bits in _bits_by_sensitivity(found, weights, w_mean, w_range).items():
         if weight_quantizer.allocated is not None:
-            weight_quantizer.allocated.fill_(bits)
+            weight_quantizer.allocate(bits)
 
 
 def _bits_by_sensitivity(

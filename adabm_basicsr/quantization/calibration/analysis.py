@@ -194,7 +194,7 @@ def _measure(
     """What each quantizer costs at `MEASURED_BITS`; ranges are those of calibration."""
     given = _given_bits(net)
     gains = measure_gains(net, probed)
-    net.stage.fill_(Stage.CALIBRATED)
+    net.reach(Stage.CALIBRATED)
     found = {}
     for bits in MEASURED_BITS:
         _set_bits(net, dict.fromkeys(given, bits))
@@ -224,8 +224,7 @@ def _set_bits(net: QuantizedNetwork, bits: Mapping[nn.Module, int]) -> None:
         activation.bits = min(max(bits[activation], lowest), highest)
     for weight in net.weight_quantizers().values():
         weight.hold_own_bits()
-        assert weight.allocated is not None
-        weight.allocated.fill_(min(bits[weight], net.config.arithmetic.max_w_bits))
+        weight.allocate(min(bits[weight], net.config.arithmetic.max_w_bits))
 
 
 class _Estimator:

@@ -166,7 +166,7 @@ def _calibrate(net: QuantizedNetwork, images: list[Tensor], goal: Goal | None = 
     _set_layer_factors(statistics)
     set_ranges(net, statistics)
     set_image_thresholds(net, images)
-    net.stage.fill_(Stage.CALIBRATED)
+    net.reach(Stage.CALIBRATED)
     if recipe.allocate:
         _allocate(net, statistics, images, goal)
     elif recipe.reconstruct:
@@ -354,7 +354,8 @@ def representative(batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:
     """
     size = batches[0].shape[1:]
     images = torch.cat([batch for batch in batches if batch.shape[1:] == size])
-    order = image_complexity(images).argsort()
+    # Stable, so that images of one complexity are in the same order on every device.
+    order = image_complexity(images).argsort(stable=True)
     places = torch.linspace(0, len(order) - 1, min(count, len(order)))
     chosen = places.round().long().to(order.device)
     return images[order[chosen]]

@@ -38,7 +38,7 @@ def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
         if quantizer.bits < FIXED_BITS:
             quantizers.append(quantizer)
     visit_in_order(net, quantizers, images, _keep_values, _clip_quantizer, "Clipping search")
-    net.stage.fill_(Stage.CLIPPED)
+    net.reach(Stage.CLIPPED)
     return net
 
 

@@ -42,7 +42,7 @@ def fold_channel_scales(net: QuantizedNetwork, images: Tensor) -> None:
         images: LR images, ``(B, C, H, W)`` in 0..1.
     """
     with net.full_precision():
-        channels, count = _numbered(find_channels(net, images[:1]))
+        channels, count = _numbered(find_channels(net, images[:1]), images.device)
         noise = Noise(net, channels, observe_channels(net, images))
         scales = _scales_of_least_noise(noise, count, images.device)
         before = net(images[:1])
@@ -55,8 +55,13 @@ def fold_channel_scales(net: QuantizedNetwork, images: Tensor) -> None:
                 parameter.copy_(value)
 
 
-def _numbered(channels: Mapping[Any, LayerChannels]) -> tuple[dict[Any, LayerChannels], int]:
-    """The same with classes numbered from 0, and their number; fixed channels stay -1."""
+def _numbered(
+    channels: Mapping[Any, LayerChannels], device: torch.device
+) -> tuple[dict[Any, LayerChannels], int]:
+    """The same with classes numbered from 0, and their number; fixed channels stay -1.
+
+    They were found on the CPU, and what they choose from is on ``device``.
+    """
     ids = [torch.tensor([FIXED_CLASS])]
     for of_layer in channels.values():
         ids.extend(of_layer)
@@ -65,7 +70,7 @@ def _numbered(channels: Mapping[Any, LayerChannels]) -> tuple[dict[Any, LayerCha
     for layer, of_layer in channels.items():
         inputs = torch.searchsorted(classes, of_layer.inputs) - 1
         outputs = torch.searchsorted(classes, of_layer.outputs) - 1
-        numbered[layer] = LayerChannels(inputs, outputs)
+        numbered[layer] = LayerChannels(inputs.to(device), outputs.to(device))
     return numbered, len(classes) - 1
 
 

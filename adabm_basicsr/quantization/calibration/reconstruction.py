@@ -310,8 +310,7 @@ def round_compensated(
     Returns:
         The rounded weights, ``(G, O, K)``.
     """
-    # Loud inputs first, while errors can move on.
-    order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)  # (G, K)
+    order = _loud_first(moments)  # (G, K), while errors can move on
     rows = rows.gather(2, order.unsqueeze(1).expand_as(rows))
     moments = moments.gather(1, order.unsqueeze(2).expand_as(moments))
     moments = moments.gather(2, order.unsqueeze(1).expand_as(moments))
@@ -382,7 +381,7 @@ def _gain(columns: Tensor) -> float:
         columns: Inputs of a layer, ``(G, K, N)``.
     """
     fitted = columns[..., ::2] @ columns[..., ::2].transpose(1, 2)
-    order = fitted.diagonal(dim1=1, dim2=2).argsort(1, descending=True).unsqueeze(2)
+    order = _loud_first(fitted).unsqueeze(2)
     fitted = fitted.gather(1, order.expand_as(fitted))
     fitted = fitted.gather(2, order.transpose(1, 2).expand_as(fitted))
     changes = _passed_on(fitted)
@@ -392,6 +391,12 @@ def _gain(columns: Tensor) -> float:
     compensated = (changes @ others).square().sum()
     nearest = others.square().sum().clamp(min=torch.finfo(others.dtype).tiny)
     return float(compensated / nearest)
+
+
+def _loud_first(moments: Tensor) -> Tensor:
+    """Inputs by their loudness, ``(G, K)``; equal ones as they come, on every device."""
+    loudness = moments.diagonal(dim1=1, dim2=2)
+    return loudness.argsort(dim=1, descending=True, stable=True)
 
 
 def _passed_on(moments: Tensor) -> Tensor:

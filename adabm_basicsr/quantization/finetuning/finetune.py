@@ -200,7 +200,7 @@ class Finetuner:
     @property
     def needs_clipping(self) -> bool:
         """Whether the recipe clips ranges before it trains them, and they aren't clipped yet."""
-        return self.net.config.calibration.clip and int(self.net.stage) < Stage.CLIPPED
+        return self.net.config.calibration.clip and self.net.reached < Stage.CLIPPED
 
     def clip(self, images: Tensor) -> None:
         """Clip the ranges on a batch of LR patches, ``(B, C, H, W)`` in 0..1, for all processes."""
@@ -334,7 +334,7 @@ class Finetuner:
         l_bit = bit weight * max(0, mean bits - base bits)
         """
         bits = mean_over_processes(student.bits.double().mean())
-        features = feature_loss(student.features, teacher.features, parts)
+        features = feature_loss(student.features, teacher.features, parts, bits.device)
         features = mean_over_processes(features.to(bits.device))
         pixels = mean_over_processes(self.pixel_loss(student.output - teacher.output))
         excess = (bits - float(self.net.config.a_bits)).clamp(min=0)

@@ -28,7 +28,12 @@ def _root_mean_square(difference: Tensor) -> Tensor:
 PIXEL_LOSSES = {"l1": _mean_absolute, "rms": _root_mean_square}
 
 
-def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], parts: int = 1) -> Tensor:
+def feature_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    parts: int = 1,
+    device: torch.device | None = None,
+) -> Tensor:
     """How far the outputs of blocks are from those of the teacher.
 
     mean over blocks and samples of || f / ||f|| - f_t / ||f_t|| ||_2 / B, where ||f|| is the L2
@@ -39,6 +44,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], parts: in
         teacher: Those of the teacher, f_t.
         parts: Number of parts of the batch whose sums are added in double precision, see
             `run_in_parts`.
+        device: Where to put the loss without blocks, the CPU by default.
 
     Returns:
         Scalar: the mean over this process's samples; 0 without blocks.
@@ -53,7 +59,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], parts: in
         batch_size = processes * len(of_student)
         distances.append(distance.mean() / batch_size)
     if not distances:
-        return torch.zeros(())
+        return torch.zeros((), device=device)
     return torch.stack(distances).mean()
 
 

@@ -61,6 +61,13 @@ class RelativeAdam(torch.optim.Adam):
             parameter.add_(shortened * move)
         return result
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state; units come to the devices of their parameters, as moments do."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            units = zip(group["units"], group["params"], strict=True)
+            group["units"] = [unit.to(parameter.device) for unit, parameter in units]
+
     def _moves(self, parameters: list[nn.Parameter], units: list[Tensor]) -> list[Tensor]:
         """What Adam would add to each parameter, times its unit; parameters stay as they were."""
         before = [parameter.clone() for parameter in parameters]
@@ -71,23 +78,27 @@ class RelativeAdam(torch.optim.Adam):
                 parameter.zero_()
             super().step()
             for parameter, unit in zip(parameters, units, strict=True):
-                moves.append(parameter * unit.to(parameter.device))
+                moves.append(parameter * unit)
         finally:
             for parameter, old in zip(parameters, before, strict=True):
                 parameter.copy_(old)
         return moves
 
 
-def _shortening(parameters: list[nn.Parameter], moves: list[Tensor], loss: float) -> float:
-    """Factor on the moves, such that they promise to take at most a share of the loss away."""
+def _shortening(parameters: list[nn.Parameter], moves: list[Tensor], loss: float) -> Tensor | float:
+    """Factor on the moves, such that they promise to take at most a share of the loss away.
+
+    It stays on the device, as a GPU would be waited for to read it.
+    """
     changes = []
     for parameter, move in zip(parameters, moves, strict=True):
         if parameter.grad is not None:
-            changes.append(float((parameter.grad * move).sum()))
-    promised = -sum(changes)
-    if promised > 0:
-        return min(MAX_PROMISE * loss / promised, 1.0)
-    return 1.0
+            changes.append((parameter.grad * move).sum().double())
+    if not changes:
+        return 1.0
+    promised = -torch.stack(changes).sum()
+    allowed = MAX_PROMISE * loss / promised
+    return torch.where(promised > 0, allowed, 1.0).clamp(max=1.0)
 
 
 def parameter_groups(
@@ -135,7 +146,7 @@ def _activation_ranges(net: QuantizedNetwork) -> dict[str, Units]:
         units[quantizer.lower] = width
         units[quantizer.upper] = width
         if quantizer.level_ranges is not None:
-            units[quantizer.level_ranges] = torch.full((1,), fineness)
+            units[quantizer.level_ranges] = torch.full_like(width, fineness)
     return {"activation_range": units}
 
 
@@ -157,12 +168,12 @@ def _bit_mappings(net: QuantizedNetwork) -> dict[str, Units]:
     factors: Units = {}
     for quantizer in net.activation_quantizers().values():
         if quantizer.adaptive:
-            factors[quantizer.layer_factor] = torch.ones(1)
+            factors[quantizer.layer_factor] = torch.ones_like(quantizer.layer_factor)
     thresholds: Units = {}
     mapping = net.image_mapping
     if factors and mapping is not None:
-        thresholds[mapping.lower] = torch.ones(1)
-        thresholds[mapping.upper] = torch.ones(1)
+        thresholds[mapping.lower] = torch.ones_like(mapping.lower)
+        thresholds[mapping.upper] = torch.ones_like(mapping.upper)
     return {"layer_factor": factors, "image_threshold": thresholds}
 
 

@@ -20,7 +20,7 @@ AT_ONCE = 2  # samples; on a CPU more at once aren't faster
 def run_in_parts(forward: nn.Module, images: Tensor) -> list[Details]:
     """Details of each part of a batch, ``(B, C, H, W)``; GPUs run it as a whole."""
     parts = [images]
-    if not images.is_cuda:
+    if images.is_cpu:
         parts = images.split(AT_ONCE)
     # Details by position: DataParallel can't share a keyword among fewer images.
     return [forward(part, True) for part in parts]

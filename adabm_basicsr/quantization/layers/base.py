@@ -131,6 +131,9 @@ class QuantizedLayer(nn.Module):
         weight_integers = (weight / weight_scales).round_()
         with torch.autocast(x.device.type, enabled=False):
             out = self.compute(x_integers.float(), weight_integers.float(), None, *args, **kwargs)
+        if not x.is_cpu:
+            # Fast convolutions of GPUs (Winograd, FFT) go by fractions, whose sums aren't whole.
+            out.round_()
 
         per_channel = [1] * out.dim()
         per_channel[self.output_axis] = -1

@@ -236,8 +236,12 @@ class ActivationQuantizer(nn.Module):
         return lower.clamp(max=0), upper.clamp(min=0)
 
 
-def mean_bits(network: nn.Module) -> Tensor:
+def mean_bits(network: nn.Module, device: torch.device | None = None) -> Tensor:
     """Bit-widths of the last forward pass, averaged over quantizers that aren't fixed at 8 bits.
+
+    Args:
+        network: A network with quantizers.
+        device: Where to put them; where they are, or the CPU, by default.
 
     Returns:
         ``(B,)``, or ``(1,)`` where all samples share them; it carries gradients to the bit
@@ -249,10 +253,9 @@ def mean_bits(network: nn.Module) -> Tensor:
             ran.append(module)
     counted = [quantizer.last_bits for quantizer in ran if not quantizer.fixed]
     if counted:
-        return torch.stack(torch.broadcast_tensors(*counted)).mean(0)
-    if ran:
-        return torch.tensor([float(ran[0].bits)])
-    return torch.tensor([float(FLOAT_BITS)])
+        return torch.stack(torch.broadcast_tensors(*counted)).mean(0).to(device=device)
+    bits = ran[0].bits if ran else FLOAT_BITS
+    return torch.full((1,), float(bits), device=device)
 
 
 def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,10 @@ def fake_quantize(
         ``lower + k * (upper - lower) / (2 ** bits - 1)``, shifted by less than a scale where
         ``integer`` asks for it.
     """
-    highest = 2 ** torch.as_tensor(bits, dtype=x.dtype, device=x.device) - 1
+    if not isinstance(bits, Tensor):
+        # Filled in on the device: a GPU would be waited for to copy the number there.
+        bits = x.new_full((), bits)
+    highest = 2 ** bits.to(x) - 1
     if integer and scale is None:
         scale, _ = integer_grid(lower, upper, highest)
     if scale is not None:

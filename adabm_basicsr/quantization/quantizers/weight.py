@@ -24,8 +24,10 @@ class WeightQuantizer(nn.Module):
         narrow: Whether integers are as many below zero as above it, ``-127 .. 127`` of 8 bits, as
             some engines want it.
         upper: Learnable upper end of the range, ``(channels,)``, above 0.
-        allocated: Bit-width that was shared out to the layer, a uint8 scalar; None where recipes
-            don't share bits out, see `hold_own_bits`.
+        bits: Bit-width: the one that was allocated, or else the one that was asked for. A plain
+            number: who looks it up on a GPU doesn't wait for one.
+        allocated: Bit-width that was shared out to the layer, as checkpoints keep it, a uint8
+            scalar; None where recipes don't share bits out, see `hold_own_bits`.
         channel_scale: What each input channel of the weight is multiplied by before rounding; None
             without `reconstruct`.
         correction: Learnable summand of each weight before rounding, which decides which way the
@@ -36,7 +38,8 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, bits: int, channels: int = 1, axis: int = 0, integer: bool = False) -> None:
         super().__init__()
-        self._bits = bits
+        self.bits = bits
+        self._asked_bits = bits
         self.axis = axis
         self.integer = integer
         self.enabled = True
@@ -49,13 +52,6 @@ class WeightQuantizer(nn.Module):
         self.correction: nn.Parameter | None = None
         self.bias_correction: nn.Parameter | None = None
         self._latest: _Quantized | None = None
-
-    @property
-    def bits(self) -> int:
-        """Bit-width: the one that was allocated, or else the one that was asked for."""
-        if self.allocated is None:
-            return self._bits
-        return int(self.allocated)
 
     @property
     def lowest(self) -> float:
@@ -82,8 +78,21 @@ class WeightQuantizer(nn.Module):
         return 2 * self.upper / (2**self.bits - 1)
 
     def hold_own_bits(self) -> None:
-        """Make room for bits that follow the layer's sensitivity."""
-        self.allocated = torch.tensor(self._bits, dtype=torch.uint8, device=self.upper.device)
+        """Make room for bits that follow the layer's sensitivity; they are those asked for yet."""
+        self.bits = self._asked_bits
+        self.allocated = self.upper.new_full((), self.bits, dtype=torch.uint8)
+
+    @torch.no_grad()
+    def allocate(self, bits: int) -> None:
+        """Share out ``bits`` to the layer, which has room for them."""
+        assert self.allocated is not None
+        self.bits = bits
+        self.allocated.fill_(bits)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self.allocated is not None and not self.allocated.is_meta:
+            self.bits = int(self.allocated)
 
     def add_corrections(self, weight: Tensor, channel_scale: Tensor, output_channels: int) -> None:
         """Make room for scales of input channels and for corrections of weight and bias.

@@ -88,12 +88,12 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     for axis in (HEIGHT, WIDTH):
         size = image.shape[axis]
         if size % multiple:
-            indices = mirrored(size, multiple).to(image.device)
+            indices = mirrored(size, multiple, image.device)
             image = image.index_select(axis, indices)
     return image
 
 
-def mirrored(size: int, multiple: int) -> Tensor:
+def mirrored(size: int, multiple: int, device: torch.device | None = None) -> Tensor:
     """Where each row or column of a padded image comes from, to and fro for as long as it takes.
 
     As indices rather than by a pad operator, which in graphs hides the channels from OpenVINO.
@@ -101,13 +101,14 @@ def mirrored(size: int, multiple: int) -> Tensor:
     Args:
         size: Height or width of the image, in pixels.
         multiple: What the padded height or width is a multiple of.
+        device: Where to put the indices, the CPU by default.
 
     Returns:
         Indices in ``0 .. size - 1``, as many as the padded image has rows or columns.
     """
     # An image of one pixel is repeated.
     period = torch.as_tensor(2 * size - 2).clamp(min=1)
-    position = torch.arange(size + -size % multiple) % period
+    position = torch.arange(size + -size % multiple, device=device) % period
     return (size - 1) - (size - 1 - position).abs()
 
 

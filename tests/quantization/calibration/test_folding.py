@@ -128,7 +128,7 @@ def test_random_networks_compute_what_they_did(described):
 def noise_of(net):
     """What the rounding of all channels does to the image, as folding estimates it."""
     with net.full_precision():
-        channels, count = folding._numbered(find_channels(net, IMAGES[:1]))
+        channels, count = folding._numbered(find_channels(net, IMAGES[:1]), IMAGES.device)
         noise = Noise(net, channels, observe_channels(net, IMAGES))
         return float(noise(torch.ones(count + 1)))
 

@@ -47,7 +47,7 @@ def test_other_bits_and_copies_are_quantized_anew():
     weight = torch.linspace(-1, 1, 16).view(4, 4)
     assert len(torch.unique(quantizer(weight))) == 8
     quantizer.hold_own_bits()
-    quantizer.allocated.fill_(5)
+    quantizer.allocate(5)
     assert len(torch.unique(quantizer(weight))) == 16
     other = copy.deepcopy(quantizer)
     other.upper.mul_(0.5)
@@ -83,7 +83,7 @@ def test_allocated_bits_come_back_with_the_state():
     quantizer = WeightQuantizer(4, 2, integer=True)
     weight = torch.randn(2, 8)
     quantizer.hold_own_bits()
-    quantizer.allocated.fill_(6)
+    quantizer.allocate(6)
     other = WeightQuantizer(4, 2, integer=True)
     other.hold_own_bits()
     assert other.bits == 4
