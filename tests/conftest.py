@@ -42,6 +42,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.runtimes)
         if "shared" in item.keywords and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
+        if "gpu" in item.keywords and "ADABM_GPU_TESTS_ON" not in os.environ:
+            without = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+            item.add_marker(without)
 
 
 @pytest.fixture(autouse=True)

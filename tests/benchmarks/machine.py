@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+
+import torch
 
 FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 LIMIT = "ONEDNN_MAX_CPU_ISA"
@@ -34,3 +37,32 @@ def describe_cpu() -> dict[str, str]:
         "flags": ", ".join(flag for flag in FLAGS if flag in has),
         LIMIT: os.environ.get(LIMIT, ""),
     }
+
+
+class GpuWaits:
+    """Context that counts how often the program waits for a GPU, by torch's own account.
+
+    Args:
+        device: The device; a CPU isn't waited for.
+
+    Attributes:
+        count: How often it waited.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_on_gpu = device.type == "cuda"
+        self.count = 0
+
+    def __enter__(self) -> GpuWaits:
+        self._catching = warnings.catch_warnings(record=True)
+        self._caught = self._catching.__enter__()
+        warnings.simplefilter("always")
+        if self.is_on_gpu:
+            torch.cuda.set_sync_debug_mode("warn")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+        self._catching.__exit__(*error)
+        self.count = sum("synchroniz" in str(warning.message) for warning in self._caught)

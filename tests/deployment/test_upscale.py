@@ -270,6 +270,16 @@ def test_mistakes_are_one_line(models, folder, capsys):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(models, folder, capsys):
+    cv2.imwrite("in/a.png", IMAGE)
+    with pytest.raises(SystemExit):
+        upscale(models, "-i", "in", "--device", "cuda")
+    error = capsys.readouterr().err
+    assert "--device: cuda: " in error
+    assert error.count("\n") == 1
+
+
 def test_a_grey_network_takes_grey_images(folder):
     class Grey(torch.nn.Module):
         in_channels = 1

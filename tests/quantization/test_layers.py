@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from layer_types import LAYERS, X, network_of
 from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize
@@ -16,28 +17,7 @@ from adabm_basicsr.quantization.layers import (
 )
 from adabm_basicsr.quantization.quantizers.weight import WeightQuantizer
 
-LAYERS = {
-    "conv": lambda: nn.Conv2d(8, 6, 3, padding=1),
-    "stride and dilation": lambda: nn.Conv2d(
-        8, 6, (3, 5), stride=2, padding=(1, 4), dilation=(1, 2)
-    ),
-    "same": lambda: nn.Conv2d(8, 6, 4, padding="same"),
-    "reflect": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"),
-    "replicate": lambda: nn.Conv2d(8, 6, 3, padding=2, padding_mode="replicate"),
-    "circular": lambda: nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"),
-    "groups": lambda: nn.Conv2d(8, 12, 3, padding=1, groups=4),
-    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
-    "transposed": lambda: nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, output_padding=1),
-    "transposed, groups": lambda: nn.ConvTranspose2d(8, 12, 3, groups=4),
-}
-X = torch.randn(2, 8, 12, 14, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-
-
-def network_of(layer):
-    """Something before and after the layer, so that it is the body."""
-    out_channels = layer(X).shape[1]
-    return nn.Sequential(nn.Conv2d(8, 8, 1), layer, nn.Conv2d(out_channels, 8, 1))
 
 
 def quantized(name, bits, recipe="best", seed=0):
