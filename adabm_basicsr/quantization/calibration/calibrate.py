@@ -30,7 +30,7 @@ from adabm_basicsr.quantization.calibration.allocation import (
 )
 from adabm_basicsr.quantization.calibration.budget import budgets
 from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
-from adabm_basicsr.quantization.calibration.equalisation import equalise
+from adabm_basicsr.quantization.calibration.equalisation import equalise, keep_pixels
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
 from adabm_basicsr.quantization.calibration.observers import moving_average, search_weight_range
 from adabm_basicsr.quantization.calibration.quality import (
@@ -44,12 +44,7 @@ from adabm_basicsr.quantization.calibration.quality import (
     worst_images,
 )
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
-from adabm_basicsr.quantization.calibration.statistics import (
-    ChannelEnds,
-    Statistics,
-    observe,
-    read_batches,
-)
+from adabm_basicsr.quantization.calibration.statistics import Statistics, observe, read_batches
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first
@@ -233,15 +228,20 @@ def _set_activation_ranges(statistics: list[Statistics]) -> None:
 
 
 def _equalise(net: QuantizedNetwork, statistics: list[Statistics]) -> None:
-    channels_of: dict[nn.Module, ChannelEnds | None] = {}
+    observed_by: dict[nn.Module, Statistics] = {}
     for observed in statistics:
-        channels_of[observed.quantizer] = observed.channels
+        observed_by[observed.quantizer] = observed
     for layer in net.layers().values():
         if not isinstance(layer, QuantizedLayer):
             continue
-        channels = channels_of.get(layer.input_quantizer)
-        if channels is not None:
-            equalise(layer, channels.lower, channels.upper)
+        observed_input = observed_by.get(layer.input_quantizer)
+        if observed_input is None or observed_input.channels is None:
+            continue
+        has_all_bits = observed_input.quantizer.clamped_bits_of_layer() >= FIXED_BITS
+        if observed_input.pixels and has_all_bits:
+            keep_pixels(layer)
+        else:
+            equalise(layer, *observed_input.channels)
 
 
 def _set_weight_ranges(net: QuantizedNetwork) -> None:

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer
-from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
+from adabm_basicsr.quantization.quantizers.activation import (
+    PIXEL_CHANNEL_SCALE,
+    ActivationQuantizer,
+)
 from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH
 
 # 0 leaves channels as they are; 1 gives all the same range, and costs the weights' precision.
@@ -61,6 +64,21 @@ def equalise(layer: QuantizedLayer, lower: Tensor, upper: Tensor) -> None:
         upper = upper[widest]
     quantizer.lower.fill_(lower.min())
     quantizer.upper.fill_(upper.max())
+
+
+@torch.no_grad()
+def keep_pixels(layer: QuantizedLayer) -> None:
+    """Give a layer that takes the image the grid of its pixels, which aren't rounded then.
+
+    Args:
+        layer: A layer of 8 bits whose input quantizer has room for scales of channels.
+    """
+    quantizer = layer.input_quantizer
+    assert isinstance(quantizer, ActivationQuantizer)
+    quantizer.hold_pixels()
+    weight_scale = getattr(layer.weight_quantizer, "channel_scale", None)
+    if weight_scale is not None:
+        weight_scale.fill_(PIXEL_CHANNEL_SCALE)
 
 
 def _shifts(lower: Tensor, upper: Tensor, widest: int) -> Tensor:

@@ -8,8 +8,8 @@ compared with itself in full precision, twice, without gradients:
 
 1. **Range of the input.** Of thirteen shrunk copies of the calibrated range, the one with which the
    layer's output errs least is taken, and widened by a fifth. At 8 bits a range shrinks only as far
-   as nothing is clipped. Complex images are fitted apart where each image class has a range of its
-   own.
+   as nothing is clipped, and that of pooled values is doubled. Complex images are fitted apart
+   where each image class has a range of its own.
 2. **Rounding of the weights.** They are rounded one input after the other, and each rounding error
    is passed on to the weights that are still to be rounded, such that the output changes least.
    This is GPTQ (arXiv 2210.17323) on the inputs as they arrive: see `round_compensated`.
@@ -48,6 +48,10 @@ SHRINKS = [1 - 0.06 * i for i in range(13)]
 # layer clips too much.
 MARGIN = 1.2
 HEADROOM = 1.1  # of 8-bit ranges above what these images need
+# The same where images have one value for each channel, as pooling gives. So few values show little
+# of what other images have, and one that is clipped changes the whole image; rounding them costs
+# next to nothing.
+HEADROOM_OF_POOLED = 2.0
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
 COMPLEX = 2  # the image class of complex images
@@ -76,7 +80,7 @@ def reconstruct(net: QuantizedNetwork, images: Tensor, rounding: bool = True) ->
 
     def keep(layer: QuantizedLayer, x: Tensor, calls: int) -> _Inputs | None:
         with _by_ourselves(x):
-            return _inputs(layer, x.float(), count // calls)
+            return _inputs(layer, x.float(), count // calls, len(images))
 
     def fit(layer: QuantizedLayer, of_calls: list[_Inputs | None]) -> None:
         inputs = _join([inputs for inputs in of_calls if inputs is not None])
@@ -101,13 +105,15 @@ class _Inputs(NamedTuple):
     Attributes:
         columns: Inputs in units of their channels' scales, ``(G, K, N)``.
         classes: Class of the image of each column, ``(N,)``; None where all classes share a range.
+        pooled: Whether each image has a single column.
     """
 
     columns: Tensor
     classes: Tensor | None
+    pooled: bool
 
 
-def _inputs(layer: QuantizedLayer, x: Tensor, count: int) -> _Inputs | None:
+def _inputs(layer: QuantizedLayer, x: Tensor, count: int, images: int) -> _Inputs | None:
     """About ``count`` columns of an input; None of layers that are no weighted sums."""
     if not x.numel():
         # A selection of which nothing was taken.
@@ -116,7 +122,8 @@ def _inputs(layer: QuantizedLayer, x: Tensor, count: int) -> _Inputs | None:
     columns = layer.columns(x / of_input, count)
     if columns is None:
         return None
-    return _Inputs(columns, _image_classes(layer.input_quantizer, columns))
+    classes = _image_classes(layer.input_quantizer, columns)
+    return _Inputs(columns, classes, pooled=columns.shape[-1] <= images)
 
 
 def _join(of_calls: list[_Inputs]) -> _Inputs | None:
@@ -125,7 +132,8 @@ def _join(of_calls: list[_Inputs]) -> _Inputs | None:
         return None
     columns = torch.cat([inputs.columns for inputs in of_calls], dim=-1)
     classes = [inputs.classes for inputs in of_calls if inputs.classes is not None]
-    return _Inputs(columns, torch.cat(classes) if classes else None)
+    pooled = all(inputs.pooled for inputs in of_calls)
+    return _Inputs(columns, torch.cat(classes) if classes else None, pooled)
 
 
 def _image_classes(quantizer: nn.Module, columns: Tensor) -> Tensor | None:
@@ -183,8 +191,8 @@ def _fit_input(
         lower, upper = shifted(lower, upper, shifts)
         return fake_quantize(values, lower, upper, bits, quantizer.integer)
 
-    columns, classes = inputs
-    _fit_ranges(quantizer, rows, columns, classes, quantize)
+    columns, classes, _ = inputs
+    _fit_ranges(quantizer, rows, inputs, quantize)
     if classes is None or quantizer.level_ranges is None:
         return quantize(columns, quantizer.lower, quantizer.upper)
     factors = quantizer.level_ranges[classes]
@@ -194,11 +202,18 @@ def _fit_input(
 def _fit_ranges(
     quantizer: ActivationQuantizer,
     rows: Tensor,
-    columns: Tensor,
-    classes: Tensor | None,
+    inputs: _Inputs,
     quantize: Quantize,
 ) -> None:
     """Shrink the range to where the layer's output errs least, on complex images for themselves."""
+    columns, classes, pooled = inputs
+    if quantizer.clamped_bits_of_layer() >= FIXED_BITS:
+        if quantizer.holds_pixels:
+            return
+        if pooled:
+            quantizer.lower.mul_(HEADROOM_OF_POOLED)
+            quantizer.upper.mul_(HEADROOM_OF_POOLED)
+            return
     calibrated = (quantizer.lower.clone(), quantizer.upper.clone())
     if classes is None or quantizer.level_ranges is None:
         shrink = _shrink(quantizer, calibrated, rows, columns, quantize)
@@ -358,7 +373,7 @@ def rounding_gains(net: QuantizedNetwork, images: Tensor) -> dict[WeightQuantize
 
     def keep(layer: QuantizedLayer, x: Tensor, calls: int) -> _Inputs | None:
         with _by_ourselves(x):
-            return _inputs(layer, x.float(), 2 * MAX_COLUMNS // calls)
+            return _inputs(layer, x.float(), 2 * MAX_COLUMNS // calls, len(images))
 
     def measure(layer: QuantizedLayer, of_calls: list[_Inputs | None]) -> None:
         inputs = _join([inputs for inputs in of_calls if inputs is not None])

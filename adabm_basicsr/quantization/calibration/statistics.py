@@ -13,12 +13,14 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.observers import FIND_RANGE, Observer, moving_average
 from adabm_basicsr.quantization.checks import check_finite
 from adabm_basicsr.quantization.distributed import map_shared
+from adabm_basicsr.quantization.measures.psnr import HIGHEST_PIXEL
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH
 
 # Of a batch of LR images. Memory is that of one part.
 PIXELS_AT_ONCE = 1 << 14
+PIXEL_TOLERANCE = 1e-3  # of the distance of two pixel values
 
 
 class ChannelEnds(NamedTuple):
@@ -40,11 +42,13 @@ class Seen(NamedTuple):
         values: As many values as the observer keeps, each ``(N,)``.
         deviations: Standard deviation of each sample, each ``(B,)``; of adaptive layers.
         channels: What the channels range over, of layers whose channels have scales.
+        pixels: Whether all values are an image's pixels, see `_are_pixels`.
     """
 
     values: list[Tensor]
     deviations: list[Tensor]
     channels: ChannelEnds | None
+    pixels: bool = True
 
 
 class Statistics:
@@ -59,6 +63,7 @@ class Statistics:
 
     Attributes:
         channels: What the channels range over, of all images.
+        pixels: Whether all that was seen are an image's pixels.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Statistics:
         self.relative_sensitivity = relative_sensitivity
         self.holds_all = holds_all
         self.channels: ChannelEnds | None = None
+        self.pixels = True
         self._ranges: list[Tensor] = []
         self._sensitivities: list[Tensor] = []
         self._seen = Seen([], [], None)
@@ -84,6 +90,8 @@ class Statistics:
             # A selection of which nothing was taken.
             return
         self._seen.values.append(self.observer.keep(x))
+        if self.pixels and self._seen.pixels:
+            self._seen = self._seen._replace(pixels=_are_pixels(x))
         if quantizer.channel_scale is not None:
             ends = _channel_ends(x, quantizer.channel_scale)
             channels = _widest(self._seen.channels, ends)
@@ -108,7 +116,9 @@ class Statistics:
             values.extend(seen.values)
             deviations.extend(seen.deviations)
             self.channels = _widest(self.channels, seen.channels)
+            self.pixels = self.pixels and seen.pixels
         if not values:
+            self.pixels = False
             return
         ends = self.observer.find_range(torch.cat(values), self.quantizer)
         self._ranges.append(ends)
@@ -223,6 +233,18 @@ def _deviations(x: Tensor) -> Tensor:
     # A single value, a pooled one say, has the deviation 0.
     correction = min(values.shape[1] - 1, 1)
     return values.std(1, correction=correction)
+
+
+def _are_pixels(x: Tensor) -> bool:
+    """Whether values are pixels of 8 bits in 0..1, as images have them: not just zeros and ones."""
+    levels = x * HIGHEST_PIXEL
+    whole = levels.round()
+    lowest, highest = torch.aminmax(whole)
+    if lowest < 0 or highest > HIGHEST_PIXEL:
+        return False
+    if (levels - whole).abs().max() > PIXEL_TOLERANCE:
+        return False
+    return bool((whole % HIGHEST_PIXEL).any())
 
 
 def _channel_ends(x: Tensor, channel_scale: Tensor) -> ChannelEnds:

@@ -142,6 +142,9 @@ def _activation_ranges(net: QuantizedNetwork) -> dict[str, Units]:
     fineness = _fineness(net)
     units: Units = {}
     for quantizer in net.activation_quantizers().values():
+        if quantizer.holds_pixels:
+            # Any other range would round them.
+            continue
         width = fineness * (quantizer.upper - quantizer.lower)
         units[quantizer.lower] = width
         units[quantizer.upper] = width

@@ -18,6 +18,9 @@ LOWEST_SIGNED = -128
 HIGHEST_SIGNED = 127
 # Moves halves, which float32 holds exactly, to the side away from zero.
 BEYOND_TIES = 1 + 2**-23
+# No scale of eight significant bits is the distance of pixels, 1/255; but this one times the scale
+# that a range of its reciprocal has is, to within a twentieth of a thousandth.
+PIXEL_CHANNEL_SCALE = 215 / 256
 
 
 class ActivationQuantizer(nn.Module):
@@ -149,6 +152,24 @@ class ActivationQuantizer(nn.Module):
         # Views of one scale per channel can't be written to.
         self.channel_scale = channel_scale.clone()
         self.channel_shift = torch.zeros_like(self.channel_scale)
+
+    def hold_pixels(self) -> None:
+        """Take the range 0..1 of pixels, whose values of 8 bits are then grid points."""
+        assert self.channel_scale is not None
+        assert self.channel_shift is not None
+        self.channel_scale.fill_(PIXEL_CHANNEL_SCALE)
+        self.channel_shift.zero_()
+        self.lower.fill_(0)
+        self.upper.fill_(1 / PIXEL_CHANNEL_SCALE)
+
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether its range is that of `hold_pixels`."""
+        if self.channel_scale is None:
+            return False
+        has_scale = bool((self.channel_scale == PIXEL_CHANNEL_SCALE).all())
+        upper = torch.full_like(self.upper, 1 / PIXEL_CHANNEL_SCALE)
+        return has_scale and not self.lower.any() and torch.equal(self.upper, upper)
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Ends of the range in units of the input ``x``, broadcastable to it.

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adabm_basicsr import calibrate, quantize
-from adabm_basicsr.quantization.calibration.equalisation import equalise, shifts_of_columns
+from adabm_basicsr.quantization.calibration.equalisation import (
+    equalise,
+    keep_pixels,
+    shifts_of_columns,
+)
 from adabm_basicsr.quantization.layers import quantized_type
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, shifted
 from adabm_basicsr.quantization.quantizers.fake_quantize import integer_grid
@@ -145,3 +149,16 @@ def test_layers_of_a_single_input_channel():
     with torch.no_grad():
         teacher = network(images)
         assert (net(images) - teacher).square().mean() < 1e-2 * teacher.square().mean()
+
+
+def test_pixels_of_eight_bits_are_not_rounded():
+    layer = layer_of(8)
+    keep_pixels(layer)
+    pixels = torch.arange(256).view(1, 1, 16, 16).expand(1, CHANNELS, 16, 16) / 255
+    quantized = layer.input_quantizer(pixels)
+    # By far less than the distance of two of them.
+    assert (quantized - pixels).abs().max() < 0.02 / 255
+    assert layer.input_quantizer.holds_pixels
+    weight = layer.weight.detach()
+    scale = layer.weight_quantizer.channel_scale
+    torch.testing.assert_close(weight * scale * (layer.input_quantizer.channel_scale**-1), weight)

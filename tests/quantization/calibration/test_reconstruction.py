@@ -120,3 +120,33 @@ def test_an_input_that_is_zero_on_all_but_complex_images_keeps_its_range():
     net = quantize(_QuietUnlessBright(), COMPLEX[:1], **options)
     calibrate(net, [torch.cat([SIMPLE, COMPLEX])])
     assert net.activation_quantizers()["gate"].upper > 0
+
+
+class _ChannelAttention(nn.Module):
+    """Features whose channels are scaled by what they are on average."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = conv(3, 8), nn.Conv2d(8, 8, 1), conv(8, 3)
+
+    def forward(self, image):
+        features = self.first(image)
+        gates = torch.sigmoid(self.gate(features.mean((2, 3), keepdim=True)))
+        return self.last(features * gates)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_eight_bit_ranges_of_pooled_values_are_twice_what_was_seen(engine):
+    torch.manual_seed(0)
+    options = {"w_bits": 8, "a_bits": 8, "recipe": "fast", "fully_quantized": True}
+    net = quantize(_ChannelAttention(), COMPLEX[:1], engine=engine, **options)
+    calibrate(net, [SIMPLE, COMPLEX])
+    inputs = []
+    gate = net.activation_quantizers()["gate"]
+    gate.register_forward_pre_hook(lambda quantizer, args: inputs.append(args[0]))
+    with torch.no_grad(), net.full_precision():
+        for images in (SIMPLE, COMPLEX):
+            net(images)
+    seen = torch.cat(inputs)
+    assert gate.clipped_share(1.9 * seen) == 0
+    assert gate.clipped_share(2.2 * seen) > 0

@@ -50,3 +50,22 @@ def test_ranges_hold_all_batches_where_a_tensor_has_one_scale():
     [of_body], _ = observe(net, images.split(2))
     with torch.no_grad():
         torch.testing.assert_close(of_body.range(), torch.stack(layers[0](images).aminmax()))
+
+
+@pytest.mark.parametrize(
+    ("x", "are_pixels"),
+    [
+        (torch.arange(256) / 255, True),
+        (torch.arange(256) / 256, False),
+        (torch.tensor([0.0, 1.0]), False),
+        (torch.tensor([-3.0, 4.0]) / 255, False),
+        (torch.tensor([4.0, 300.0]) / 255, False),
+    ],
+)
+def test_pixels_are_told_from_other_values(x, are_pixels):
+    layers = [nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)]
+    images = x.float().view(-1, 1, 1, 1)
+    net = quantize(nn.Sequential(*layers), images[:1], fully_quantized=True)
+    (first, second), _ = observe(net, [images])
+    assert first.pixels == are_pixels
+    assert not second.pixels

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY_EDSR
 from torch import nn
 
+from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.quantization.finetuning.optimizer import (
     MAX_PROMISE,
@@ -69,3 +70,18 @@ def test_each_phase_has_parameters_and_units_that_fit_them(phase):
         assert parameters
         for parameter, unit in zip(parameters, group.get("units", parameters), strict=True):
             torch.broadcast_to(unit, parameter.shape)
+
+
+def test_the_grid_of_pixels_is_not_trained():
+    torch.manual_seed(0)
+    images = torch.randint(256, (4, 3, 8, 8)) / 255
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)]
+    options = {"w_bits": 8, "a_bits": 8, "recipe": "fast", "fully_quantized": True}
+    net = calibrate(quantize(nn.Sequential(*layers), images[:1], **options), [images])
+    first, last = net.activation_quantizers().values()
+    trained = set()
+    for group in parameter_groups(net, "distillation", RELATIVE_RATES):
+        trained.update(group["params"])
+    assert first.holds_pixels
+    assert first.upper not in trained
+    assert last.upper in trained
