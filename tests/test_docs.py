@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import yaml
+from clip_files import moving, write_video
 from conftest import write_images
 from test_readme import snippets
 
@@ -273,3 +274,12 @@ def test_own_network_snippets(own_project, run_snippet):
     printed = run_snippet(looked_at)
     assert "['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3']" in printed
     assert "of the MACs" in printed
+
+
+def test_clips_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "film.mp4", moving(12, 48, 64))
+    for command in re.findall(r"^adabm-basicsr (prepare .*)$", read("video.md"), re.M):
+        main(shlex.split(command))
+    assert len(list(Path("datasets/calibration/film_LRbicx4/film").iterdir())) == 8
+    assert len(list(Path("datasets/test/GT/film").iterdir())) == 4

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-import cv2
 import numpy as np
-from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
 from adabm_basicsr.data.headers import MAX_PIXELS, check_max_pixels
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
+from adabm_basicsr.data.new_folders import (
+    LMDB_SUFFIX,
+    all_or_nothing,
+    check_is_new,
+    to_lmdb,
+    write_png,
+)
 from adabm_basicsr.errors import ImageError, OptionError
-from adabm_basicsr.files import TEMPORARY_PREFIX, atomic_path
-
-LMDB_SUFFIX = ".lmdb"
-ROOM = 10  # times the size of its images that an LMDB may grow to; only what it uses is written
-SPARE_ROOM = 1 << 24
-UNFINISHED = f"{TEMPORARY_PREFIX}images"
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
@@ -67,61 +64,37 @@ def prepare(
             not empty.
     """
     paths = list_images(hr, "--hr")
-    to_lmdb = out.suffix == LMDB_SUFFIX
-    _check_names(paths, to_lmdb)
+    is_lmdb = out.suffix == LMDB_SUFFIX
+    _check_names(paths, is_lmdb)
     check_max_pixels("--max-pixels", max_pixels)
     if mod is not None and mod.resolve() == out.resolve():
         raise OptionError(f"--mod: {mod} is the same as --out")
-    _check_is_new("--out", out)
+    check_is_new("--out", out)
     if mod is not None:
-        _check_is_new("--mod", mod)
+        check_is_new("--mod", mod)
     written = []
     with ExitStack() as folders:
-        unfinished = folders.enter_context(_all_or_nothing(out))
+        unfinished = folders.enter_context(all_or_nothing(out))
         unfinished_mod = None
         if mod is not None:
-            unfinished_mod = folders.enter_context(_all_or_nothing(mod))
+            unfinished_mod = folders.enter_context(all_or_nothing(mod))
         for path in tqdm(paths, "Bicubic", unit="image", disable=None):
             image = read_image(path, max_pixels=max_pixels)
-            written.append(_prepare_one(path, image, scale, unfinished, unfinished_mod))
-        if to_lmdb:
-            _to_lmdb(unfinished, written)
+            low = unfinished / f"{path.stem}.png"
+            high = None
+            if unfinished_mod is not None:
+                high = unfinished_mod / low.name
+            write_pair(image, f"image {path}", scale, low, high)
+            written.append(low)
+        if is_lmdb:
+            to_lmdb(unfinished, written)
     return [out / path.name for path in written]
 
 
-def _check_is_new(key: str, target: Path) -> None:
-    """Check that nothing is there, or what a killed run left, which is removed."""
-    if not target.exists():
-        return
-    if target.is_dir():
-        shutil.rmtree(target / UNFINISHED, ignore_errors=True)
-    if not target.is_dir() or any(target.iterdir()):
-        raise OptionError(f"{key}: {target} exists and is not an empty folder")
-
-
-@contextmanager
-def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    """Give a folder within ``folder`` to write to; what it holds moves up in the end.
-
-    If it fails, ``folder`` is removed: half of the images would pass for all of them. If the
-    process is killed, the hidden folder is left, which the next run removes.
-    """
-    unfinished = folder / UNFINISHED
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        for path in unfinished.iterdir():
-            path.rename(folder / path.name)
-        unfinished.rmdir()
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _check_names(paths: list[Path], to_lmdb: bool) -> None:
+def _check_names(paths: list[Path], is_lmdb: bool) -> None:
     seen: dict[str, Path] = {}
     for path in paths:
-        if to_lmdb and (not path.stem.isascii() or "." in path.stem):
+        if is_lmdb and (not path.stem.isascii() or "." in path.stem):
             raise ImageError(
                 f"--hr: {path.name} makes no key of an LMDB; name it in ASCII, with one dot"
             )
@@ -133,37 +106,36 @@ def _check_names(paths: list[Path], to_lmdb: bool) -> None:
         seen[path.stem] = path
 
 
-def _prepare_one(path: Path, image: np.ndarray, scale: int, folder: Path, mod: Path | None) -> Path:
+def write_pair(
+    image: np.ndarray, label: str, scale: int, low: Path | None, high: Path | None
+) -> None:
+    """Write the LR image of an HR one, and the HR one cropped to a multiple of the scale.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, of any type that `decode_image` returns.
+        label: What to call it in an error.
+        scale: Factor, at least 1.
+        low: PNG file of the LR image; None to write none.
+        high: PNG file of the HR image; None to write none.
+
+    Raises:
+        ImageError: The image is too small.
+        AdaBMError: A file can't be written.
+    """
+    image = crop_to_scale(image, label, scale)
+    if high is not None:
+        write_png(high, image)
+    if low is not None:
+        write_png(low, downscale(image, scale))
+
+
+def crop_to_scale(image: np.ndarray, label: str, scale: int) -> np.ndarray:
+    """`mod_crop` of an image that is large enough; ``label`` is what to call it in an error.
+
+    Raises:
+        ImageError: It is too small.
+    """
     height, width = image.shape[:2]
     if min(height, width) < scale:
-        raise ImageError(
-            f"image {path} of {width}x{height} pixels is smaller than the scale {scale}"
-        )
-    image = mod_crop(image, scale)
-    if mod is not None:
-        _write_png(mod / f"{path.stem}.png", image)
-    target = folder / f"{path.stem}.png"
-    _write_png(target, downscale(image, scale))
-    return target
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    image = (to_unit_range(image) * 255).round().astype(np.uint8)
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"OpenCV could not write {path.name}")
-
-
-def _to_lmdb(folder: Path, images: list[Path]) -> None:
-    """Put the images into an LMDB, which takes their place in ``folder``."""
-    made = folder / f"made{LMDB_SUFFIX}"
-    names = [path.name for path in images]
-    keys = [path.stem for path in images]
-    # BasicSR's own guess goes by the size of the first image.
-    map_size = ROOM * sum(path.stat().st_size for path in images) + SPARE_ROOM
-    make_lmdb_from_imgs(str(folder), str(made), names, keys, map_size=map_size)
-    for path in images:
-        path.unlink()
-    for path in made.iterdir():
-        path.rename(folder / path.name)
-    made.rmdir()
+        raise ImageError(f"{label} of {width}x{height} pixels is smaller than the scale {scale}")
+    return mod_crop(image, scale)

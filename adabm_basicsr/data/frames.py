@@ -1,0 +1,267 @@
+"""Finds and reads the frames of clips: folders of numbered images, and video files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from adabm_basicsr.data.headers import MAX_PIXELS
+from adabm_basicsr.data.images import EXTENSIONS, list_images, read_image
+from adabm_basicsr.errors import ImageError, OptionError, not_found
+from adabm_basicsr.files import is_file, is_folder
+
+VIDEO_EXTENSIONS = {
+    ".avi",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ts",
+    ".webm",
+    ".wmv",
+}
+# Of its frames that a video may lack. Some formats don't count them: their number is then that of
+# the duration, of which sound may have more.
+MISSING_SHARE = 0.1
+# No messages of FFmpeg's own on stderr: ours say what is wrong. Read at the first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Which frames of a clip to take.
+
+    Attributes:
+        first: The first one, from 0.
+        last: The last one, which is taken too; None for that of the clip.
+    """
+
+    first: int = 0
+    last: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def check(self, clip: Path, count: int) -> None:
+        """Check that a clip of ``count`` frames has all that are asked for.
+
+        Raises:
+            ImageError: It is too short.
+        """
+        if self.last is not None and count <= self.last:
+            raise ImageError(f"clip {clip} has {count} frames, but frames {self} are asked for")
+
+
+ALL_FRAMES = FrameRange()
+
+
+def parse_frames(key: str, text: str) -> FrameRange:
+    """Read ``FIRST-LAST``; ``key`` is the option that says so.
+
+    Raises:
+        OptionError: The text is something else.
+    """
+    found = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)
+    if found is None or int(found.group(1)) > int(found.group(2)):
+        raise OptionError(f"{key}: {text!r} is not FIRST-LAST, such as 0-99")
+    return FrameRange(int(found.group(1)), int(found.group(2)))
+
+
+def find_clips(paths: Sequence[Path], key: str) -> dict[str, Path]:
+    """Clips by name, which is that of their folder or file without its ending.
+
+    Args:
+        paths: Video files, folders of frames, and folders of such files and folders.
+        key: The option that names them, for messages.
+
+    Returns:
+        Folders of frames and video files.
+
+    Raises:
+        ImageError: One of them is absent or no clip, or two have the same name.
+    """
+    clips: dict[str, Path] = {}
+    for path in paths:
+        for clip in _clips_at(path, key):
+            name = clip.resolve().name
+            if is_file(clip):
+                name = clip.stem
+            if name in clips:
+                raise ImageError(f"{key}: {clips[name]} and {clip} would both become clip {name}")
+            clips[name] = clip
+    return clips
+
+
+def _clips_at(path: Path, key: str) -> list[Path]:
+    if is_file(path):
+        return [path]
+    if not is_folder(path):
+        raise not_found(f"{key}: clip", path, ImageError)
+    clips = []
+    for entry in sorted(path.iterdir()):
+        ending = entry.suffix.lower()
+        if entry.name.startswith("."):
+            continue
+        if ending in EXTENSIONS and is_file(entry):
+            return [path]
+        if ending in VIDEO_EXTENSIONS or is_folder(entry):
+            clips.append(entry)
+    if not clips:
+        raise ImageError(f"{key}: folder {path} holds neither frames nor clips")
+    return clips
+
+
+def list_frames(folder: str | Path, key: str = "clip") -> list[Path]:
+    """Image files of a folder in the order of their numbers, ``2.png`` before ``10.png``.
+
+    Args:
+        folder: The folder. Names of frames differ in one number.
+        key: The option that named it, for messages.
+
+    Raises:
+        ImageError: The folder is absent or holds no image, or the numbering is not plain or has
+            gaps.
+    """
+    frames = _numbered(list_images(folder, key), f"{key}: {folder}")
+    ordered = sorted(frames)
+    for number, following in pairwise(ordered):
+        if following != number + 1:
+            raise ImageError(
+                f"{key}: {folder}: {frames[following].name} follows {frames[number].name}; number "
+                "the frames without gaps"
+            )
+    return [frames[number] for number in ordered]
+
+
+def _numbered(paths: list[Path], where: str) -> dict[int, Path]:
+    """Frames by number: that part of their names in which they differ."""
+    first = paths[0]
+    first_parts = re.split(r"(\d+)", first.stem)
+    places = set()
+    split = {path: re.split(r"(\d+)", path.stem) for path in paths}
+    for path, parts in split.items():
+        # Words and numbers in turn, beginning with a word.
+        if len(parts) == 1 or parts[::2] != first_parts[::2]:
+            raise ImageError(
+                f"{where}: {first.name} and {path.name} are not frames of one clip; name frames "
+                "alike but for their number"
+            )
+        places |= {place for place, part in enumerate(parts) if part != first_parts[place]}
+    if len(places) > 1:
+        raise ImageError(f"{where}: names of frames differ in {len(places)} numbers, not in one")
+    place = max(places, default=1)
+    frames: dict[int, Path] = {}
+    for path, parts in split.items():
+        number = int(parts[place])
+        if number in frames:
+            raise ImageError(f"{where}: {frames[number].name} and {path.name} have the same number")
+        frames[number] = path
+    return frames
+
+
+def read_clip(
+    path: Path, frames: FrameRange = ALL_FRAMES, max_pixels: int = MAX_PIXELS
+) -> Iterator[np.ndarray]:
+    """Read the frames of a clip one after another.
+
+    Args:
+        path: Folder of frames or video file.
+        frames: Which of them.
+        max_pixels: Larger frames are rejected.
+
+    Yields:
+        Frames ``(H, W, 3)``, RGB, all of one size, of the files' own type (uint8 from videos).
+
+    Raises:
+        ImageError: The clip is absent, too short or broken, or its frames differ in size.
+    """
+    read = _read_video if is_file(path) else _read_folder
+    first_name = ""
+    first_size = None
+    for name, image in read(path, frames, max_pixels):
+        height, width = image.shape[:2]
+        if first_size is None:
+            first_name = name
+            first_size = (height, width)
+        elif (height, width) != first_size:
+            raise ImageError(
+                f"clip {path}: {name} has {width}x{height} pixels, but {first_name} "
+                f"{first_size[1]}x{first_size[0]}; frames of a clip must be of one size"
+            )
+        yield image
+
+
+def _read_folder(
+    folder: Path, frames: FrameRange, max_pixels: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    paths = list_frames(folder)
+    frames.check(folder, len(paths))
+    end = len(paths) if frames.last is None else frames.last + 1
+    for path in paths[frames.first : end]:
+        yield path.name, read_image(path, max_pixels=max_pixels)
+
+
+def _read_video(
+    path: Path, frames: FrameRange, max_pixels: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    with _open_video(path, max_pixels) as video:
+        expected = video.get(cv2.CAP_PROP_FRAME_COUNT)
+        count = 0
+        # Frames before the first are decoded too: jumps in a video lead near it at best.
+        while frames.last is None or count <= frames.last:
+            if not video.grab():
+                break
+            count += 1
+            if count > frames.first:
+                name = f"frame {count - 1}"
+                decoded, image = video.retrieve()
+                if not decoded:
+                    raise ImageError(f"video {path}: {name} cannot be decoded")
+                yield name, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    frames.check(path, count)
+    if frames.last is None and count < (1 - MISSING_SHARE) * expected:
+        raise ImageError(
+            f"video {path} breaks off after {count} of {expected:.0f} frames; take those alone, or "
+            "a whole file"
+        )
+
+
+@contextmanager
+def _open_video(path: Path, max_pixels: int) -> Iterator[cv2.VideoCapture]:
+    """Open a video by the FFmpeg that OpenCV comes with, turned as it is to be shown."""
+    if not path.stat().st_size:
+        raise ImageError(f"video {path} is empty")
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        # A path from the root: FFmpeg takes some names for addresses.
+        video = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+    finally:
+        logging.setLogLevel(level)
+    try:
+        if not video.isOpened():
+            raise ImageError(
+                f"video {path} is broken, or of a codec that OpenCV lacks; H.264 in an MP4 file is "
+                "read everywhere"
+            )
+        width = int(video.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > max_pixels:
+            raise ImageError(
+                f"video {path} has {width}x{height} pixels, more than max_pixels {max_pixels} "
+                "allows"
+            )
+        yield video
+    finally:
+        video.release()
