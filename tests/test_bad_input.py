@@ -124,7 +124,8 @@ TRAIN_MISTAKES = {
     "network type, length from the recipe": (
         {"network_g__type": "AdaBMNetwrok", "train__total_iter": None},
         "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork with "
-        "datasets: train: type: CalibrationDataset alone, and here they are 'AdaBMNetwrok' and",
+        "datasets: train: type: CalibrationDataset or ClipCalibrationDataset alone, and here they "
+        "are 'AdaBMNetwrok' and",
     ),
     "data sets as text": ({"datasets": "lr"}, "datasets: 'lr' is not a section of keys"),
     "network type": (

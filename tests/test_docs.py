@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import yaml
+from basicsr.data import build_dataset
 from clip_files import moving, write_video
 from conftest import write_images
 from test_readme import snippets
@@ -283,3 +284,6 @@ def test_clips_are_made(tmp_path, monkeypatch):
         main(shlex.split(command))
     assert len(list(Path("datasets/calibration/film_LRbicx4/film").iterdir())) == 8
     assert len(list(Path("datasets/test/GT/film").iterdir())) == 4
+    options = yaml.safe_load(snippets("yaml", read("video.md"))[0])["train"]
+    batches = build_dataset(options).calibration_batches(4)
+    assert [tuple(batch.shape) for batch in batches] == [(4, 5, 3, 24, 24)] * 4

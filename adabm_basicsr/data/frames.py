@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from adabm_basicsr.data.headers import MAX_PIXELS
-from adabm_basicsr.data.images import EXTENSIONS, list_images, read_image
+from adabm_basicsr.data.images import EXTENSIONS, RGB, list_images, read_image, to_channels
 from adabm_basicsr.errors import ImageError, OptionError, not_found
 from adabm_basicsr.files import is_file, is_folder
 
@@ -122,23 +122,35 @@ def _clips_at(path: Path, key: str) -> list[Path]:
 
 
 def list_frames(folder: str | Path, key: str = "clip") -> list[Path]:
-    """Image files of a folder in the order of their numbers, ``2.png`` before ``10.png``.
+    """Image files of a folder in the order of their numbers; see `in_order`.
 
     Args:
-        folder: The folder. Names of frames differ in one number.
+        folder: The folder.
         key: The option that named it, for messages.
 
     Raises:
-        ImageError: The folder is absent or holds no image, or the numbering is not plain or has
-            gaps.
+        ImageError: The folder is absent or holds no image, or its frames can't be put in order.
     """
-    frames = _numbered(list_images(folder, key), f"{key}: {folder}")
+    return in_order(list_images(folder, key), f"{key}: {folder}")
+
+
+def in_order(paths: list[Path], where: str) -> list[Path]:
+    """Frames of a clip in the order of their numbers, ``2.png`` before ``10.png``.
+
+    Args:
+        paths: The frames, whose names differ in one number.
+        where: The clip, for messages.
+
+    Raises:
+        ImageError: Names differ otherwise, or the numbering has gaps.
+    """
+    frames = _numbered(paths, where)
     ordered = sorted(frames)
     for number, following in pairwise(ordered):
         if following != number + 1:
             raise ImageError(
-                f"{key}: {folder}: {frames[following].name} follows {frames[number].name}; number "
-                "the frames without gaps"
+                f"{where}: {frames[following].name} follows {frames[number].name}; number the "
+                "frames without gaps"
             )
     return [frames[number] for number in ordered]
 
@@ -170,49 +182,69 @@ def _numbered(paths: list[Path], where: str) -> dict[int, Path]:
 
 
 def read_clip(
-    path: Path, frames: FrameRange = ALL_FRAMES, max_pixels: int = MAX_PIXELS
+    path: Path,
+    frames: FrameRange = ALL_FRAMES,
+    channels: int = RGB,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[np.ndarray]:
     """Read the frames of a clip one after another.
 
     Args:
         path: Folder of frames or video file.
         frames: Which of them.
+        channels: 3 for RGB, 1 for grey.
         max_pixels: Larger frames are rejected.
 
     Yields:
-        Frames ``(H, W, 3)``, RGB, all of one size, of the files' own type (uint8 from videos).
+        Frames ``(H, W, channels)``, all of one size, of the files' own type (uint8 from videos).
 
     Raises:
         ImageError: The clip is absent, too short or broken, or its frames differ in size.
     """
-    read = _read_video if is_file(path) else _read_folder
+    if is_file(path):
+        read = _read_video(path, frames, channels, max_pixels)
+    else:
+        read = _read_folder(path, frames, channels, max_pixels)
+    yield from of_one_size(read, f"clip {path}")
+
+
+def of_one_size(frames: Iterable[tuple[str, np.ndarray]], where: str) -> Iterator[np.ndarray]:
+    """Frames, checked to have the size of the first one.
+
+    Args:
+        frames: Names and frames ``(H, W, C)``.
+        where: The clip, for messages.
+
+    Raises:
+        ImageError: One has another size.
+    """
     first_name = ""
     first_size = None
-    for name, image in read(path, frames, max_pixels):
+    for name, image in frames:
         height, width = image.shape[:2]
         if first_size is None:
             first_name = name
             first_size = (height, width)
         elif (height, width) != first_size:
             raise ImageError(
-                f"clip {path}: {name} has {width}x{height} pixels, but {first_name} "
+                f"{where}: {name} has {width}x{height} pixels, but {first_name} "
                 f"{first_size[1]}x{first_size[0]}; frames of a clip must be of one size"
             )
         yield image
 
 
 def _read_folder(
-    folder: Path, frames: FrameRange, max_pixels: int
+    folder: Path, frames: FrameRange, channels: int, max_pixels: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     paths = list_frames(folder)
     frames.check(folder, len(paths))
     end = len(paths) if frames.last is None else frames.last + 1
     for path in paths[frames.first : end]:
-        yield path.name, read_image(path, max_pixels=max_pixels)
+        yield path.name, read_image(path, channels, max_pixels)
 
 
 def _read_video(
-    path: Path, frames: FrameRange, max_pixels: int
+    path: Path, frames: FrameRange, channels: int, max_pixels: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     with _open_video(path, max_pixels) as video:
         expected = video.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -227,7 +259,7 @@ def _read_video(
                 decoded, image = video.retrieve()
                 if not decoded:
                     raise ImageError(f"video {path}: {name} cannot be decoded")
-                yield name, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                yield name, to_channels(image, channels)
     frames.check(path, count)
     if frames.last is None and count < (1 - MISSING_SHARE) * expected:
         raise ImageError(

@@ -111,7 +111,7 @@ def decode_image(
         ImageError: The image can't be decoded, is too large or one of several, or has another type
             or NaN values.
     """
-    return _to_channels(decode_pixels(content, name, max_pixels), channels)
+    return to_channels(decode_pixels(content, name, max_pixels), channels)
 
 
 def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -170,8 +170,16 @@ def _imdecode(content: bytes, flags: int, name: str) -> np.ndarray:
     return image
 
 
-def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey, BGR or BGR with alpha, ``(H, W, C)``, to RGB or grey, ``(H, W, channels)``."""
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels as OpenCV gives them, in the channels that a network takes.
+
+    Args:
+        image: ``(H, W, C)``: grey, BGR or BGR with alpha.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        ``(H, W, channels)``.
+    """
     if image.shape[2] < RGB:
         return np.repeat(image[..., :1], channels, axis=2)
     conversion = cv2.COLOR_BGR2RGB if channels == RGB else cv2.COLOR_BGR2GRAY

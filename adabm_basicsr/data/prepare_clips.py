@@ -64,7 +64,7 @@ def prepare_clips(
         }
         for name, path in clips.items():
             below = {key: folder / name for key, folder in unfinished.items()}
-            read = _shrunk(path, read_clip(path, frames, max_pixels), shrink)
+            read = _shrunk(path, read_clip(path, frames, max_pixels=max_pixels), shrink)
             counts[name] = _write_frames(path, read, scale, below)
         for key, folder in unfinished.items():
             if folders[key].suffix == LMDB_SUFFIX:

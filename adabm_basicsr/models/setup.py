@@ -11,7 +11,7 @@ from basicsr.data import build_dataset
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
-from adabm_basicsr.data.calibration_dataset import CalibrationDataset
+from adabm_basicsr.data.patches import PatchDataset
 from adabm_basicsr.errors import OptionError, check_keys, check_positive
 from adabm_basicsr.options.table import Train
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
@@ -23,7 +23,7 @@ TRAIN_OPTIONS = tuple(Train.model_fields)
 class TrainingSetup(NamedTuple):
     """Data and settings of calibration and fine-tuning."""
 
-    dataset: CalibrationDataset
+    dataset: PatchDataset
     calibration_batch_size: int
     iterations_per_epoch: int
     finetune: FinetuneSettings
@@ -75,10 +75,12 @@ def _is_trainable(net: QuantizedNetwork) -> bool:
     return bool(net.weight_quantizers() or net.activation_quantizers())
 
 
-def _read_dataset(options: dict[str, Any], channels: int) -> CalibrationDataset:
+def _read_dataset(options: dict[str, Any], channels: int) -> PatchDataset:
     kind = DATASET_REGISTRY.get(options["type"])
-    if not issubclass(kind, CalibrationDataset):
-        raise OptionError("datasets: train: type must be CalibrationDataset")
+    if not issubclass(kind, PatchDataset):
+        raise OptionError(
+            "datasets: train: type must be CalibrationDataset or ClipCalibrationDataset"
+        )
     dataset = kind(options)
     if dataset.channels != channels:
         raise OptionError(

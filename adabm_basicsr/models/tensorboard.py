@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.data.images import to_unit_range
+from adabm_basicsr.data.patches import PatchDataset
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.report.plots import layer_plot, map_colours
 from adabm_basicsr.runs.observations import bit_map
@@ -59,7 +59,7 @@ class TrainingBits:
         net: QuantizedNetwork,
         name: str,
         patches: Sequence[torch.Tensor],
-        dataset: CalibrationDataset,
+        dataset: PatchDataset,
     ) -> None:
         self.writer = writer
         self.net = net

@@ -13,9 +13,9 @@ from pydantic.fields import FieldInfo
 from adabm_basicsr.errors import OptionError, check_keys, did_you_mean, within
 from adabm_basicsr.options.kinds import Kind, Range
 from adabm_basicsr.options.table import (
+    CALIBRATION_SETS,
     DATASETS,
     AdaBMNetwork,
-    CalibrationDataset,
     Dataset,
     IoBackend,
     OptionFile,
@@ -57,7 +57,7 @@ def check_table(opt: Mapping[str, Any]) -> None:
     for name, dataset in opt["datasets"].items():
         section = _dataset_section(dataset)
         is_open = section is Dataset or not is_ours
-        if section is CalibrationDataset:
+        if section in CALIBRATION_SETS.values():
             is_open = False  # whatever the model is
         check_section(f"datasets: {name}", section, dataset, is_open)
     network = opt["network_g"]

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
+from adabm_basicsr.data.frames import find_clips
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
 from adabm_basicsr.data.sources import (
@@ -34,6 +35,11 @@ from adabm_basicsr.options.paths import existing_folder
 ROOTS = {
     "PairedImageDataset": ("dataroot_lq", "dataroot_gt"),
     "SingleImageDataset": ("dataroot_lq",),
+}
+# Of calibration sets: what finds the images or clips of a folder.
+LISTS: dict[str, Callable[[Path, str], object]] = {
+    "CalibrationDataset": list_images,
+    "ClipCalibrationDataset": lambda root, key: find_clips([root], key),
 }
 TRIED = 480  # pixels, at most, of the images that metrics are tried on
 
@@ -61,8 +67,9 @@ def check_datasets(opt: dict[str, Any]) -> list[Size]:
                 dataset[key] = existing_folder(f"{where}: {key}: folder", dataset[key])
         if dataset["type"] in ROOTS:
             sizes += check_images(where, dataset, opt.get("scale") or 1)
-        elif dataset["type"] == "CalibrationDataset" and _lists_folder(dataset):
-            list_images(Path(dataset["dataroot_lq"]), f"{where}: dataroot_lq")
+        elif dataset["type"] in LISTS and _lists_folder(dataset):
+            find = LISTS[dataset["type"]]
+            find(Path(dataset["dataroot_lq"]), f"{where}: dataroot_lq")
     _check_names(opt["datasets"])
     return sizes
 

@@ -15,7 +15,7 @@ from adabm_basicsr.deployment.tiles import check_tiles
 from adabm_basicsr.errors import OptionError
 from adabm_basicsr.options.checks import check_table, fill_defaults
 from adabm_basicsr.options.paths import existing_file
-from adabm_basicsr.options.table import Logger, OptionFile, Validation
+from adabm_basicsr.options.table import CALIBRATION_SETS, Logger, OptionFile, Validation
 from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.checkpoint import read_checkpoint
 
@@ -81,7 +81,8 @@ def _check_training(opt: dict[str, Any]) -> None:
         dataset = opt["datasets"]["train"].get("type")
         raise OptionError(
             "train: total_iter is missing; a recipe gives it for network_g: type: AdaBMNetwork "
-            "with datasets: train: type: CalibrationDataset alone, and here they are "
+            "with datasets: train: type: CalibrationDataset or ClipCalibrationDataset alone, and "
+            "here they are "
             f"{network!r} and {dataset!r}"
         )
     for section, key in (
@@ -131,7 +132,7 @@ def set_recipe_defaults(opt: dict[str, Any]) -> None:
     network = opt.get("network_g") or {}
     dataset = opt["datasets"].get("train") or {}
     train = opt.get("train")
-    if network.get("type") != "AdaBMNetwork" or dataset.get("type") != "CalibrationDataset":
+    if network.get("type") != "AdaBMNetwork" or dataset.get("type") not in CALIBRATION_SETS:
         return
     named = {key: network.get(key) for key in ("recipe", "ingredients")}
     recipe = make_config(named).finetuning

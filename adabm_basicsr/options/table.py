@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from adabm_basicsr.data.calibration_dataset import CalibrationOptions
+from adabm_basicsr.data.clip_dataset import ClipOptions
 from adabm_basicsr.data.headers import MAX_PIXELS, OPENCV_PIXELS
 from adabm_basicsr.deployment.tiles import DEFAULT_OVERLAP
 from adabm_basicsr.options.from_dataclass import read_fields
@@ -88,8 +89,8 @@ class Dataset(Section):
 
     name: Name = needed("Name of the set in logs, reports and folders.")
     type: Text = needed(
-        "CalibrationDataset to train; PairedImageDataset, or SingleImageDataset without ground "
-        "truth, to validate."
+        "CalibrationDataset to train, ClipCalibrationDataset for networks that take clips; "
+        "PairedImageDataset, or SingleImageDataset without ground truth, to validate."
     )
     io_backend: IoBackend = option("Where the images are kept.")
     meta_info_file: Text = option("List of file names below the data root, one a line.")
@@ -129,6 +130,12 @@ CalibrationDataset = create_model(
     __base__=Dataset,
     __doc__="Images to calibrate and fine-tune on: low-resolution ones alone.",
     **read_fields(CalibrationOptions),
+)
+ClipCalibrationDataset = create_model(
+    "ClipCalibrationDataset",
+    __base__=Dataset,
+    __doc__="Clips to calibrate and fine-tune on: low-resolution ones alone.",
+    **read_fields(ClipOptions),
 )
 
 
@@ -301,6 +308,7 @@ class OptionFile(Section):
 SECTIONS: dict[str, type[Section]] = {
     "": OptionFile,
     "datasets: train": CalibrationDataset,
+    "datasets: train (clips)": ClipCalibrationDataset,
     "datasets: val": ImageDataset,
     "datasets: NAME: io_backend": IoBackend,
     "network_g": AdaBMNetwork,
@@ -313,8 +321,12 @@ SECTIONS: dict[str, type[Section]] = {
     "logger": Logger,
     "logger: wandb": Wandb,
 }
-DATASETS: dict[str, type[Section]] = {
+CALIBRATION_SETS: dict[str, type[Section]] = {
     "CalibrationDataset": CalibrationDataset,
+    "ClipCalibrationDataset": ClipCalibrationDataset,
+}
+DATASETS: dict[str, type[Section]] = {
+    **CALIBRATION_SETS,
     "PairedImageDataset": ImageDataset,
     "SingleImageDataset": ImageDataset,
 }

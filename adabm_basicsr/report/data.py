@@ -18,8 +18,8 @@ import torch
 from basicsr.data import build_dataset
 from torch import Tensor
 
-from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.data.images import to_unit_range
+from adabm_basicsr.data.patches import PatchDataset
 from adabm_basicsr.errors import AdaBMError
 
 MAX_CALIBRATION_IMAGES = 6  # shown of a run that wasn't validated
@@ -122,7 +122,7 @@ def _calibration_set(record: Mapping, options: Mapping) -> PictureSet:
     return PictureSet(options["name"], images, _stamp(options))
 
 
-def calibration_dataset(record: Mapping) -> CalibrationDataset:
+def calibration_dataset(record: Mapping) -> PatchDataset:
     """What a training run was calibrated on.
 
     Raises:
@@ -133,7 +133,7 @@ def calibration_dataset(record: Mapping) -> CalibrationDataset:
     _stamp(options)
     if options.get("seed") is None:
         options["seed"] = record["seed"]
-    return CalibrationDataset(options)
+    return build_dataset(options)
 
 
 def _stamp(options: Mapping) -> str:

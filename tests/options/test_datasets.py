@@ -132,6 +132,12 @@ def test_scale_is_needed(pairs):
         check_datasets({"datasets": {"val": pairs}})
 
 
+def test_a_folder_without_clips_to_calibrate_on(tmp_path):
+    clips = {"name": "Clips", "type": "ClipCalibrationDataset", "dataroot_lq": str(tmp_path)}
+    with pytest.raises(AdaBMError, match=r"train: dataroot_lq: folder .* holds neither frames nor"):
+        check_datasets({"datasets": {"train": clips}})
+
+
 def test_metrics_that_can_be_computed():
     check_metrics({"psnr": PSNR, "ssim": {**PSNR, "type": "calculate_ssim"}}, [(48, 64)])
     check_metrics({"niqe": {"type": "calculate_niqe", "crop_border": 4}}, [(500, 400)])

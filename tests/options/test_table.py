@@ -6,15 +6,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from clip_files import write_clips
 from conftest import changed
 
 from adabm_basicsr import AdaBMError, FinetuneSettings, QuantizationConfig
-from adabm_basicsr.data.calibration_dataset import (
-    ADDED_KEYS,
-    COMMON_KEYS,
-    CalibrationDataset,
-    CalibrationOptions,
-)
+from adabm_basicsr.data.calibration_dataset import CalibrationDataset, CalibrationOptions
+from adabm_basicsr.data.clip_dataset import ClipCalibrationDataset, ClipOptions
+from adabm_basicsr.data.patches import ADDED_KEYS, COMMON_KEYS
 from adabm_basicsr.options import table
 from adabm_basicsr.options.checks import check_section, check_table, fill_defaults
 from adabm_basicsr.options.listing import format_text, list_options
@@ -66,6 +64,20 @@ def test_the_calibration_dataset_takes_what_the_table_has(workspace):
     assert len(CalibrationDataset(options)) == 8
 
 
+def test_the_dataset_of_clips_takes_what_the_table_has(workspace):
+    fields = set(table.ClipCalibrationDataset.model_fields)
+    assert fields == {*COMMON_KEYS, *ClipOptions.__dataclass_fields__}
+    options = dict.fromkeys([*fields, *ADDED_KEYS])
+    write_clips(workspace.root / "clips", 2, 3)
+    options.update(dataroot_lq="clips", lq_size=24, num_frame=3)
+    assert len(ClipCalibrationDataset(options)) == 2
+
+
+def clip_options(**changes):
+    of_clips = {"type": "ClipCalibrationDataset", "num_frame": 5}
+    return {f"datasets__train__{key}": value for key, value in {**of_clips, **changes}.items()}
+
+
 def test_defaults_are_those_of_the_table():
     val = {"save_img": None, "suffix": "x"}
     fill_defaults(table.Validation, val)
@@ -112,6 +124,10 @@ def rejected(opt):
         ({"train__finetune": {"lr_decay": "x"}}, "lr_decay: 'x' is not a number of at least 0"),
         ({"val": {"metrics": {"psnr": 3}}}, "val: metrics: psnr: 3 is not a section of keys"),
         ({"val": {"metrics": {"psnr": {}}}}, "val: metrics: psnr: type is missing"),
+        (clip_options(), None),
+        (clip_options(num_frame=None), "datasets: train: num_frame is missing"),
+        (clip_options(max_frames=0), "max_frames: 0 is not a positive whole number"),
+        (clip_options(num_images=5), "datasets: train: unknown key 'num_images'; did you mean"),
         ({"logger__wandb": {"project": 3}}, "logger: wandb: project: 3 is not a text"),
     ],
 )
