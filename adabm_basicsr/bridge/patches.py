@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 import types
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ def after_import() -> None:
     from adabm_basicsr.data.images import write_image
 
     _give_epoch_to_dataset()
+    _count_frames_on_any_device()
+    _take_clips_of_any_name()
     # BasicSR's own leaves half a picture on a full disk. Can go once it writes to another name
     # first.
     basicsr.models.sr_model.imwrite = write_image
@@ -126,6 +128,63 @@ def _give_epoch_to_dataset() -> None:
         return iter(epoch_keys(self.epoch, self.rank, self.num_replicas))
 
     EnlargedSampler.__iter__ = __iter__
+
+
+def _count_frames_on_any_device() -> None:
+    """Let BasicSR's video models validate without CUDA, and on several sets one after another.
+
+    They keep the metrics of frames in tensors on the device "cuda", whatever the model's is, and
+    those of the first set for all that follow. They make them only where there are none: so they
+    are made here, for each set anew. And the recurrent one takes an axis off the clip that it read
+    once a copy is on the device, where there is no copy on a CPU: so it gets a view of it. Can go
+    once BasicSR makes results on ``self.device``, and keeps what it read as it is.
+    """
+    from basicsr.models.video_base_model import VideoBaseModel
+    from basicsr.models.video_recurrent_model import VideoRecurrentModel
+
+    for model in (VideoBaseModel, VideoRecurrentModel):
+        model.dist_validation = _with_results(model.dist_validation)
+    feed_data = VideoRecurrentModel.feed_data
+
+    def feed_views(self: Any, data: dict[str, Any]) -> None:
+        feed_data(self, data)
+        self.lq = self.lq[:]
+        if "gt" in data:
+            self.gt = self.gt[:]
+
+    VideoRecurrentModel.feed_data = feed_views
+
+
+def _with_results(dist_validation: Callable) -> Callable:
+    def validate(self: Any, dataloader: Any, *args: Any) -> None:
+        import torch
+
+        metrics = self.opt["val"]["metrics"]
+        if metrics is not None:
+            self.metric_results = {}
+            for folder, frames in Counter(dataloader.dataset.data_info["folder"]).items():
+                results = torch.zeros(frames, len(metrics), device=self.device)
+                self.metric_results[folder] = results
+        dist_validation(self, dataloader, *args)
+
+    return validate
+
+
+def _take_clips_of_any_name() -> None:
+    """Let video test sets have names of their own.
+
+    BasicSR's take Vid4, REDS4 and REDSofficial alone, though any clips may be laid out like these.
+    Can go once BasicSR looks at the folders rather than at the name.
+    """
+    from basicsr.data.video_test_dataset import VideoTestDataset
+
+    original = VideoTestDataset.__init__
+
+    def __init__(self: Any, opt: dict[str, Any]) -> None:  # noqa: N807
+        original(self, {**opt, "name": "REDS4"})
+        self.opt = opt
+
+    VideoTestDataset.__init__ = __init__
 
 
 def _wrap_create_dataloader(original: Callable) -> Callable:

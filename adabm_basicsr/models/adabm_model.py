@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,14 @@ from torch.utils.data import DataLoader
 from adabm_basicsr.environment import most_memory
 from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
+from adabm_basicsr.models.clips import (
+    CLIP,
+    FrameMetrics,
+    find_place,
+    gives_clips,
+    judged_frames,
+    save_frames,
+)
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, read_pairs, set_up_training
@@ -212,7 +221,8 @@ class AdaBMModel(SRModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch; patches that come back in later epochs have keys."""
         super().feed_data(data)
-        self.image_name = Path(data["lq_path"][0]).stem
+        if "lq_path" in data:
+            self.image_name = Path(data["lq_path"][0]).stem
         self.patch_keys: list[int] | None = None
         if self.is_train and "patch_key" in data:
             self.patch_keys = data["patch_key"].tolist()
@@ -273,8 +283,9 @@ class AdaBMModel(SRModel):
         check_finite(self.lq, "an image")
         net = self.bare_network
         net.eval()
-        self._size_multiple(net)  # tried once, and no cost of the image
-        self._check_memory()
+        if self.lq.dim() != CLIP:
+            self._size_multiple(net)  # tried once, and no cost of the image
+            self._check_memory()
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
@@ -282,6 +293,9 @@ class AdaBMModel(SRModel):
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
         net = self.bare_network
+        if image.dim() == CLIP:
+            with users_code(net, f"{type(net).__name__} cannot be run on clip {self.image_name}"):
+                return net(image)
         multiple = self._size_multiple(net)
         sentence = f"{type(net).__name__} cannot be run on image {self.image_name}"
         with users_code(net, sentence):
@@ -314,10 +328,10 @@ class AdaBMModel(SRModel):
 
         A network of another scale doesn't fit it.
         """
-        made = self.output.shape[2:]
-        truth = getattr(self, "gt", self.output).shape[2:]
+        made = self.output.shape[-2:]
+        truth = getattr(self, "gt", self.output).shape[-2:]
         if made != truth:
-            sizes = [f"{width}x{height}" for height, width in (self.lq.shape[2:], made, truth)]
+            sizes = [f"{width}x{height}" for height, width in (self.lq.shape[-2:], made, truth)]
             raise OptionError(
                 f"scale: {self.opt['scale']}: the network makes {sizes[1]} pixels of {sizes[0]}, "
                 f"but there are {sizes[2]} of ground truth"
@@ -391,8 +405,12 @@ class AdaBMModel(SRModel):
         net = self.bare_network
         observed = Observations(net, name, count, self._forward, options, self_psnr)
         self.observed = observed
+        by_frame: dict[str, list[float]] = {}
         with observed:
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+            if gives_clips(dataset):
+                by_frame = self._validate_clips(dataloader, current_iter, tb_logger, save_img)
+            else:
+                super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         observed.gather(len(dataset))
         costs = observed.means()
         metrics = {}
@@ -400,8 +418,53 @@ class AdaBMModel(SRModel):
             metrics.update(self.metric_results)
         metrics.update(costs)
         log_costs(name, costs, observed, tb_logger, current_iter)
-        note_set(name, metrics, observed, time.perf_counter() - start, self.record)
+        note_set(name, metrics, observed, time.perf_counter() - start, self.record, by_frame)
         options["metrics"] = asked
+
+    def _validate_clips(
+        self,
+        dataloader: DataLoader,
+        current_iter: int,
+        tb_logger: SummaryWriter | None,
+        save_img: bool,
+    ) -> dict[str, list[float]]:
+        """Validate on clips, of which BasicSR has a model for windows and one for whole clips.
+
+        Returns:
+            Metrics of the first, second, ... frames, means over all clips.
+        """
+        options = self.opt["val"]
+        if options.get("tile"):
+            raise OptionError("val: tile: clips are validated whole; leave tile out")
+        dataset: Any = dataloader.dataset
+        name = dataset.opt["name"]
+        suffix = options["suffix"] or self.opt["name"]
+        if self.is_train:
+            suffix = str(current_iter)
+        judged = FrameMetrics(options["metrics"] or {})
+        for item in dataloader:
+            place = find_place(dataset, item)
+            self.feed_data(item)
+            self.image_name = place.name
+            self.test()
+            frames = judged_frames(self.output, self.gt)
+            judged.note(place, frames, self.gt.flatten(0, -4))
+            if save_img:
+                folder = Path(self.opt["path"]["visualization"], name)
+                save_frames(frames, place, folder, suffix)
+            # Whole clips of ground truth take much memory.
+            del self.lq, self.gt, self.output
+        if not judged.metrics:
+            return {}
+        judged.gather()
+        self.metric_results: dict[str, float] = {}
+        self._initialize_best_metric_results(name)
+        for metric in judged.metrics:
+            mean_of_clips = mean(judged.of_clips(metric).values())
+            self._update_best_metric_result(name, metric, mean_of_clips, current_iter)
+        self._log_validation_metric_values(current_iter, name, tb_logger)
+        judged.log(name)
+        return {metric: judged.by_frame(metric) for metric in judged.metrics}
 
     @master_only
     def save_network(

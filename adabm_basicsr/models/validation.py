@@ -62,6 +62,7 @@ def note_set(
     observed: Observations,
     seconds: float,
     record: RunRecord,
+    by_frame: Mapping[str, list[float]],
 ) -> None:
     """Keep what a validation set came to, for the report, and say so in a line.
 
@@ -71,9 +72,13 @@ def note_set(
         observed: What was seen of the images.
         seconds: How long it took.
         record: Where it is noted; ``metrics.json`` beside it holds the latest of every set.
+        by_frame: Of clips, metrics of the first, second, ... frames, means over the clips; empty
+            for images.
     """
     facts: dict[str, Any] = {"metrics": dict(metrics)}
     facts.update(observed.facts())
+    if by_frame:
+        facts["by_frame"] = dict(by_frame)
     facts["seconds"] = seconds
     record.note(sets={**record.facts["sets"], name: facts})
     _keep_largest(name, observed, record)

@@ -30,6 +30,13 @@ from adabm_basicsr.data.sources import (
     read_names,
 )
 from adabm_basicsr.errors import ImageError, OptionError, check_keys
+from adabm_basicsr.options.clips import (
+    CLIP_SETS,
+    TRAINING_SET,
+    check_clips,
+    check_training_clips,
+    set_clip_defaults,
+)
 from adabm_basicsr.options.paths import existing_folder
 
 ROOTS = {
@@ -67,6 +74,11 @@ def check_datasets(opt: dict[str, Any]) -> list[Size]:
                 dataset[key] = existing_folder(f"{where}: {key}: folder", dataset[key])
         if dataset["type"] in ROOTS:
             sizes += check_images(where, dataset, opt.get("scale") or 1)
+        elif dataset["type"] in CLIP_SETS:
+            set_clip_defaults(where, dataset)
+            sizes += check_clips(where, dataset, opt.get("scale") or 1, _sizes_of)
+        elif dataset["type"] == TRAINING_SET:
+            check_training_clips(where, dataset)
         elif dataset["type"] in LISTS and _lists_folder(dataset):
             find = LISTS[dataset["type"]]
             find(Path(dataset["dataroot_lq"]), f"{where}: dataroot_lq")
@@ -278,11 +290,17 @@ def _sizes(dataset: dict[str, Any], key: str, names: Sequence[str], max_pixels: 
                 sizes.append(_size(image, name))
         return sizes
 
-    def size_of(name: str) -> Size:
-        return _size(read_image(root / name, 3, max_pixels), name)
+    return _sizes_of([root / name for name in names], max_pixels)
+
+
+def _sizes_of(paths: Sequence[Path], max_pixels: int) -> list[Size]:
+    """Sizes of image files; each is decoded whole."""
+
+    def size_of(path: Path) -> Size:
+        return _size(read_image(path, 3, max_pixels), path.name)
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(size_of, names))
+        return list(pool.map(size_of, paths))
 
 
 def _size(image: np.ndarray, name: str) -> Size:

@@ -90,7 +90,8 @@ class Dataset(Section):
     name: Name = needed("Name of the set in logs, reports and folders.")
     type: Text = needed(
         "CalibrationDataset to train, ClipCalibrationDataset for networks that take clips; "
-        "PairedImageDataset, or SingleImageDataset without ground truth, to validate."
+        "PairedImageDataset, or SingleImageDataset without ground truth, to validate; "
+        "VideoTestDataset and BasicSR's other video test sets for clips."
     )
     io_backend: IoBackend = option("Where the images are kept.")
     meta_info_file: Text = option("List of file names below the data root, one a line.")
@@ -137,6 +138,27 @@ ClipCalibrationDataset = create_model(
     __doc__="Clips to calibrate and fine-tune on: low-resolution ones alone.",
     **read_fields(ClipOptions),
 )
+
+
+class ClipDataset(Dataset):
+    """Clips to validate on, by BasicSR's video datasets."""
+
+    dataroot_lq: Text = needed("Folder of the low-resolution clips, each a folder of frames.")
+    dataroot_gt: Text = needed("Folder of the ground truth, laid out alike.")
+    num_frame: Whole = option(
+        "Frames of a window, an odd number (needed, but for VideoRecurrentTestDataset, which gives "
+        "whole clips)."
+    )
+    padding: Literal["replicate", "reflection", "reflection_circle", "circle"] = option(
+        "What stands in for frames before the first and after the last.", "reflection"
+    )
+    cache_data: Flag = option(
+        "Whether all frames are kept in memory; VideoRecurrentTestDataset always does.", False
+    )
+    max_pixels: Annotated[int, Field(ge=1, le=OPENCV_PIXELS), Range(f"1 to {OPENCV_PIXELS}")] = (
+        option("Larger frames are rejected: they may be made to fill the memory.", MAX_PIXELS)
+    )
+    use_duf_downsampling: Flag = option("Of VideoTestDUFDataset: LR frames by DUF's own filter.")
 
 
 IMPORTS = "Modules that register your own architectures; importing them runs their code."
@@ -310,6 +332,7 @@ SECTIONS: dict[str, type[Section]] = {
     "datasets: train": CalibrationDataset,
     "datasets: train (clips)": ClipCalibrationDataset,
     "datasets: val": ImageDataset,
+    "datasets: val (clips)": ClipDataset,
     "datasets: NAME: io_backend": IoBackend,
     "network_g": AdaBMNetwork,
     "path": Paths,
@@ -329,4 +352,8 @@ DATASETS: dict[str, type[Section]] = {
     **CALIBRATION_SETS,
     "PairedImageDataset": ImageDataset,
     "SingleImageDataset": ImageDataset,
+    "VideoTestDataset": ClipDataset,
+    "VideoTestDUFDataset": ClipDataset,
+    "VideoRecurrentTestDataset": ClipDataset,
+    "VideoTestVimeo90KDataset": ClipDataset,
 }

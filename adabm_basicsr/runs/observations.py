@@ -40,7 +40,8 @@ class Observations:
         images: For each image ``name``, ``complexity``, ``bits`` (FAB), ``bitops``,
             ``float_bitops`` and the ``self_psnr`` metrics.
         bit_counts: How many times a layer used each number of bits.
-        largest: Name of the largest LR image that this process took, the image and its output.
+        largest: Name of the largest LR image that this process took, the image and its output; of
+            a clip its middle frames.
     """
 
     def __init__(
@@ -110,20 +111,21 @@ class Observations:
 
         Args:
             name: Of the image.
-            image: ``(1, C, H, W)`` in 0..1.
+            image: ``(1, C, H, W)`` in 0..1, or a clip ``(1, T, C, H, W)``.
             output: What the passes made of it.
         """
         row: dict[str, Any] = {
             "name": name,
-            "complexity": float(image_complexity(image).mean()),
+            "complexity": float(image_complexity(frames_of(image)).mean()),
             "bits": mean(cost.fab for cost in self.passes),
             "bitops": sum(cost.bitops for cost in self.passes),
             "float_bitops": sum(cost.float_bitops for cost in self.passes),
         }
         self.images.append(row)
         self.passes.clear()
-        if self.largest is None or image.numel() > self.largest[1].numel():
-            self.largest = (name, image, output)
+        shown = middle_frame(image)
+        if self.largest is None or shown.numel() > self.largest[1].numel():
+            self.largest = (name, shown, middle_frame(output))
         if self.quantized is not None and self.self_psnr:
             row |= self._compare(self.quantized, image, output)
         self.bar.update(1)
@@ -134,11 +136,13 @@ class Observations:
             full = self.upscale(image)
         # These are no cost of the quantized network.
         self.passes.clear()
-        pair = {"img": tensor2img([output.cpu()]), "img2": tensor2img([full.cpu()])}
-        metrics = {}
-        for name, options in self.self_psnr.items():
-            metrics[name] = calculate_metric(pair, options)
-        return metrics
+        values: dict[str, list[float]] = {name: [] for name in self.self_psnr}
+        made = frames_of(output).cpu().split(1)
+        for frame, wanted in zip(made, frames_of(full).cpu().split(1), strict=True):
+            pair = {"img": tensor2img([frame]), "img2": tensor2img([wanted])}
+            for name, options in self.self_psnr.items():
+                values[name].append(calculate_metric(pair, options))
+        return {name: mean(of_frames) for name, of_frames in values.items()}
 
     def gather(self, count: int) -> None:
         """Add what other processes noted: they took the ``count`` images of the set in turn."""
@@ -178,6 +182,18 @@ class Observations:
             return None
         name, image, _ = self.largest
         return bit_map(self.quantized, name, image)
+
+
+def frames_of(image: Tensor) -> Tensor:
+    """Frames ``(T, C, H, W)`` of a clip ``(1, T, C, H, W)``; an image ``(1, C, H, W)`` as it is."""
+    return image.flatten(0, -4)
+
+
+def middle_frame(image: Tensor) -> Tensor:
+    """The middle frame ``(1, C, H, W)`` of a clip; an image as it is."""
+    frames = frames_of(image)
+    middle = len(frames) // 2
+    return frames[middle : middle + 1]
 
 
 @torch.no_grad()

@@ -128,6 +128,7 @@ def rejected(opt):
         (clip_options(num_frame=None), "datasets: train: num_frame is missing"),
         (clip_options(max_frames=0), "max_frames: 0 is not a positive whole number"),
         (clip_options(num_images=5), "datasets: train: unknown key 'num_images'; did you mean"),
+        ({"datasets__val": {"type": "VideoTestDataset"}}, "datasets: val: name is missing"),
         ({"logger__wandb": {"project": 3}}, "logger: wandb: project: 3 is not a text"),
     ],
 )
