@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import inspect
 import logging
 import re
 import sys
 import types
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +42,8 @@ def after_import() -> None:
     _give_epoch_to_dataset()
     _count_frames_on_any_device()
     _take_clips_of_any_name()
+    _provide_deformable_convolution()
+    _align_without_cuda()
     # BasicSR's own leaves half a picture on a full disk. Can go once it writes to another name
     # first.
     basicsr.models.sr_model.imwrite = write_image
@@ -185,6 +189,58 @@ def _take_clips_of_any_name() -> None:
         self.opt = opt
 
     VideoTestDataset.__init__ = __init__
+
+
+def _provide_deformable_convolution() -> None:
+    """Compute ``torchvision.ops.deform_conv2d`` in torch where torchvision's operators can't load.
+
+    EDVR and its kin call it. Can go once torchvision's wheels hold operators for any torch.
+    """
+    import torchvision.extension
+    import torchvision.ops.deform_conv
+
+    from adabm_basicsr.quantization.layers import deform_conv2d
+
+    if not torchvision.extension._has_ops():
+        torchvision.ops.deform_conv2d = deform_conv2d
+        torchvision.ops.deform_conv.deform_conv2d = deform_conv2d
+
+
+def _align_without_cuda() -> None:
+    """Let BasicVSR++ be the same network on machines without CUDA.
+
+    BasicSR leaves its deformable alignment out there, and checkpoints with it don't load. For long
+    clips it moves features between CPU and GPU. Can go once BasicSR asks where the network is.
+    """
+    import torch
+    from basicsr.archs.basicvsrpp_arch import BasicVSRPlusPlus, SecondOrderDeformableAlignment
+
+    original = BasicVSRPlusPlus.__init__
+    signature = inspect.signature(original)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Deformable alignment module is not added")
+            original(self, *args, **kwargs)
+        if torch.cuda.is_available():
+            return
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        channels = given.arguments["mid_channels"]
+        for name in self.backbone:
+            self.deform_align[name] = SecondOrderDeformableAlignment(
+                2 * channels,
+                channels,
+                3,
+                padding=1,
+                deformable_groups=16,
+                max_residue_magnitude=given.arguments["max_residue_magnitude"],
+            )
+        self.is_with_alignment = True
+        self.cpu_cache_length = sys.maxsize
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    BasicVSRPlusPlus.__init__ = __init__
 
 
 def _wrap_create_dataloader(original: Callable) -> Callable:

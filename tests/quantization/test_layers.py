@@ -272,6 +272,28 @@ def test_ways_to_call_a_layer(kind, recipe):
         torch.testing.assert_close(net(images), network(images), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_over_frames(groups):
+    """Columns, scales of channels and integers of ``nn.Conv3d``, as of other convolutions above."""
+    torch.manual_seed(0)
+    layer = nn.Conv3d(4, 6, (3, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), groups=groups)
+    clip = torch.randn(2, 4, 5, 7, 8)
+    quantized_layer = quantized_type(layer).from_float(
+        copy.deepcopy(layer), nn.Identity(), WeightQuantizer(8, 6, integer=True)
+    )
+    with torch.no_grad():
+        expected = layer(clip)
+        columns = quantized_layer.columns(clip, clip.numel())
+        rows = layer.weight.reshape(groups, -1, columns.shape[1])
+        out = (rows @ columns).flatten(0, 1) + layer.bias.view(-1, 1)
+        torch.testing.assert_close(out, expected.transpose(0, 1).flatten(1), rtol=1e-4, atol=1e-5)
+        of_input, of_weight = quantized_layer.channel_views(torch.rand(4) + 0.5)
+        quantized_layer.weight_quantizer.enabled = False
+        quantized_layer.weight.mul_(of_weight)
+        out = quantized_layer(clip / of_input)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_that_change_the_size():
     layer = nn.Sequential(nn.Conv2d(8, 8, 2, stride=2), nn.ConvTranspose2d(8, 8, 2, stride=2))
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(8, 3, 3, padding=1))

@@ -21,8 +21,9 @@ from adabm_basicsr.quantization.layers.base import (
     quantized_type,
     register_layer,
 )
-from adabm_basicsr.quantization.layers.conv import QuantizedConv2d
+from adabm_basicsr.quantization.layers.conv import QuantizedConv2d, QuantizedConv3d
 from adabm_basicsr.quantization.layers.conv_transpose import QuantizedConvTranspose2d
+from adabm_basicsr.quantization.layers.deformable import DeformableProduct, deform_conv2d
 from adabm_basicsr.quantization.layers.join import (
     JOINS_KEY,
     JoinMode,
@@ -42,9 +43,11 @@ from adabm_basicsr.quantization.layers.product import (
 __all__ = [
     "JOINS_KEY",
     "PRODUCTS_KEY",
+    "DeformableProduct",
     "JoinMode",
     "ProductMode",
     "QuantizedConv2d",
+    "QuantizedConv3d",
     "QuantizedConvTranspose2d",
     "QuantizedJoin",
     "QuantizedLayer",
@@ -52,6 +55,7 @@ __all__ = [
     "QuantizedProduct",
     "QuantizesJoins",
     "QuantizesProducts",
+    "deform_conv2d",
     "float_type",
     "is_half",
     "is_quantizable",

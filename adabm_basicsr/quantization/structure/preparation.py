@@ -303,7 +303,7 @@ def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def _can_fold(layer: nn.Module, norm: Any) -> bool:
-    is_foldable = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    is_foldable = isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear))
     return is_foldable and norm.running_mean is not None
 
 

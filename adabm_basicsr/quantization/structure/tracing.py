@@ -18,7 +18,7 @@ from adabm_basicsr.quantization.layers.join import is_image
 from adabm_basicsr.quantization.structure.macs import MacCounter
 from adabm_basicsr.quantization.user_code import users_code
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PIXEL_SHUFFLES = (torch.pixel_shuffle, F.pixel_shuffle)
 KEPT_VALUES = 8  # of each sample; enough to distinguish it from others
 
