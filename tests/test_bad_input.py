@@ -157,9 +157,9 @@ TRAIN_MISTAKES = {
         "model_type: 'SRModel' doesn't quantize; AdaBMModel",
     ),
     "no network": ({"network_g__network": ...}, "network_g: network: type is missing"),
-    "video network": (
-        {"network_g__network": {"type": "EDVR"}},
-        "EDVR can't be quantized here: it is a video network, which takes sequences of frames",
+    "network of another kind": (
+        {"network_g__network": {"type": "SpyNet"}},
+        "SpyNet can't be quantized here: it estimates optical flow between two frames",
     ),
     "dataset type": (
         {"datasets__train__type": "CalibrationDatset"},
@@ -395,6 +395,18 @@ def test_checkpoint_of_another_depth(run_fails):
     assert (
         "4 missing (body.2.conv1.weight, body.2.conv1.bias, body.2.conv2.weight, body.2.conv2.bias)"
         in error
+    )
+
+
+def test_network_that_takes_clips(run_fails, workspace):
+    from basicsr.archs import build_network
+
+    network = {"type": "EDVR", "num_feat": 4, "deformable_groups": 1, "num_reconstruct_block": 1}
+    torch.save({"params": build_network(dict(network)).state_dict()}, workspace.root / "edvr.pth")
+    error = run_fails(network_g__network=network, path__pretrain_network_g="edvr.pth")
+    assert error.endswith(
+        "datasets: train: type: CalibrationDataset, but EDVR takes clips; choose "
+        "ClipCalibrationDataset"
     )
 
 

@@ -39,17 +39,20 @@ from adabm_basicsr.quantization.api import make_config
 from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY
 from adabm_basicsr.quantization.config import (
     MAX_CHANNELS,
+    MAX_FRAMES,
     QuantizationConfig,
     describe_config,
 )
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.blueprint import Blueprint, read_blueprint
-from adabm_basicsr.quantization.structure.image_channels import example_of, find_image_channels
+from adabm_basicsr.quantization.structure.clips import clip_of
+from adabm_basicsr.quantization.structure.image_channels import example_of, find_example
 from adabm_basicsr.quantization.structure.preparation import uncompiled
 from adabm_basicsr.quantization.user_code import failure
 from adabm_basicsr.version import __version__
 
 CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")
+FRAME_OPTIONS = ("num_frame", "num_frames", "num_input_frame")
 # BasicSR registers some of its architectures, such as SRVGGNetCompact, with this ending.
 OWN_ENDING = "_basicsr"
 
@@ -89,12 +92,12 @@ class AdaBMNetwork(QuantizedNetwork):
         chosen = dict(getattr(base, "quantization_defaults", {}))
         chosen.update(options)
         config = make_config(chosen)
-        if config.in_channels is not None:
-            example = example_of(base, config.in_channels)
-        elif blueprint is not None:
-            example = example_of(base, blueprint.in_channels)
+        if blueprint is None:
+            example = example_input(base, network, config.size_multiple, config.in_channels)
         else:
-            example = example_input(base, network, config.size_multiple)
+            example = example_of(base, config.in_channels or blueprint.in_channels)
+            if blueprint.clips is not None:
+                example = clip_of(example, blueprint.clips.frames)
         super().__init__(base, config, example, blueprint)
         self.network_options = dict(network)
         if isinstance(base, Spandrel):
@@ -336,24 +339,39 @@ def _is_like(value: object, default: object) -> bool:
 
 
 def example_input(
-    network: nn.Module, options: Mapping[str, Any], size_multiple: int | None = None
+    network: nn.Module,
+    options: Mapping[str, Any],
+    size_multiple: int | None = None,
+    in_channels: int | None = None,
 ) -> torch.Tensor:
-    """A grey image that the network takes, ``(1, C, H, W)``, on the network's device.
+    """A grey image or clip that the network takes, on the network's device.
 
     Args:
         network: The network, in evaluation mode from now on.
         options: Those of its architecture.
         size_multiple: What the sizes of its images are multiples of, if that is known.
+        in_channels: Channels of its images, if they are known.
+
+    Returns:
+        ``(1, C, H, W)``, or ``(1, T, C, H, W)`` for a network that takes clips.
 
     Raises:
-        AdaBMError: Channels are out of range, or the network runs with no number of them.
+        AdaBMError: Channels or frames are out of range, or the network runs with no number of them.
     """
     if isinstance(network, Spandrel):
-        return example_of(network, network.in_channels)
-    likeliest = []
-    for key in CHANNEL_OPTIONS:
-        if options.get(key):
-            where = f"network_g: network: {key}"
-            likeliest.append(check_range(where, options[key], 1, MAX_CHANNELS))
+        return example_of(network, in_channels or network.in_channels)
+    likeliest = _numbers_of(options, CHANNEL_OPTIONS, MAX_CHANNELS)
+    if in_channels is not None:
+        likeliest.insert(0, in_channels)
+    frames = _numbers_of(options, FRAME_OPTIONS, MAX_FRAMES)
     network = uncompiled(network).eval()
-    return example_of(network, find_image_channels(network, likeliest, size_multiple))
+    return find_example(network, likeliest, size_multiple, frames)
+
+
+def _numbers_of(options: Mapping[str, Any], keys: Sequence[str], highest: int) -> list[int]:
+    """Those of an architecture's options that are given, each within 1 and ``highest``."""
+    numbers = []
+    for key in keys:
+        if options.get(key):
+            numbers.append(check_range(f"network_g: network: {key}", options[key], 1, highest))
+    return numbers

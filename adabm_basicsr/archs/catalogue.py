@@ -9,24 +9,20 @@ import torch
 from basicsr.archs.arch_util import DCNv2Pack
 from basicsr.archs.basicvsrpp_arch import SecondOrderDeformableAlignment
 from basicsr.archs.ecbsr_arch import ECB
+from basicsr.archs.spynet_arch import SpyNet
+from basicsr.archs.tof_arch import SPyNetTOF
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from adabm_basicsr.quantization.layers import DeformableProduct
+from adabm_basicsr.quantization.structure.flow import register_flow_estimation
 from adabm_basicsr.quantization.structure.preparation import register_preparation
 
-_VIDEO = "it is a video network, which takes sequences of frames"
 _FACE = "it is a face network, which generates from more than the image"
 _DISCRIMINATOR = "it is a discriminator, which judges images"
 
 # Architectures of BasicSR that don't map one image to one image, and why they can't be quantized.
 REFUSED = {
-    "BasicVSR": _VIDEO,
-    "IconVSR": _VIDEO,
-    "BasicVSRPlusPlus": _VIDEO,
-    "EDVR": _VIDEO,
-    "DUF": _VIDEO,
-    "TOFlow": _VIDEO,
     "SpyNet": "it estimates optical flow between two frames",
     "DFDNet": _FACE,
     "HiFaceGAN": _FACE,
@@ -131,6 +127,8 @@ class SampledFlowAlignment(nn.Module):
         return self.deformed(x, torch.cat(offsets, dim=1), mask.sigmoid())
 
 
+register_flow_estimation(SpyNet)
+register_flow_estimation(SPyNetTOF)
 register_preparation(DeformConv2d)(_product_of)
 register_preparation(DCNv2Pack)(SampledAlignment)
 register_preparation(SecondOrderDeformableAlignment)(SampledFlowAlignment)

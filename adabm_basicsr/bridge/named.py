@@ -20,6 +20,7 @@ from adabm_basicsr.models.setup import set_up_training
 from adabm_basicsr.options.datasets import check_datasets, check_metrics
 from adabm_basicsr.quantization.checkpoint import load_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.clips import clip_of
 
 TRIED = 24  # pixels of the image that the network's scale is tried on
 QUANTIZED = "AdaBMNetwork"
@@ -103,9 +104,11 @@ def _check_network(opt: dict[str, Any], is_train: bool) -> None:
 def _check_scale(scale: int, net: QuantizedNetwork) -> None:
     """BasicSR cuts the ground truth to ``scale`` times the input, and reports name it."""
     image = torch.zeros(1, net.in_channels, TRIED, TRIED)
+    if net.clips is not None:
+        image = clip_of(image, net.clips.frames)
     with net.full_precision():
-        height = net(image).shape[2]
-    made = height / TRIED
+        height = net(image).shape[-2]
+    made = height / image.shape[-2]
     if made != scale:
         raise OptionError(
             f"scale: {scale}: the network makes images {made:g} times as large; set scale: {made:g}"

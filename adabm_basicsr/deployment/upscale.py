@@ -240,6 +240,8 @@ def load_upscaler(
         return network
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if network.clips is not None:
+        raise OptionError(f"{path}: the network takes clips, and images are upscaled one by one")
     return _OnDevice(network, device)
 
 

@@ -11,6 +11,8 @@ from basicsr.data import build_dataset
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
+from adabm_basicsr.data.calibration_dataset import CalibrationDataset
+from adabm_basicsr.data.clip_dataset import ClipCalibrationDataset
 from adabm_basicsr.data.patches import PatchDataset
 from adabm_basicsr.errors import OptionError, check_keys, check_positive
 from adabm_basicsr.options.table import Train
@@ -59,7 +61,7 @@ def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
             f"recipe {net.config.recipe!r} has nothing to fine-tune; set train: total_iter: 0"
         )
     options = opt["datasets"]["train"]
-    dataset = _read_dataset(options, net.in_channels)
+    dataset = _read_dataset(options, net)
     batch = options["batch_size_per_gpu"] * gpus_per_process(opt)
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
@@ -75,19 +77,40 @@ def _is_trainable(net: QuantizedNetwork) -> bool:
     return bool(net.weight_quantizers() or net.activation_quantizers())
 
 
-def _read_dataset(options: dict[str, Any], channels: int) -> PatchDataset:
+def _read_dataset(options: dict[str, Any], net: QuantizedNetwork) -> PatchDataset:
     kind = DATASET_REGISTRY.get(options["type"])
     if not issubclass(kind, PatchDataset):
         raise OptionError(
             "datasets: train: type must be CalibrationDataset or ClipCalibrationDataset"
         )
-    dataset = kind(options)
-    if dataset.channels != channels:
+    taken = "images"
+    fitting: type[PatchDataset] = CalibrationDataset
+    if net.clips is not None:
+        taken = "clips"
+        fitting = ClipCalibrationDataset
+    if not issubclass(kind, fitting):
         raise OptionError(
-            f"datasets: train: channels: {dataset.channels}, but the network takes {channels} "
-            "channels"
+            f"datasets: train: type: {options['type']}, but {type(net.network).__name__} takes "
+            f"{taken}; choose {fitting.__name__}"
+        )
+    dataset = kind(options)
+    if isinstance(dataset, ClipCalibrationDataset):
+        _check_window(dataset, net)
+    if dataset.channels != net.in_channels:
+        raise OptionError(
+            f"datasets: train: channels: {dataset.channels}, but the network takes "
+            f"{net.in_channels} channels"
         )
     return dataset
+
+
+def _check_window(dataset: ClipCalibrationDataset, net: QuantizedNetwork) -> None:
+    clips = net.clips
+    if clips is not None and not clips.any_length and dataset.frames != clips.frames:
+        raise OptionError(
+            f"datasets: train: num_frame: {dataset.frames}, but {type(net.network).__name__} takes "
+            f"{clips.frames} frames"
+        )
 
 
 def read_pairs(

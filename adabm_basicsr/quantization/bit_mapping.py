@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 COMPLEXITY_SCALE = 1000.0
+CLIP_AXES = 5  # of (B, T, C, H, W)
 MIN_DISTANCE = 1e-12  # equal thresholds come from calibration images that are all alike
 
 
@@ -61,7 +62,7 @@ def image_complexity(image: Tensor) -> Tensor:
 
     Args:
         image: ``(B, C, H, W)`` in 0..1. Three channels are weighed as grey, any other number is
-            averaged.
+            averaged. Of clips, ``(B, T, C, H, W)``, the complexity is the mean of their frames'.
 
     Returns:
         Shape ``(B,)``, at least 0; photographs have about 5 to 60.
@@ -71,6 +72,9 @@ def image_complexity(image: Tensor) -> Tensor:
 
 def _complexity(image: Tensor, grey_weights: Tensor, kernels: Tensor) -> Tensor:
     """`image_complexity` by weights of three channels and by `sobel_kernels`."""
+    if image.dim() == CLIP_AXES:
+        of_frames = _complexity(image.flatten(0, 1), grey_weights, kernels)
+        return of_frames.view(image.shape[:2]).mean(1)
     channels = image.shape[1]
     if channels == 3:
         weights = grey_weights.to(image)
@@ -112,10 +116,10 @@ class ImageBitMapping(nn.Module):
         self.register_buffer("kernels", sobel_kernels(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Factor of each image.
+        """Factor of each image or clip.
 
         Args:
-            image: ``(B, C, H, W)`` in 0..1.
+            image: ``(B, C, H, W)`` or ``(B, T, C, H, W)`` in 0..1.
 
         Returns:
             Shape ``(B,)``, in {-1, 0, +1}; 0 for an image with values that aren't finite.

@@ -30,6 +30,7 @@ MIN_BITS = 2
 MAX_BITS = 8
 BITS = (*range(MIN_BITS, MAX_BITS + 1), FLOAT_BITS)
 MAX_CHANNELS = 4096  # of an image
+MAX_FRAMES = 1024  # of the clip that a network is looked at on
 MAX_SIZE_MULTIPLE = 256  # pixels; images are mirrored up to it, however small they are
 PATTERN_KEYS = ("head", "tail", "blocks", "body", "exclude", "non_adaptive")
 # Targets, and what their values lie below: dB, and shares of full precision.

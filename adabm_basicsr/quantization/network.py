@@ -24,7 +24,7 @@ from adabm_basicsr.quantization.checkpoint import (
     named_as,
     unwrap,
 )
-from adabm_basicsr.quantization.checks import check_images
+from adabm_basicsr.quantization.checks import check_clips, check_images
 from adabm_basicsr.quantization.config import MAX_BITS, MIN_BITS, QuantizationConfig
 from adabm_basicsr.quantization.engines import DEFAULT_ENGINE
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
@@ -111,18 +111,19 @@ class QuantizedNetwork(nn.Module):
     frozen.
 
     Args:
-        network: Maps ``(B, C, H, W)`` in 0..1 to an image. Changed in place; its keys get the
-            prefix ``network.``.
+        network: Maps ``(B, C, H, W)`` in 0..1 to an image, or ``(B, T, C, H, W)`` to a clip or to
+            one image. Changed in place; its keys get the prefix ``network.``.
         config: What to quantize and how.
-        example: An input of the network, ``(1, C, H, W)``, on its device; it is run to find head,
-            body and tail.
+        example: An input of the network, ``(1, C, H, W)`` or ``(1, T, C, H, W)``, on its device; it
+            is run to find head, body and tail.
         blueprint: What a run of the network showed, which isn't run then; ``example`` only gives
             the channels and the device.
 
     Attributes:
-        blueprint: What the run of the network showed; the next five are parts of it.
+        blueprint: What the run of the network showed; the next six are parts of it.
         structure: Roles and blocks that were found.
         in_channels: Channels of the images that the network takes.
+        clips: Which clips the network takes; None of one that takes images.
         size_multiple: Images are mirrored up to multiples of this many pixels, and the output is
             cropped.
         preparation: How the network was rewritten before its layers were replaced.
@@ -163,10 +164,9 @@ class QuantizedNetwork(nn.Module):
                 f"the network works on {example.dtype}; quantize it in torch.float32 "
                 "(network.float())"
             )
-        if config.in_channels not in (None, example.shape[1]):
-            raise OptionError(
-                f"in_channels: {config.in_channels}, but the example has {example.shape[1]}"
-            )
+        channels = example.shape[-3]
+        if config.in_channels not in (None, channels):
+            raise OptionError(f"in_channels: {config.in_channels}, but the example has {channels}")
         self.config = config
         self.lock = _Lock()
         self._example = (example,)  # in a tuple, so as to be no part of the state
@@ -176,9 +176,9 @@ class QuantizedNetwork(nn.Module):
         network.requires_grad_(False)
         if blueprint is None:
             blueprint = find_blueprint(network, config, example)
-        elif blueprint.in_channels != example.shape[1]:
+        elif blueprint.in_channels != channels:
             raise CheckpointError(
-                f"the network takes {example.shape[1]} channels, and its blueprint is of one that "
+                f"the network takes {channels} channels, and its blueprint is of one that "
                 f"takes {blueprint.in_channels}"
             )
         self._build(network, blueprint)
@@ -204,6 +204,7 @@ class QuantizedNetwork(nn.Module):
         self._unprepared = unprepared
         self.blueprint = blueprint
         self.in_channels = blueprint.in_channels
+        self.clips = blueprint.clips
         self.size_multiple = self.config.size_multiple or blueprint.size_multiple
         self.preparation = preparation
         self.structure = blueprint.structure
@@ -524,19 +525,32 @@ class QuantizedNetwork(nn.Module):
         """Super-resolve ``image``, each sample at its own bits.
 
         Args:
-            image: ``(B, C, H, W)`` in 0..1, of any height and width.
+            image: ``(B, C, H, W)`` in 0..1, of any height and width; of a network that takes clips
+                ``(B, T, C, H, W)``.
             details: Whether to return `Details` instead of the output alone.
 
         Returns:
-            ``(B, C, sH, sW)``, or `Details`.
+            ``(B, C, sH, sW)``, a frame for each of the clip's, ``(B, T, C, sH, sW)``, or `Details`.
 
         Raises:
             AdaBMError: The image is of another kind or shape, the network's own code fails on it,
                 or the network hasn't been calibrated and no quantized checkpoint was loaded.
         """
-        check_images(image, self.in_channels)
+        self.check_input(image)
         with self.lock:
             return self._forward(image, details)
+
+    def check_input(self, image: Tensor) -> None:
+        """Reject what the network can't take: images where it takes clips, say.
+
+        Raises:
+            AdaBMError: It is of another kind or shape.
+        """
+        if self.clips is None:
+            check_images(image, self.in_channels)
+        else:
+            frames = None if self.clips.any_length else self.clips.frames
+            check_clips(image, self.in_channels, frames)
 
     def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
         # Found anew in each pass: a replica (DataParallel) has modules of its own.
@@ -569,7 +583,8 @@ class QuantizedNetwork(nn.Module):
     def _run(self, image: Tensor, details: bool) -> Tensor:
         """Output of the network, in the type of the image."""
         kind = type(self.network).__name__
-        sentence = f"{kind} cannot be run on an image of shape {tuple(image.shape)}"
+        what = "an image" if self.clips is None else "a clip"
+        sentence = f"{kind} cannot be run on {what} of shape {tuple(image.shape)}"
         way_out = ""
         if torch.is_grad_enabled() and not details:
             # Fine-tuning, which wants details, needs gradients.

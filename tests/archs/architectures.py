@@ -1,4 +1,4 @@
-"""Every single-image architecture, small, with the scales that are tested; shared checks."""
+"""Every architecture, small, with the scales that are tested; shared checks."""
 
 import numpy as np
 import torch
@@ -86,6 +86,21 @@ ARCHITECTURES = {
     "RDN x4": {"type": "RDN", **SR, **RDN, "upscale": 4},
     "SRResNet x2": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 2},
     "SRResNet x4": {"type": "SRResNet", **SR, "num_feat": 16, "num_block": 3, "upscale": 4},
+}
+
+VIDEO_ARCHITECTURES = {
+    "BasicVSR": {"type": "BasicVSR", "num_feat": 8, "num_block": 1},
+    "IconVSR": {"type": "IconVSR", "num_feat": 8, "num_block": 1},
+    "BasicVSR++": {"type": "BasicVSRPlusPlus", "mid_channels": 8, "num_blocks": 1},
+    "EDVR": {
+        "type": "EDVR",
+        "num_feat": 8,
+        "deformable_groups": 4,
+        "num_extract_block": 1,
+        "num_reconstruct_block": 2,
+    },
+    "DUF": {"type": "DUF", "num_layer": 16},
+    "TOFlow": {"type": "TOFlow"},
 }
 
 

@@ -6,7 +6,7 @@ What of each is quantized is tested too.
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, VIDEO_ARCHITECTURES
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from adabm_basicsr import AdaBMError, calibrate, finetune, load_checkpoint, save_checkpoint
@@ -95,7 +95,8 @@ def test_coverage_of_the_whole_network(name):
 
 
 def test_every_architecture_of_basicsr_is_either_tested_or_refused():
-    tested = {options["type"] for options in ARCHITECTURES.values()}
+    every = [*ARCHITECTURES.values(), *VIDEO_ARCHITECTURES.values()]
+    tested = {options["type"] for options in every}
     registered = {name.removesuffix("_basicsr") for name, _ in ARCH_REGISTRY}
     in_house = {
         name

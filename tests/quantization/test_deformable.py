@@ -22,37 +22,42 @@ def sampled(x, row, column):
     total = 0.0
     for i in (math.floor(row), math.floor(row) + 1):
         for j in (math.floor(column), math.floor(column) + 1):
-            if 0 <= i < x.shape[0] and 0 <= j < x.shape[1]:
-                total += (1 - abs(row - i)) * (1 - abs(column - j)) * float(x[i, j])
+            if 0 <= i < len(x) and 0 <= j < len(x[0]):
+                total += (1 - abs(row - i)) * (1 - abs(column - j)) * x[i][j]
     return total
 
 
 def reference(x, offset, weight, bias, stride, padding, dilation, mask):
     """What the definition says, value by value."""
-    columns, taps = weight.shape[3], weight[0, 0].numel()
+    outputs, inputs, rows, columns = weight.shape
+    taps = rows * columns
     offset_groups = offset.shape[1] // (2 * taps)
-    out = bias.double().view(1, -1, 1, 1).repeat(len(x), 1, *offset.shape[2:])
+    if mask is None:
+        mask = torch.ones_like(offset[:, ::2])
+    out = torch.zeros(len(x), outputs, *offset.shape[2:]).double()
+    x_values, offsets, masks = x.tolist(), offset.tolist(), mask.tolist()
+    weights = weight.flatten(2).tolist()
     for b, o, i, j in torch.cartesian_prod(*map(torch.arange, out.shape)).tolist():
-        inputs = weight.shape[1]
-        first = o // (len(weight) // (x.shape[1] // inputs)) * inputs
+        first = o // (outputs // (x.shape[1] // inputs)) * inputs
+        total = float(bias[o])
         for c in range(first, first + inputs):
             group = c // (x.shape[1] // offset_groups)
             for k in range(taps):
                 place = group * taps + k
                 row = i * stride[0] - padding[0] + k // columns * dilation[0]
                 column = j * stride[1] - padding[1] + k % columns * dilation[1]
-                row += float(offset[b, 2 * place, i, j])
-                column += float(offset[b, 2 * place + 1, i, j])
-                factor = 1.0 if mask is None else float(mask[b, place, i, j])
-                value = sampled(x[b, c], row, column)
-                out[b, o, i, j] += weight[o, c - first, k // columns, k % columns] * value * factor
+                row += offsets[b][2 * place][i][j]
+                column += offsets[b][2 * place + 1][i][j]
+                value = sampled(x_values[b][c], row, column)
+                total += weights[o][c - first][k] * value * masks[b][place][i][j]
+        out[b, o, i, j] = total
     return out
 
 
 def example(stride=1, padding=0, dilation=1, groups=1, offset_groups=1, masked=True):
     torch.manual_seed(0)
     pairs = [(v, v) if isinstance(v, int) else v for v in (stride, padding, dilation)]
-    x = torch.randn(2, 4, 5, 6)
+    x = torch.randn(2, 4, 4, 5)
     weight = torch.randn(4, 4 // groups, 3, 2)
     shape = []
     for size, kernel, step, pad, dilate in zip(x.shape[2:], weight.shape[2:], *pairs, strict=True):

@@ -144,6 +144,11 @@ def to_onnx(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
+    if net.clips is not None:
+        raise ExportError(
+            f"{type(net.network).__name__} takes clips, which the graphs written here don't; a "
+            "packed file holds it"
+        )
     deployed = _Deployed(freeze(net).cpu(), symmetric, pads).eval()
     size = _example_size(deployed.multiple, deployed.pads)
     shape = (1, net.in_channels, size, size)

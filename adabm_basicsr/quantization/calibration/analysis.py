@@ -114,7 +114,7 @@ def analyse_network(net: QuantizedNetwork, batches: Iterable[Tensor]) -> Analysi
 
 def _middle(images: Tensor) -> Tensor:
     """The middle of images that are larger than `LARGEST`."""
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]
     top = max(height - LARGEST, 0) // 2
     left = max(width - LARGEST, 0) // 2
     return images[..., top : top + LARGEST, left : left + LARGEST]

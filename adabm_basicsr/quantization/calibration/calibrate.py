@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import image_complexity
+from adabm_basicsr.quantization.bit_mapping import CLIP_AXES, image_complexity
 from adabm_basicsr.quantization.calibration.allocation import (
     assign,
     base_bits,
@@ -57,6 +57,7 @@ LAYER_PERCENTILES = (0.3, 0.7)
 SHOWN = 16  # images that layers are reconstructed on
 VERIFIED = 64  # images that a quality is verified on, of those that nothing is fitted to
 PROBED = 8  # images that sensitivities are measured on
+LEAST_CLIPS = 2  # a simple and a complex one, however long they are
 # What quantizers have before calibration, of all that calibration and fine-tuning may change.
 STARTS = {
     "lower": 0,
@@ -97,6 +98,8 @@ def calibrate(
     """
     with net.lock:
         images = read_batches(batches)
+        for batch in images:
+            net.check_input(batch)
         warn_of_empty_images(images)
         net.quantize_kept()
         target = net.config.target
@@ -345,14 +348,17 @@ def representative(batches: Sequence[Tensor], count: int = SHOWN) -> Tensor:
     """Images that span what there is, evenly chosen from simple to complex.
 
     Args:
-        batches: Batches of images, each ``(B, C, H, W)`` in 0..1; those of another size than the
-            first are left out.
-        count: How many to choose, at most.
+        batches: Batches of images, each ``(B, C, H, W)`` in 0..1, or of clips; those of another
+            size than the first are left out.
+        count: How many to choose, at most; of clips at most as many frames in all, or
+            `LEAST_CLIPS`.
 
     Returns:
-        The chosen images from simple to complex, ``(B, C, H, W)``.
+        The chosen images from simple to complex, ``(B, C, H, W)``, or clips.
     """
     size = batches[0].shape[1:]
+    if batches[0].dim() == CLIP_AXES:
+        count = max(count // size[0], LEAST_CLIPS)
     images = torch.cat([batch for batch in batches if batch.shape[1:] == size])
     # Stable, so that images of one complexity are in the same order on every device.
     order = image_complexity(images).argsort(stable=True)

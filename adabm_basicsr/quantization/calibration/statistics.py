@@ -13,6 +13,7 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.observers import FIND_RANGE, Observer, moving_average
 from adabm_basicsr.quantization.checks import check_finite
 from adabm_basicsr.quantization.distributed import map_shared
+from adabm_basicsr.quantization.measures.memory import pixels_of
 from adabm_basicsr.quantization.measures.psnr import HIGHEST_PIXEL
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
@@ -212,8 +213,7 @@ def observe(
 
 def _observe_batch(net: QuantizedNetwork, statistics: list[Statistics], batch: Tensor) -> None:
     # How a batch is split doesn't depend on who shares it, so nor do results.
-    pixels = batch[0, 0].numel()
-    images_at_once = max(PIXELS_AT_ONCE // pixels, 1)
+    images_at_once = max(PIXELS_AT_ONCE // pixels_of(batch[0]), 1)
     parts = batch.split(images_at_once)
     seen_of_parts = map_shared(partial(_observe_part, net, statistics), parts, batch.device)
     seen_by_quantizers = zip(*seen_of_parts, strict=True)

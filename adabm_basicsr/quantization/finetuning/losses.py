@@ -20,7 +20,8 @@ def _mean_absolute(difference: Tensor) -> Tensor:
 
 def _root_mean_square(difference: Tensor) -> Tensor:
     """Of each sample, averaged: gradients weigh samples alike, however large their errors are."""
-    of_samples = (difference.square().mean((1, 2, 3)) + TINY).sqrt()
+    of_sample = tuple(range(1, difference.dim()))
+    of_samples = (difference.square().mean(of_sample) + TINY).sqrt()
     # In double precision the mean is the same in any order.
     return of_samples.double().mean()
 

@@ -12,15 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
 from adabm_basicsr.quantization.network import Details
 
 AT_ONCE = 2  # samples; on a CPU more at once aren't faster
 
 
 def run_in_parts(forward: nn.Module, images: Tensor) -> list[Details]:
-    """Details of each part of a batch, ``(B, C, H, W)``; GPUs run it as a whole."""
+    """Details of each part of a batch, ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+
+    Clips run one by one, as one takes the memory of many images. GPUs run images as a whole.
+    """
     parts = [images]
-    if images.is_cpu:
+    if images.dim() == CLIP_AXES:
+        parts = images.split(1)
+    elif images.is_cpu:
         parts = images.split(AT_ONCE)
     # Details by position: DataParallel can't share a keyword among fewer images.
     return [forward(part, True) for part in parts]

@@ -9,6 +9,7 @@ stay in float.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,29 +77,45 @@ def sample_columns(
     taps, starts_y, starts_x = _positions(offset, kernel_size, stride, padding, dilation)
     moves = offset.view(batch, -1, taps, 2, *offset.shape[2:])
     groups = moves.shape[1]
-    y = starts_y + moves[:, :, :, 0]  # (B, G, K, H', W')
-    x_positions = starts_x + moves[:, :, :, 1]
-    weights = torch.ones_like(y)
+    rows = _between(starts_y + moves[:, :, :, 0], height)
+    sides = _between(starts_x + moves[:, :, :, 1], width)
     if mask is not None:
-        weights = mask.view_as(y)
+        factors = mask.view_as(rows[0].share)
+        rows = [_Nearest(row.place, row.share * factors) for row in rows]
 
     pixels = x.reshape(batch, groups, channels // groups, height * width)
-    top = y.floor()
-    left = x_positions.floor()
     columns = None
-    for row in (top, top + 1):
-        for column in (left, left + 1):
-            share = (1 - (y - row).abs()) * (1 - (x_positions - column).abs())
-            is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            share = share * weights * is_inside
-            nearest_row = row.detach().clamp(0, height - 1)
-            nearest_column = column.detach().clamp(0, width - 1)
-            places = (nearest_row * width + nearest_column).long().flatten(2)
-            places = places.unsqueeze(2).expand(-1, -1, channels // groups, -1)
-            values = pixels.gather(3, places) * share.flatten(2).unsqueeze(2)
+    for row in rows:
+        for side in sides:
+            places = (row.place * width + side.place).flatten(2).unsqueeze(2)
+            values = pixels.gather(3, places.expand(-1, -1, channels // groups, -1))
+            values = values * (row.share * side.share).flatten(2).unsqueeze(2)
             columns = values if columns is None else columns + values
     assert columns is not None
     return columns.reshape(batch, channels * taps, *offset.shape[2:])
+
+
+class _Nearest(NamedTuple):
+    """One of the two pixels, along an axis, that a value lies between.
+
+    Attributes:
+        place: Its index, that of the nearest pixel for one outside of the image.
+        share: Its share in the value, 0..1; 0 outside of the image.
+    """
+
+    place: Tensor
+    share: Tensor
+
+
+def _between(position: Tensor, size: int) -> list[_Nearest]:
+    """The pixels before and behind a position on an axis of that size, in pixels."""
+    before = position.detach().floor()
+    fraction = position - before
+    nearest = []
+    for place, share in ((before, 1 - fraction), (before + 1, fraction)):
+        inside = (place >= 0) & (place < size)
+        nearest.append(_Nearest(place.clamp(0, size - 1).long(), share * inside))
+    return nearest
 
 
 def _positions(

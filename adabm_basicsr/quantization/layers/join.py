@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
 from adabm_basicsr.quantization.layers.mixing import MadeType, made_type, set_aside
 from adabm_basicsr.quantization.layers.product import are_activations
 
@@ -122,6 +123,11 @@ def _are_images(operands: Sequence[object]) -> bool:
 def is_image(x: object) -> bool:
     """Whether this is a tensor of images, ``(B, C, H, W)``."""
     return isinstance(x, Tensor) and x.dim() == IMAGE_AXES and x.is_floating_point()
+
+
+def is_clip(x: object) -> bool:
+    """Whether this is a tensor of clips, ``(B, T, C, H, W)``."""
+    return isinstance(x, Tensor) and x.dim() == CLIP_AXES and x.is_floating_point()
 
 
 class _QuantizingMode(JoinMode):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.layers.base import QuantizedLayer, is_colour_shift
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.flow import FLOW_ESTIMATION
 from adabm_basicsr.quantization.structure.roles import Role
 from adabm_basicsr.quantization.structure.surgery import PRODUCTS_OFF
 
@@ -14,6 +15,7 @@ MAX_NAMED = 3
 NO_LAYER = "computed outside of layers that can be quantized"
 CONVOLUTION = "convolution"  # what operations of torch call themselves
 OTHER_WEIGHT = "its weight is no parameter of the module, such as one that is computed on the fly"
+FLOW_STAYS = f"{FLOW_ESTIMATION} stays in float"
 SMALLEST_GAP = 0.0005  # shares below this would be shown as 0.0 %
 
 
@@ -126,6 +128,9 @@ def _add_operation(
     owner, _, kind = operation.rpartition(": ")
     if is_colour_shift(net.network.get_submodule(owner)):
         skipped[owner] = Skipped("colour shift", share, wanted=False)
+        return
+    if kind == FLOW_ESTIMATION:
+        skipped[owner] = Skipped(FLOW_STAYS, share, wanted=False)
         return
     in_body = any(f"{owner}.".startswith(f"{block}.") for block in net.structure.blocks)
     wanted = net.config.fully_quantized or in_body

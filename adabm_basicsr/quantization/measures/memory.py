@@ -81,21 +81,26 @@ def within_memory(net: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         net: The network.
-        images: ``(B, C, H, W)`` in 0..1.
+        images: ``(B, C, H, W)`` in 0..1, or clips, ``(B, T, C, H, W)``.
     """
-    most = USUAL_BYTES * images[0, 0].numel()
-    while min(images.shape[2:]) >= 2 * MIN_SIDE and forward_bytes(net, images[:1]) > most:
-        images = centres(images, images.shape[2] // 2, images.shape[3] // 2)
+    most = USUAL_BYTES * pixels_of(images[0])
+    while min(images.shape[-2:]) >= 2 * MIN_SIDE and forward_bytes(net, images[:1]) > most:
+        images = centres(images, images.shape[-2] // 2, images.shape[-1] // 2)
     return images
 
 
+def pixels_of(sample: Tensor) -> int:
+    """Pixels of an image, ``(C, H, W)``, or of all frames of a clip, ``(T, C, H, W)``."""
+    return sample.numel() // sample.shape[-3]
+
+
 def centres(images: Tensor, height: int, width: int) -> Tensor:
-    """The middle of images, ``(B, C, H, W)``, of so many pixels or fewer."""
-    height = min(height, images.shape[2])
-    width = min(width, images.shape[3])
-    top = (images.shape[2] - height) // 2
-    left = (images.shape[3] - width) // 2
-    return images[:, :, top : top + height, left : left + width]
+    """The middle of images or clips, ``(..., H, W)``, of so many pixels or fewer."""
+    height = min(height, images.shape[-2])
+    width = min(width, images.shape[-1])
+    top = (images.shape[-2] - height) // 2
+    left = (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
 
 
 def estimate_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:

@@ -56,7 +56,8 @@ def psnr_of_errors(errors: Tensor) -> Tensor:
 
 
 def _errors(images: Tensor, others: Tensor) -> Tensor:
-    return (_pixels(images) - _pixels(others)).square().mean((1, 2, 3))
+    differences = _pixels(images) - _pixels(others)
+    return differences.square().mean(tuple(range(1, differences.dim())))
 
 
 def _pixels(image: Tensor) -> Tensor:

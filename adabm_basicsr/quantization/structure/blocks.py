@@ -21,18 +21,24 @@ MIN_BODY_SHARE = 0.2
 MIN_NESTED_SHARE = 0.5
 
 
-def find_blocks(network: nn.Module, trace: Trace, image_pixels: int) -> list[Call]:
+def find_blocks(
+    network: nn.Module, trace: Trace, image_pixels: int, takes_clips: bool = False
+) -> list[Call]:
     """The body's blocks, found from one run.
 
     Args:
         network: The network.
         trace: What its run showed.
         image_pixels: Spatial positions of the image that it ran on.
+        takes_clips: Whether it takes clips. Its body may have several parts of the same blocks: one
+            for each direction in time, say.
 
     Returns:
         First calls of the blocks, in execution order; empty if no family of modules is the body.
     """
     families = _families(network, trace)
+    if takes_clips:
+        families = _of_one_kind(families, network)
     blocks = _largest(families, trace)
     if len(blocks) == 1:
         blocks = _blocks_inside(blocks[0], families, trace) or blocks
@@ -87,6 +93,21 @@ def _families(network: nn.Module, trace: Trace) -> list[list[Call]]:
             if len(family) > 1 or is_single_block:
                 families.append(family)
     return families
+
+
+def _of_one_kind(families: list[list[Call]], network: nn.Module) -> list[list[Call]]:
+    """Families put together whose blocks are of one type and work on as many pixels.
+
+    Containers of any modules are of no type in this sense.
+    """
+    united: dict[object, list[Call]] = {}
+    for family in families:
+        kind = type(network.get_submodule(family[0].name))
+        key: object = (kind, family[0].pixels)
+        if kind is nn.Sequential:
+            key = family[0].name
+        united.setdefault(key, []).extend(family)
+    return list(united.values())
 
 
 def _blocks_inside(module: Call, families: list[list[Call]], trace: Trace) -> list[Call]:

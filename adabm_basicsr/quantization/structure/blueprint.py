@@ -18,6 +18,7 @@ from adabm_basicsr.errors import CheckpointError, is_whole
 from adabm_basicsr.quantization.config import (
     BITS,
     MAX_CHANNELS,
+    MAX_FRAMES,
     MAX_SIZE_MULTIPLE,
     QuantizationConfig,
 )
@@ -29,6 +30,8 @@ from adabm_basicsr.quantization.layers import (
     quantized_type,
 )
 from adabm_basicsr.quantization.layers.functional import SETTINGS
+from adabm_basicsr.quantization.layers.join import is_clip
+from adabm_basicsr.quantization.structure.clips import Clips, find_clips
 from adabm_basicsr.quantization.structure.functional import FunctionLayer
 from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins, find_joins
 from adabm_basicsr.quantization.structure.preparation import (
@@ -38,9 +41,9 @@ from adabm_basicsr.quantization.structure.preparation import (
 )
 from adabm_basicsr.quantization.structure.roles import Role, Structure, find_structure
 from adabm_basicsr.quantization.structure.sizes import (
-    find_size_multiple,
+    find_sizes,
     pad_to_multiple,
-    trial_size,
+    smallest_clip,
 )
 from adabm_basicsr.quantization.structure.surgery import LayerPlan, Plan, plan_layers
 
@@ -55,12 +58,13 @@ class Blueprint:
     """What a quantized network is built by, apart from its options and weights.
 
     Attributes:
-        in_channels: Channels of the images that the network takes.
+        in_channels: Channels of the images, or of the frames, that the network takes.
         size_multiple: What the sizes of images that it takes are multiples of.
         preparation: How it is rewritten before its layers are replaced.
         structure: Roles and blocks.
         plan: Quantized and skipped layers.
         joins: Sums and concatenations of networks for engines that add up integers.
+        clips: Which clips the network takes; None of one that takes images.
     """
 
     in_channels: int
@@ -69,6 +73,7 @@ class Blueprint:
     structure: Structure
     plan: Plan
     joins: Joins = field(default_factory=Joins)
+    clips: Clips | None = None
 
     def describe(self) -> dict[str, Any]:
         """The blueprint in JSON's types; `read_blueprint` reads it."""
@@ -135,23 +140,25 @@ def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tens
     Args:
         network: In evaluation mode; left as it was.
         config: What to quantize and how.
-        example: An input of the network, ``(1, C, H, W)``, on its device.
+        example: An input of the network, ``(1, C, H, W)`` or ``(1, T, C, H, W)``, on its device.
 
     Raises:
-        AdaBMError: The network doesn't take such an image, a pattern matches nothing, or nothing
+        AdaBMError: The network doesn't take such an input, a pattern matches nothing, or nothing
             can be quantized.
     """
-    channels = example.shape[1]
+    channels = example.shape[-3]
     if config.size_multiple:
         size_multiple = config.size_multiple
         example = pad_to_multiple(example, size_multiple)
         # A size that the network takes.
-        small_size = tuple(example.shape[2:])
+        small = example
     else:
-        size_multiple = find_size_multiple(network, example)
+        size_multiple, small_size = find_sizes(network, example)
         example = pad_to_multiple(example, size_multiple)
-        small_size = trial_size(size_multiple)
-    small = example.new_zeros(1, channels, *small_size)
+        small = example.new_zeros(*example.shape[:-2], *small_size)
+        if is_clip(example):
+            small = smallest_clip(network, example, size_multiple)
+    clips = find_clips(network, example)
 
     preparation = find_preparation(network, example, fold=config.arithmetic.integer)
     prepared = network
@@ -162,7 +169,7 @@ def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tens
     joins = Joins()
     if config.integers_of.sums != NO_SUMS:
         joins = find_joins(prepared, example, config.integers_of.sums)
-    return Blueprint(channels, size_multiple, preparation, structure, plan, joins)
+    return Blueprint(channels, size_multiple, preparation, structure, plan, joins, clips)
 
 
 # Reading
@@ -177,6 +184,9 @@ def read_blueprint(described: object) -> Blueprint:
     Raises:
         CheckpointError: Something in it is missing, unknown or of another kind.
     """
+    if isinstance(described, dict):
+        # Files that were written before are of networks that take images.
+        described = {"clips": None, **described}
     parts = _parts("blueprint", described, Blueprint)
     in_channels = _whole("in_channels", parts["in_channels"], 1, MAX_CHANNELS)
     size_multiple = _whole("size_multiple", parts["size_multiple"], 1, MAX_SIZE_MULTIPLE)
@@ -184,7 +194,18 @@ def read_blueprint(described: object) -> Blueprint:
     structure = _read_structure(parts["structure"])
     plan = _read_plan(parts["plan"], structure)
     joins = _read_joins(parts["joins"], structure)
-    return Blueprint(in_channels, size_multiple, preparation, structure, plan, joins)
+    clips = _read_clips(parts["clips"])
+    return Blueprint(in_channels, size_multiple, preparation, structure, plan, joins, clips)
+
+
+def _read_clips(described: object) -> Clips | None:
+    if described is None:
+        return None
+    parts = _parts("clips", described, Clips)
+    frames = _whole("clips: frames", parts["frames"], 1, MAX_FRAMES)
+    if not isinstance(parts["any_length"], bool):
+        raise _damaged("clips: any_length", parts["any_length"])
+    return Clips(frames, parts["any_length"])
 
 
 def _read_preparation(described: object) -> Preparation:

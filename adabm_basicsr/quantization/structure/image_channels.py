@@ -1,4 +1,4 @@
-"""Channels of the images that a network takes, found by trying."""
+"""Channels of the images that a network takes, and whether it takes clips, found by trying."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.structure.clips import find_clip
 from adabm_basicsr.quantization.structure.sizes import (
     MISTAKES,
     find_size_multiple,
@@ -28,6 +29,35 @@ def example_of(network: nn.Module, channels: int) -> Tensor:
         device = parameter.device
         break
     return torch.full((1, channels, EXAMPLE_SIZE, EXAMPLE_SIZE), 0.5, device=device)
+
+
+def find_example(
+    network: nn.Module,
+    likeliest: Sequence[int] = (),
+    size_multiple: int | None = None,
+    likeliest_frames: Sequence[int] = (),
+) -> Tensor:
+    """A grey image that a network takes, ``(1, C, H, W)``; or a clip, ``(1, T, C, H, W)``.
+
+    Args:
+        network: Takes images or clips.
+        likeliest: Channels to be tried first.
+        size_multiple: What the sizes of its images are multiples of, if that is known.
+        likeliest_frames: Numbers of frames of a clip to be tried first.
+
+    Raises:
+        AdaBMError: It runs on no image and no clip that was tried; the message is of images.
+    """
+    try:
+        return example_of(network, find_image_channels(network, likeliest, size_multiple))
+    except AdaBMError:
+        images = []
+        for channels in dict.fromkeys([*likeliest, RGB, GREY]):
+            images.append(example_of(network, channels))
+        clip = find_clip(network, images, likeliest_frames, size_multiple)
+        if clip is None:
+            raise
+        return clip
 
 
 def find_image_channels(

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.layers.join import is_image
+from adabm_basicsr.quantization.layers.join import is_clip, is_image
 from adabm_basicsr.quantization.log import LOGGER
 
 
@@ -27,8 +27,9 @@ class FirstImage:
         """
         if not isinstance(output, (tuple, list)):
             return None
+        takes_clips = bool(args) and is_clip(args[0])
         for value in output:
-            if is_image(value):
+            if is_image(value) or (takes_clips and is_clip(value)):
                 self._say(network, output, value)
                 image: Tensor = value
                 return image

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.config import QuantizationConfig
 from adabm_basicsr.quantization.layers import is_half, is_quantizable
+from adabm_basicsr.quantization.layers.join import is_clip
 from adabm_basicsr.quantization.patterns import match_all
 from adabm_basicsr.quantization.structure.batches import find_unbatched
 from adabm_basicsr.quantization.structure.blocks import find_blocks, named_blocks
@@ -89,8 +90,8 @@ def find_structure(
     """Run ``network`` on ``example`` and find its head, body, tail and blocks.
 
     Args:
-        network: Any network that maps ``(B, C, H, W)`` to an image; left as it was.
-        example: Input of the network, ``(1, C, H, W)``.
+        network: Any network that maps ``(B, C, H, W)`` to an image, or takes clips; left as it was.
+        example: Input of the network, ``(1, C, H, W)`` or ``(1, T, C, H, W)``.
         config: Its patterns ``blocks``, ``head``, ``body`` and ``tail`` override what is found.
         small: A smaller input, to find on what doesn't follow a batch sample by sample;
             ``example`` by default.
@@ -115,7 +116,9 @@ def find_structure(
         blocks = named_blocks(trace, config.blocks)
         roles = find_roles(trace, blocks)
     else:
-        blocks = find_blocks(network, trace, pixels(example.shape))
+        takes_clips = is_clip(example)
+        image_pixels = pixels(example.shape, takes_clips)
+        blocks = find_blocks(network, trace, image_pixels, takes_clips)
         roles = find_roles(trace, blocks)
         if blocks and _are_an_arm(blocks, roles, trace):
             blocks = []

@@ -5,28 +5,34 @@ Networks with windows or strides want heights and widths that are multiples of s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
+from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+from adabm_basicsr.quantization.layers.join import IMAGE_AXES
 from adabm_basicsr.quantization.user_code import failure, is_out_of_memory
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 MIN_TRIED = 16  # pixels; smaller images fail in networks of wide kernels for another reason
 MISTAKES = (AttributeError, ImportError, NameError, TypeError)  # of code, at any size
-ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19)
-HEIGHT, WIDTH = 2, 3  # axes of an image
+ODD_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 67, 71)
+# Pixels of small frames. Networks that take clips want frames of at least 33 or 64, if they halve
+# them several times to estimate flow.
+SMALL_FRAMES = (16, 33, 64)
 
 
 def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     """The smallest number whose multiples ``network`` takes as height and width of an image.
 
     Args:
-        network: Maps ``(B, C, H, W)`` to an image; run on small images of sizes that are not
-            multiples of more.
-        example: An image of the channels, type and device that the network takes, ``(1, C, H, W)``.
+        network: Maps ``(B, C, H, W)`` to an image, or takes clips; run on small images of sizes
+            that are not multiples of more.
+        example: An image of the channels, type and device that the network takes, ``(1, C, H, W)``;
+            or a clip of the frames that it takes, ``(1, T, C, H, W)``.
 
     Returns:
         The multiple; 1 for a network that takes any size. Among sizes that the network runs on,
@@ -36,11 +42,31 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     Raises:
         AdaBMError: The network takes none of the sizes that were tried.
     """
+    return find_sizes(network, example).multiple
+
+
+class Sizes(NamedTuple):
+    """Sizes that a network takes.
+
+    Attributes:
+        multiple: What heights and widths are multiples of, see `find_size_multiple`.
+        tried: Height and width of the small image that it was run on.
+    """
+
+    multiple: int
+    tried: tuple[int, int]
+
+
+def find_sizes(network: nn.Module, example: Tensor) -> Sizes:
+    """The sizes that a network takes; arguments and errors are those of `find_size_multiple`."""
+    takes_clips = example.dim() == CLIP_AXES
     errors = []
     ran = []
     for multiple in MULTIPLES:
-        height, width = trial_size(multiple)
-        image = example.new_full((1, example.shape[1], height, width), 0.5)
+        smallest = SMALL_FRAMES[-1] if takes_clips else MIN_TRIED
+        height, width = trial_size(multiple, smallest)
+        sizes = Sizes(multiple, (height, width))
+        image = different_frames(example, (*example.shape[:-2], height, width))
         try:
             with torch.no_grad():
                 output = network(image)
@@ -49,9 +75,9 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
                 raise
             errors.append((f"{height}x{width}", error))
             continue
-        if _has_proportions(output, height, width):
-            return multiple
-        ran.append(multiple)
+        if _has_proportions(output, image):
+            return sizes
+        ran.append(sizes)
     if ran:
         return ran[0]
 
@@ -59,22 +85,66 @@ def find_size_multiple(network: nn.Module, example: Tensor) -> int:
     advice = "; if it needs sizes of another kind, give size_multiple"
     if isinstance(reason, MISTAKES):
         advice = ""
+    kind = "a clip" if takes_clips else "an image"
     raise AdaBMError(
-        f"{type(network).__name__} cannot be run on an image of {example.shape[1]} channels at any "
+        f"{type(network).__name__} cannot be run on {kind} of {example.shape[-3]} channels at any "
         f"size tried ({size}: {failure(reason, network)}){advice}"
     ) from reason
 
 
-def _has_proportions(output: object, height: int, width: int) -> bool:
-    """Whether ``output`` is an image, as high for its width as ``height`` is for ``width``."""
-    if not isinstance(output, Tensor) or output.dim() != 4:
+def smallest_clip(network: nn.Module, example: Tensor, multiple: int) -> Tensor:
+    """The smallest clip of those tried that a network runs on, ``(1, T, C, H, W)``.
+
+    Args:
+        network: It takes clips.
+        example: A clip that it takes, which is returned where no smaller one is.
+        multiple: What the sizes of its frames are multiples of.
+    """
+    for smallest in SMALL_FRAMES:
+        size = trial_size(multiple, smallest)
+        clip = different_frames(example, (*example.shape[:-2], *size))
+        if clip.numel() < example.numel() and _runs(network, clip):
+            return clip
+    return example
+
+
+def _runs(network: nn.Module, image: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            network(image)
+    except Exception as error:  # whatever the network's own code raises
+        if is_out_of_memory(error):
+            raise
         return False
-    return output.shape[HEIGHT] * width == output.shape[WIDTH] * height
+    return True
 
 
-def trial_size(multiple: int) -> tuple[int, int]:
-    """Two sizes that are multiples of ``multiple`` and of as little else as possible."""
-    primes = [prime for prime in ODD_PRIMES if multiple * prime >= MIN_TRIED]
+def different_frames(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A grey image, or a clip whose frames get brighter, of the type and device of ``like``.
+
+    Networks may look whether a clip is the same backwards.
+    """
+    if len(shape) != CLIP_AXES:
+        return like.new_full(shape, 0.5)
+    brightness = torch.arange(1, shape[1] + 1).to(like) / (shape[1] + 1)
+    return brightness.view(1, -1, 1, 1, 1).expand(shape).clone()
+
+
+def _has_proportions(output: object, image: Tensor) -> bool:
+    """Whether ``output`` is an image or a clip, as high for its width as ``image`` is."""
+    if not isinstance(output, Tensor) or output.dim() not in (IMAGE_AXES, image.dim()):
+        return False
+    return output.shape[-2] * image.shape[-1] == output.shape[-1] * image.shape[-2]
+
+
+def trial_size(multiple: int, smallest: int = MIN_TRIED) -> tuple[int, int]:
+    """Two sizes that are multiples of ``multiple`` and of as little else as possible.
+
+    Args:
+        multiple: What both are multiples of.
+        smallest: What both are at least, in pixels; at most 64.
+    """
+    primes = [prime for prime in ODD_PRIMES if multiple * prime >= smallest]
     return multiple * primes[0], multiple * primes[1]
 
 
@@ -82,10 +152,10 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """``image``, mirrored at its lower and right border up to the next multiple of ``multiple``.
 
     Args:
-        image: ``(B, C, H, W)``.
+        image: ``(B, C, H, W)``, or a clip, ``(B, T, C, H, W)``.
         multiple: What the padded height and width are multiples of.
     """
-    for axis in (HEIGHT, WIDTH):
+    for axis in (image.dim() - 2, image.dim() - 1):
         size = image.shape[axis]
         if size % multiple:
             indices = mirrored(size, multiple, image.device)
@@ -124,14 +194,14 @@ def run_padded(network: Callable[[Tensor], Tensor], image: Tensor, multiple: int
     """Output of ``network`` on ``image`` of any size, ``(B, C, H, W)`` to ``(B, C', sH, sW)``.
 
     Args:
-        network: Maps ``(B, C, H, W)`` to an image.
-        image: The image.
+        network: Maps ``(B, C, H, W)`` to an image, or takes clips.
+        image: The image, or a clip, ``(B, T, C, H, W)``.
         multiple: What heights and widths that the network takes are multiples of.
     """
     padded = pad_to_multiple(image, multiple)
     output = network(padded)
     if padded is image:
         return output
-    height = round(image.shape[HEIGHT] * output.shape[HEIGHT] / padded.shape[HEIGHT])
-    width = round(image.shape[WIDTH] * output.shape[WIDTH] / padded.shape[WIDTH])
+    height = round(image.shape[-2] * output.shape[-2] / padded.shape[-2])
+    width = round(image.shape[-1] * output.shape[-1] / padded.shape[-1])
     return output[..., :height, :width]

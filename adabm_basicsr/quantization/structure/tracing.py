@@ -14,7 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.layers import PRODUCTS_KEY, ProductMode, is_quantizable
-from adabm_basicsr.quantization.layers.join import is_image
+from adabm_basicsr.quantization.layers.join import is_clip, is_image
+from adabm_basicsr.quantization.structure.flow import FLOW_ESTIMATION, estimates_flow
 from adabm_basicsr.quantization.structure.macs import MacCounter
 from adabm_basicsr.quantization.user_code import users_code
 
@@ -86,23 +87,28 @@ class Trace:
 
 
 def trace_network(network: nn.Module, example: Tensor) -> Trace:
-    """Run ``network`` once on ``example``, ``(B, C, H, W)``; the network is left as it was.
+    """Run ``network`` once on ``example``; the network is left as it was.
+
+    Args:
+        network: The network.
+        example: ``(B, C, H, W)``, or ``(B, T, C, H, W)`` for one that takes clips.
 
     Raises:
         AdaBMError: The network doesn't take such an image, or gives something else than one.
     """
     kind = type(network).__name__
-    tracer = _Tracer(network)
-    sentence = f"{kind} cannot be run on an image of shape {tuple(example.shape)}"
+    tracer = _Tracer(network, takes_clips=is_clip(example))
+    what = "a clip" if tracer.takes_clips else "an image"
+    sentence = f"{kind} cannot be run on {what} of shape {tuple(example.shape)}"
     with users_code(network, sentence), torch.no_grad(), tracer, _FunctionRecorder(tracer):
         output = network(example.clone())
-    _check_output(kind, output)
+    _check_output(kind, output, tracer.takes_clips)
     return tracer.finished()
 
 
-def _check_output(kind: str, output: object) -> None:
-    """Reject what a network of the class ``kind`` gives, if that isn't an image."""
-    if is_image(output):
+def _check_output(kind: str, output: object, takes_clips: bool) -> None:
+    """Reject what a network of the class ``kind`` gives, if that is neither image nor clip."""
+    if is_image(output) or (takes_clips and is_clip(output)):
         return
     raise AdaBMError(
         f"{kind} gives {_described(output)} instead of one image: its forward must return a float "
@@ -127,14 +133,17 @@ def _described(output: object) -> str:
 class _Tracer(MacCounter):
     """Follows the modules of a network through one run."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, takes_clips: bool) -> None:
         super().__init__(network)
+        self.takes_clips = takes_clips
         self.trace = Trace()
         self.names = {module: name for name, module in network.named_modules()}
         self.product: str | None = None  # the product that is being computed
         # Of each running module: layer calls before it, and products that it has computed.
         self._starts: list[int] = []
         self._seen_products: list[int] = []
+        # The module that estimates flow, while it runs.
+        self._flow: nn.Module | None = None
         # The layer that ran last.
         self._last_layer = ""
         self._last_output: Tensor | None = None
@@ -145,6 +154,8 @@ class _Tracer(MacCounter):
         super()._enter(module, args, kwargs)
         self._starts.append(len(self.trace.layers))
         self._seen_products.append(0)
+        if self._flow is None and estimates_flow(module):
+            self._flow = module
         x = first_argument(args, kwargs)
         follows_layer = x is not None and x is self._last_output
         if follows_layer and isinstance(module, BATCH_NORMS):
@@ -154,11 +165,15 @@ class _Tracer(MacCounter):
         super()._leave(module, args, kwargs, output)
         start = self._starts.pop()
         self._seen_products.pop()
+        if self._flow is not None:
+            if module is self._flow:
+                self._flow = None
+            return
         if not isinstance(output, Tensor):
             return
         x = first_argument(args, kwargs)
         keeps_shape = isinstance(x, Tensor) and x.shape == output.shape
-        size = pixels(output.shape)
+        size = pixels(output.shape, self.takes_clips)
         if isinstance(module, nn.Linear):
             # Its input may be cut into windows, in any number of dimensions.
             size = output.shape[:-1].numel()
@@ -185,12 +200,19 @@ class _Tracer(MacCounter):
         name = ""
         if module is not None:
             name = self.names.get(module, "")
-        if self.product:
+        if self._flow is not None:
+            self.trace.other_macs[f"{self.names[self._flow]}: {FLOW_ESTIMATION}"] += macs
+        elif self.product:
             self.trace.macs[self.product] += macs
         elif module is not None and is_quantizable(module):
             self.trace.macs[name] += macs
         else:
             self.trace.other_macs[f"{name}: {operation}".lstrip(": ")] += macs
+
+    @property
+    def in_flow(self) -> bool:
+        """Whether a module that estimates flow runs."""
+        return self._flow is not None
 
     def note_inputs(self, name: str, inputs: Sequence[Tensor]) -> None:
         """Note a few values of what a layer or product took."""
@@ -211,11 +233,15 @@ class _Tracer(MacCounter):
         return self.product
 
     def note_upsampling(self, output: Tensor, is_shuffle: bool) -> None:
-        """Note a pixel shuffle or an interpolation that made ``output``."""
+        """Note a pixel shuffle or an interpolation that made ``output``, but for those of flow."""
+        if self._flow is not None:
+            return
         first_layer = len(self.trace.layers)
         if is_shuffle:
             first_layer -= 1
-        self.trace.upsamplings.append(Upsampling(first_layer, pixels(output.shape)))
+        self.trace.upsamplings.append(
+            Upsampling(first_layer, pixels(output.shape, self.takes_clips))
+        )
 
     def finished(self) -> Trace:
         """The trace, without what turned out not to hold."""
@@ -250,8 +276,8 @@ class _FunctionRecorder(ProductMode):
         self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
     ) -> Tensor:
         """Note the product and compute it."""
-        if is_quantizable(self.tracer.running[-1]):
-            # A layer's own way to compute what it computes.
+        if is_quantizable(self.tracer.running[-1]) or self.tracer.in_flow:
+            # A layer's own way to compute what it computes, or what stays in float.
             return function(left, right)
         name = self.tracer.start_product()
         self.tracer.note_inputs(name, (left, right))
@@ -288,9 +314,12 @@ def _whole(x: Tensor) -> Tensor:
     return x._base
 
 
-def pixels(shape: torch.Size) -> int:
-    """Spatial positions of an image (B, C, H, W) or a token sequence (B, L, C); 1 of all else."""
-    if len(shape) == 4:
+def pixels(shape: torch.Size, takes_clips: bool = False) -> int:
+    """Spatial positions of an image (B, C, H, W) or a token sequence (B, L, C); 1 of all else.
+
+    In networks that take clips, five axes end in height and width too.
+    """
+    if len(shape) == 4 or (takes_clips and len(shape) == 5):
         return shape[-1] * shape[-2]
     if len(shape) == 3:
         return shape[1]

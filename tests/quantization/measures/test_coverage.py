@@ -91,14 +91,15 @@ def test_unsupported_layer_types_are_named():
     class Odd(Block):
         def __init__(self):
             super().__init__(False)
-            self.odd = nn.Conv3d(1, 1, 3, padding=1)
+            self.odd = nn.Conv1d(1, 1, 3, padding=1)
 
         def forward(self, x):
-            return super().forward(x) + self.odd(x.unsqueeze(1)).squeeze(1)
+            rows = self.odd(x.flatten(0, 2).unsqueeze(1))
+            return super().forward(x) + rows.view_as(x)
 
     network = Network()
     network.blocks = nn.ModuleList([Odd(), Odd()])
     assert (
-        "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv3d"
+        "blocks.0.odd: convolution, blocks.1.odd: convolution: no quantized type for Conv1d"
         in str(coverage(network))
     )

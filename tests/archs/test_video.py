@@ -1,0 +1,167 @@
+"""Networks that take clips: found by running, quantized, fine-tuned, saved and loaded."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import VIDEO_ARCHITECTURES
+from basicsr.archs import build_network
+from torch import nn
+
+from adabm_basicsr import (
+    AdaBMError,
+    calibrate,
+    finetune,
+    load_checkpoint,
+    quantize,
+    save_checkpoint,
+)
+from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.deployment.onnx.export import to_onnx
+from adabm_basicsr.deployment.packed import load_packed, save_packed
+from adabm_basicsr.quantization.measures.coverage import measure_coverage
+from adabm_basicsr.quantization.structure.clips import Clips, find_clips
+from adabm_basicsr.quantization.structure.image_channels import find_example
+
+# Frames, height, width, and what both are multiples of.
+CLIPS = {
+    "BasicVSR": (3, 34, 36, 1),
+    "IconVSR": (5, 36, 36, 4),
+    "BasicVSR++": (2, 64, 64, 1),
+    "EDVR": (5, 16, 20, 4),
+    "DUF": (7, 8, 12, 1),
+    "TOFlow": (7, 16, 32, 16),
+}
+FOUND = {
+    "BasicVSR": Clips(5, any_length=True),
+    "IconVSR": Clips(5, any_length=True),
+    "BasicVSR++": Clips(5, any_length=True),
+    "EDVR": Clips(5, any_length=False),
+    "DUF": Clips(7, any_length=False),
+    "TOFlow": Clips(7, any_length=False),
+}
+FLOW = ("BasicVSR", "IconVSR", "BasicVSR++", "TOFlow")
+BITS = {"w_bits": 8, "a_bits": 8, "fully_quantized": True}
+
+
+def clip(name, seed=0):
+    """A smooth clip of a size that the network takes."""
+    frames, height, width, _ = CLIPS[name]
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(frames, 3, 6, 6, generator=generator)
+    frames = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+    return frames.unsqueeze(0)
+
+
+def built(name, seed=0):
+    """The network; its flow estimation, whose size has no option, is made thin."""
+    torch.manual_seed(seed)
+    network = build_network(dict(VIDEO_ARCHITECTURES[name])).eval()
+    for module in getattr(network, "spynet", nn.Module()).modules():
+        if hasattr(module, "basic_module") and isinstance(module.basic_module, nn.Sequential):
+            module.basic_module = nn.Sequential(nn.Conv2d(8, 2, 3, padding=1))
+    return network
+
+
+def quantized(name, recipe="static", seed=0, **options):
+    options = {**BITS, "size_multiple": CLIPS[name][3], "recipe": recipe, **options}
+    return quantize(built(name, seed), clip(name), **options)
+
+
+@pytest.fixture(scope="module")
+def edvr():
+    return calibrate(quantized("EDVR"), [clip("EDVR")])
+
+
+def sqnr(net, batch):
+    """Of what the network adds to the interpolated frames, in dB."""
+    with torch.no_grad():
+        output = net(batch)
+        with net.full_precision():
+            teacher = net(batch)
+    frames = batch if teacher.dim() == 5 else batch[:, batch.shape[1] // 2]
+    added = teacher - F.interpolate(
+        frames.view(-1, *frames.shape[-3:]), size=teacher.shape[-2:], mode="bilinear"
+    ).view_as(teacher)
+    return 10 * torch.log10(added.square().mean() / (output - teacher).square().mean())
+
+
+def check_round_trip(name, path, **options):
+    net = quantized(name, **options)
+    batches = [clip(name, seed) for seed in range(2)]
+    finetune(calibrate(net, batches), batches, iterations_per_epoch=1)
+    assert not net.gradient_problem
+    assert sqnr(net, batches[0]) >= 30
+    save_checkpoint(net, path)
+    again = load_checkpoint(quantized(name, seed=1, **options), path)
+    with torch.no_grad():
+        assert torch.equal(again(batches[1]), net(batches[1]))
+
+
+@pytest.mark.parametrize("name", VIDEO_ARCHITECTURES)
+def test_round_trip(name, tmp_path):
+    """Of fixed bits, so that it doesn't take long; others are slow."""
+    check_round_trip(name, tmp_path / "net.pth", ingredients={"phases": ["activation_range"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VIDEO_ARCHITECTURES)
+def test_round_trip_of_a_registered_network(name, tmp_path):
+    torch.manual_seed(0)
+    net = AdaBMNetwork(network=dict(VIDEO_ARCHITECTURES[name]), recipe="static", **BITS)
+    assert net.clips == FOUND[name]
+    calibrate(net, [clip(name)])
+    save_packed(net, tmp_path / "net.safetensors")
+    unpacked = load_packed(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(unpacked(clip(name)), net(clip(name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["best", "paper"])
+@pytest.mark.parametrize("name", ["BasicVSR", "EDVR"])
+def test_recipes(name, recipe):
+    net = quantized(name, recipe, w_bits=4, a_bits=4)
+    batches = [clip(name, seed) for seed in range(2)]
+    finetune(calibrate(net, batches), batches, iterations_per_epoch=1)
+    with torch.no_grad():
+        assert net(batches[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["EDVR", "TOFlow"])
+def test_clips_are_found_by_trying(name):
+    network = built(name)
+    example = find_example(network)
+    assert example.shape[:3] == (1, FOUND[name].frames, 3)
+    assert find_clips(network, example) == FOUND[name]
+
+
+def test_flow_stays_in_float_and_is_named():
+    net = quantized("TOFlow")
+    coverage = measure_coverage(net)
+    assert list(net.layers()) == ["conv_1", "conv_2", "conv_3", "conv_4"]
+    assert "spynet: flow estimation stays in float, " in str(coverage)
+    assert coverage.skipped["spynet"].macs_share == pytest.approx(1 - coverage.macs)
+    assert coverage.warning() is None
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 20), (1, 4, 3, 16, 20), (1, 5, 1, 16, 20)])
+def test_a_network_that_takes_clips_takes_nothing_else(edvr, shape):
+    match = (
+        rf"clips: torch.float32 of shape \({shape[0]}, .+valid: a float tensor \(B, 5, 3, H, W\)"
+    )
+    for use in (edvr, lambda images: calibrate(edvr, [images])):
+        with pytest.raises(AdaBMError, match=match):
+            use(torch.rand(shape))
+
+
+def test_one_that_takes_images_takes_no_clips():
+    net = quantize(nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(3)]), torch.rand(1, 3, 9, 9))
+    with pytest.raises(
+        AdaBMError, match=r"^images: torch.float32 of shape \(1, 5, 3, 9, 9\) can't"
+    ):
+        calibrate(net, [torch.rand(1, 5, 3, 9, 9)])
+
+
+def test_graphs_of_clips_are_refused(edvr):
+    with pytest.raises(AdaBMError, match=r"^EDVR takes clips, which the graphs written here don't"):
+        to_onnx(edvr)
