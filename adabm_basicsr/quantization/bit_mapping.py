@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adabm_basicsr.quantization.checks import CLIP_AXES
+
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 COMPLEXITY_SCALE = 1000.0
-CLIP_AXES = 5  # of (B, T, C, H, W)
 MIN_DISTANCE = 1e-12  # equal thresholds come from calibration images that are all alike
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+
+CLIP_AXES = 5  # of (B, T, C, H, W)
 
 
 def check_finite(x: Tensor, what: str) -> None:

@@ -5,8 +5,8 @@
 Quantizes EDSR x4 at W4A4 on 80 random images in patches of 64, whole runs: seconds, forward units
 (one float32 forward pass of the network on one patch), the most memory, kernels of a step and how
 often a step waits for the GPU. Then times inference: PyTorch, and ONNX Runtime where it has
-providers for GPUs. Prints tables and writes ``gpu.json``. Weights and images are random: costs don't
-depend on them. ``--device cpu`` tries the script out.
+providers for GPUs. Prints tables and writes ``gpu.json``. Weights and images are random: costs
+don't depend on them. ``--device cpu`` tries the script out.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES, image_complexity
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.allocation import (
     assign,
     base_bits,
@@ -46,6 +46,7 @@ from adabm_basicsr.quantization.calibration.quality import (
 from adabm_basicsr.quantization.calibration.reconstruction import reconstruct
 from adabm_basicsr.quantization.calibration.statistics import Statistics, observe, read_batches
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.distributed import copy_from_first
 from adabm_basicsr.quantization.layers import QuantizedLayer

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.network import Details
 
 AT_ONCE = 2  # samples; on a CPU more at once aren't faster

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.layers.mixing import MadeType, made_type, set_aside
 from adabm_basicsr.quantization.layers.product import are_activations
 

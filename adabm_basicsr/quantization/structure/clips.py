@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.structure.sizes import different_frames, pad_to_multiple
 from adabm_basicsr.quantization.user_code import users_code
 

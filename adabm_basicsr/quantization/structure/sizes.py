@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.layers.join import IMAGE_AXES
 from adabm_basicsr.quantization.user_code import failure, is_out_of_memory
 
