@@ -213,6 +213,7 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
         value = small.next(count) if count <= SMALL_SIZE else left.pop(key, None)
         _fill(key, own, value)
     net.check_values(net.state_dict())
+    net.read_back()
     net.check_calibrated()
 
     for name, layer, quantizer in weighted_layers(net):

@@ -229,6 +229,12 @@ class QuantizedNetwork(nn.Module):
         if not self.stage.is_meta:
             self.reached = int(self.stage)
 
+    def read_back(self) -> None:
+        """Take up stage and bits that were written to the state otherwise than by loading it."""
+        self.reached = int(self.stage)
+        for quantizer in self.weight_quantizers().values():
+            quantizer.read_back()
+
     def adopt(self, blueprint: Blueprint) -> None:
         """Rebuild the network by what another run of it showed, such as that of a checkpoint.
 

@@ -94,7 +94,7 @@ def test_every_recipe_gives_what_it_gives_on_a_cpu(run, recipe):
     metrics, state = run("device", min(GPUS, 1), recipe)
     expected, expected_state = run("cpu", 0, recipe)
     assert metrics["psnr"] == pytest.approx(expected["psnr"], abs=DB)
-    assert metrics["fab"] == expected["fab"]
+    assert metrics["fab"] == pytest.approx(expected["fab"], abs=1e-6)
     for key, value in expected_state.items():
         if key.endswith("allocated"):
             assert torch.equal(state[key], value), key
@@ -136,7 +136,7 @@ def test_data_parallel():
     net, images = of_edsr()
     parallel = nn.DataParallel(net, list(range(GPUS)) or None)
     with torch.no_grad():
-        torch.testing.assert_close(parallel(images[0]), net(images[0]), rtol=0, atol=1e-3)
+        assert pixel_psnr(parallel(images[0]), net(images[0])) > 50
     tuner = Finetuner(net, FinetuneSettings(), iterations_per_epoch=1, total_iterations=2)
     losses = tuner.step(images[0], 1, parallel)
     assert torch.isfinite(losses["l_pix"])

@@ -91,6 +91,10 @@ class WeightQuantizer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+        self.read_back()
+
+    def read_back(self) -> None:
+        """Take up bits that were written to ``allocated``."""
         if self.allocated is not None and not self.allocated.is_meta:
             self.bits = int(self.allocated)
 
