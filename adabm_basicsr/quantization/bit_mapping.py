@@ -74,7 +74,7 @@ def image_complexity(image: Tensor) -> Tensor:
 def _complexity(image: Tensor, grey_weights: Tensor, kernels: Tensor) -> Tensor:
     """`image_complexity` by weights of three channels and by `sobel_kernels`."""
     if image.dim() == CLIP_AXES:
-        of_frames = _complexity(image.flatten(0, 1), grey_weights, kernels)
+        of_frames = _complexity(frames_of(image), grey_weights, kernels)
         return of_frames.view(image.shape[:2]).mean(1)
     channels = image.shape[1]
     if channels == 3:
@@ -91,6 +91,13 @@ def sobel_kernels() -> Tensor:
     """The normalised Sobel pair as the weight of a convolution, ``(2, 1, 3, 3)``."""
     sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     return torch.stack([sobel, sobel.t()]).unsqueeze(1)
+
+
+def frames_of(images: Tensor) -> Tensor:
+    """All frames of clips, ``(B, T, C, H, W)`` to ``(B * T, C, H, W)``; images as they are."""
+    if images.dim() == CLIP_AXES:
+        return images.flatten(0, 1)
+    return images
 
 
 class ImageBitMapping(nn.Module):

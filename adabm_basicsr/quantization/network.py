@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
-from adabm_basicsr.quantization.bit_mapping import ImageBitMapping
+from adabm_basicsr.quantization.bit_mapping import ImageBitMapping, frames_of
 from adabm_basicsr.quantization.checkpoint import (
     BASE_PREFIX,
     BLUEPRINT_KEY,
@@ -36,6 +36,7 @@ from adabm_basicsr.quantization.structure.blueprint import (
     find_blueprint,
     read_blueprint,
 )
+from adabm_basicsr.quantization.structure.frames import FramesOfCalls, find_frames, unwatched
 from adabm_basicsr.quantization.structure.outputs import take_first_image
 from adabm_basicsr.quantization.structure.preparation import (
     copy_of,
@@ -43,7 +44,11 @@ from adabm_basicsr.quantization.structure.preparation import (
     uncompiled,
 )
 from adabm_basicsr.quantization.structure.roles import override_roles
-from adabm_basicsr.quantization.structure.sizes import run_padded
+from adabm_basicsr.quantization.structure.sizes import (
+    different_frames,
+    run_padded,
+    smallest_clip,
+)
 from adabm_basicsr.quantization.structure.surgery import (
     KEPT_IN_FLOAT,
     LayerPlan,
@@ -218,6 +223,11 @@ class QuantizedNetwork(nn.Module):
         for block in self._blocks():
             block.kept_outputs = None
             block.register_forward_hook(_keep_output)
+        self._found_frames: dict[int, FramesOfCalls] = {}
+        if self.clips is not None:
+            for layer in self.layers().values():
+                if isinstance(layer, QuantizedLayer):
+                    layer.register_forward_pre_hook(_take_factor)
 
     def reach(self, stage: Stage) -> None:
         """Note that the network has come to a stage."""
@@ -291,6 +301,9 @@ class QuantizedNetwork(nn.Module):
         network = copy_of(self.network)
         for name in self.structure.blocks:
             _forget_outputs(network.get_submodule(name))
+        for module in network.modules():
+            if isinstance(module, QuantizedLayer):
+                _remove_hook(module._forward_pre_hooks, _take_factor)
         restore_layers(network)
         return network
 
@@ -519,13 +532,14 @@ class QuantizedNetwork(nn.Module):
         """
         quantizers = [module for module in self.network.modules() if isinstance(module, QUANTIZERS)]
         with self.lock:
+            before = [quantizer.enabled for quantizer in quantizers]
             for quantizer in quantizers:
                 quantizer.enabled = False
             try:
                 yield
             finally:
-                for quantizer in quantizers:
-                    quantizer.enabled = True
+                for quantizer, was_enabled in zip(quantizers, before, strict=True):
+                    quantizer.enabled = was_enabled
 
     def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
         """Super-resolve ``image``, each sample at its own bits.
@@ -563,14 +577,13 @@ class QuantizedNetwork(nn.Module):
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = self._blocks()
         self.check_calibrated(quantizers)
-        image_factor = self._image_factor(image)
-        for quantizer in quantizers:
-            quantizer.image_factor = image_factor
-            quantizer.last_bits = None
+        self._hand_out_factors(image, quantizers)
         for block in blocks:
             block.kept_outputs = [] if details else None
         try:
             output = self._run(image, details)
+            for quantizer in quantizers:
+                quantizer.add_up_calls(len(image))
             if not details:
                 return output
             bits = mean_bits(self.network, image.device).expand(len(image))
@@ -581,10 +594,7 @@ class QuantizedNetwork(nn.Module):
         finally:
             for block in blocks:
                 block.kept_outputs = None
-            for quantizer in quantizers:
-                quantizer.image_factor = None
-                if quantizer.last_bits is not None:
-                    quantizer.last_bits = quantizer.last_bits.detach()
+            self._take_factors_back(quantizers)
 
     def _run(self, image: Tensor, details: bool) -> Tensor:
         """Output of the network, in the type of the image."""
@@ -630,10 +640,11 @@ class QuantizedNetwork(nn.Module):
         """
         with self.lock:
             image_factor = self._image_factor(image)
-            for quantizer in self.activation_quantizers().values():
-                quantizer.image_factor = image_factor
-                quantizer.last_bits = quantizer.bits_used()
-                quantizer.image_factor = None
+            factors = self._factors_of_calls(image, image_factor)
+            for name, layer in self.layers().items():
+                for quantizer in layer.inputs(name).values():
+                    if isinstance(quantizer, ActivationQuantizer):
+                        _count_bits(quantizer, factors.get(name, [image_factor]), len(image))
             return mean_bits(self.network, image.device).expand(len(image))
 
     def _image_factor(self, image: Tensor) -> Tensor | None:
@@ -642,6 +653,74 @@ class QuantizedNetwork(nn.Module):
             return None
         factor: Tensor = self.image_mapping(image)
         return factor
+
+    def _hand_out_factors(self, image: Tensor, quantizers: Iterable[ActivationQuantizer]) -> None:
+        """Let quantizers find the factors of the pass that begins, those of each call of clips."""
+        image_factor = self._image_factor(image)
+        for quantizer in quantizers:
+            quantizer.image_factor = image_factor
+            quantizer.last_bits = None
+        if self.clips is None:
+            return
+        for quantizer in quantizers:
+            quantizer.bits_of_calls = []
+        factors = self._factors_of_calls(image, image_factor)
+        for name, layer in self.layers().items():
+            if isinstance(layer, QuantizedLayer):
+                layer.factors_of_calls = iter(factors.get(name, []))
+
+    def _take_factors_back(self, quantizers: Iterable[ActivationQuantizer]) -> None:
+        """Leave nothing of a pass but the bits that were used."""
+        for quantizer in quantizers:
+            quantizer.image_factor = None
+            quantizer.bits_of_calls = None
+            if quantizer.last_bits is not None:
+                quantizer.last_bits = quantizer.last_bits.detach()
+        if self.clips is not None:
+            for layer in self.layers().values():
+                layer.__dict__.pop("factors_of_calls", None)
+
+    def _factors_of_calls(
+        self, image: Tensor, image_factor: Tensor | None
+    ) -> dict[str, list[Tensor]]:
+        """Factor of each row that each layer sees, ``(B * k,)`` for each of its calls.
+
+        Of a frame where the row belongs to one, else of the clip; see `structure.frames`.
+
+        Args:
+            image: What the network runs on.
+            image_factor: Factor of each clip, ``(B,)``.
+
+        Returns:
+            By the name of the layer. Nothing for networks that take images, or whose bits are
+            fixed.
+        """
+        if self.clips is None or self.image_mapping is None or image_factor is None:
+            return {}
+        samples, length = image.shape[:2]
+        of_frames = self.image_mapping(frames_of(image)).view(samples, length)
+        # The last column, -1, is that of `CLIP`.
+        table = torch.cat([of_frames, image_factor.unsqueeze(1)], dim=1)
+        factors = {}
+        for name, calls in self._frames_of_calls(length).items():
+            factors[name] = [table[:, frames].flatten() for frames in calls]
+        return factors
+
+    def _frames_of_calls(self, length: int) -> FramesOfCalls:
+        """Which frame each call of a layer belongs to in clips of that length; found once."""
+        if length not in self._found_frames:
+            example = self._example[0].to(self.stage.device)
+            longer = different_frames(example, (1, length, *example.shape[2:]))
+            layers = {}
+            for name, layer in self.layers().items():
+                if isinstance(layer, QuantizedLayer):
+                    layers[name] = layer
+            # In the middle of a pass that others watch.
+            with self.full_precision(), unwatched(self.network):
+                clip = smallest_clip(self.network, longer, self.size_multiple)
+                found = find_frames(self.network, layers, clip)
+            self._found_frames[length] = found
+        return self._found_frames[length]
 
     def _replicate_for_data_parallel(self) -> QuantizedNetwork:
         replica: QuantizedNetwork = super()._replicate_for_data_parallel()
@@ -681,12 +760,39 @@ def _check_bits(name: str, have: list[int], want: list[int]) -> None:
     )
 
 
+def _count_bits(
+    quantizer: ActivationQuantizer, factors: Iterable[Tensor | None], samples: int
+) -> None:
+    """Let a quantizer's bits be those of its calls without running it; see `_factors_of_calls`."""
+    quantizer.bits_of_calls = []
+    for factor in factors:
+        quantizer.image_factor = factor
+        quantizer.bits_of_calls.append(quantizer.bits_used())
+    quantizer.add_up_calls(samples)
+    quantizer.image_factor = None
+    quantizer.bits_of_calls = None
+
+
+def _take_factor(layer: QuantizedLayer, args: tuple) -> None:
+    """Forward pre-hook of the layers of a network that takes clips: the factor of this call."""
+    factor = next(layer.factors_of_calls, None)
+    rows = len(args[0]) if args else 0
+    # A branch that wasn't taken when the network was looked at keeps the factor of the clip.
+    if factor is not None and rows and rows % len(factor) == 0:
+        layer.input_quantizer.image_factor = factor
+
+
 def _forget_outputs(block: Any) -> None:
     """Remove what keeps the outputs of one of the body's blocks."""
-    for key, hook in list(block._forward_hooks.items()):
-        if hook is _keep_output:
-            del block._forward_hooks[key]
+    _remove_hook(block._forward_hooks, _keep_output)
     del block.kept_outputs
+
+
+def _remove_hook(hooks: dict[int, Any], hook: Any) -> None:
+    """Remove a hook from those of a module."""
+    for key, held in list(hooks.items()):
+        if held is hook:
+            del hooks[key]
 
 
 def _keep_output(block: Any, args: tuple, output: Tensor) -> None:

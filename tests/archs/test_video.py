@@ -18,6 +18,7 @@ from adabm_basicsr import (
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.onnx.export import to_onnx
 from adabm_basicsr.deployment.packed import load_packed, save_packed
+from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.structure.clips import Clips, find_clips
 from adabm_basicsr.quantization.structure.image_channels import find_example
@@ -142,6 +143,45 @@ def test_flow_stays_in_float_and_is_named():
     assert "spynet: flow estimation stays in float, " in str(coverage)
     assert coverage.skipped["spynet"].macs_share == pytest.approx(1 - coverage.macs)
     assert coverage.warning() is None
+
+
+def test_bits_follow_the_frame_that_a_call_belongs_to():
+    net = quantized("EDVR", w_bits=4, a_bits=4, ingredients={"adaptive": True})
+    flat, rich = torch.full((1, 1, 3, 16, 20), 0.5), torch.rand(1, 1, 3, 16, 20)
+    clips = torch.cat([flat, flat, rich, rich, flat, *[rich] * 5], dim=1).view(2, 5, 3, 16, 20)
+    calibrate(net, [clips])
+    with torch.no_grad():
+        net.image_mapping.lower.fill_(10.0)
+        net.image_mapping.upper.fill_(1e3)
+    used = {}
+    for name in ("conv_l2_1", "pcd_align.dcn_pack.l1.deformed.product", "reconstruction.0.conv1"):
+        quantizer = net.layers()[name].input_quantizer
+        quantizer.register_forward_hook(
+            lambda quantizer, *_, name=name: used.setdefault(name, []).append(quantizer.last_bits)
+        )
+    with CostMeter(net) as meter, torch.no_grad():
+        details = net(clips, details=True)
+        cost = meter.read(samples=2)
+    simple, middle = net.layers()["conv_l2_1"].input_quantizer.bits_of_layer() + torch.tensor(
+        [-1, 0]
+    )
+    assert used["conv_l2_1"][0].tolist() == [
+        bits.item() for bits in [simple, simple, middle, middle, simple, *[middle] * 5]
+    ]
+    product = used["pcd_align.dcn_pack.l1.deformed.product"]
+    assert [(bits - bits[1]).tolist() for bits in product] == [
+        [-1, 0],
+        [-1, 0],
+        [0, 0],
+        [0, 0],
+        [-1, 0],
+    ]
+    # Of what is fused the clip's mean complexity counts.
+    assert used["reconstruction.0.conv1"][0].diff().item() == 0
+    assert torch.equal(net.bits_for(clips), details.bits)
+    assert details.bits[0] < details.bits[1]
+    assert cost.fab == pytest.approx(float(details.bits.mean()))
+    assert net.layers()["conv_l2_1"].input_quantizer.frames == 5
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 20), (1, 4, 3, 16, 20), (1, 5, 1, 16, 20)])

@@ -326,10 +326,10 @@ def assign(net: QuantizedNetwork, found: Sensitivities, a_mean: float, w_mean: f
     Args:
         net: A calibrated network; bits change, ranges don't.
         found: Its sensitivities.
-        a_mean: Mean bits of the inputs.
+        a_mean: Mean bits of the inputs; of clips each counts as often as its layer runs.
         w_mean: Mean bits of the weights, each weight counted.
     """
-    inputs = dict.fromkeys(_adaptive_inputs(net), 1)
+    inputs = {quantizer: quantizer.frames for quantizer in _adaptive_inputs(net)}
     a_range = net.config.arithmetic.bit_range
     for activation, bits in _bits_by_sensitivity(found, inputs, a_mean, a_range).items():
         activation.layer_factor.fill_(bits - activation.bits)
@@ -358,10 +358,14 @@ def _bits_by_sensitivity(
 
 def base_bits(net: QuantizedNetwork) -> float:
     """Mean base bits of the adaptive layers, which is what they may use on average."""
-    bits = [quantizer.bits for quantizer in _adaptive_inputs(net)]
-    if not bits:
+    bits = 0
+    frames = 0
+    for quantizer in _adaptive_inputs(net):
+        bits += quantizer.frames * quantizer.bits
+        frames += quantizer.frames
+    if not frames:
         return float(net.config.a_bits)
-    return sum(bits) / len(bits)
+    return bits / frames
 
 
 def _adaptive_inputs(net: QuantizedNetwork) -> list[ActivationQuantizer]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.bit_mapping import image_complexity
+from adabm_basicsr.quantization.bit_mapping import frames_of, image_complexity
 from adabm_basicsr.quantization.calibration.allocation import (
     assign,
     base_bits,
@@ -280,7 +280,7 @@ def set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
         return
     recipe = net.config.calibration
     shares = batches[0].new_tensor(recipe.image_percentiles)
-    complexities = [image_complexity(batch) for batch in batches]
+    complexities = [image_complexity(frames_of(batch)) for batch in batches]
     if recipe.pooled_thresholds:
         complexities = [torch.cat(complexities)]
     thresholds = moving_average([torch.quantile(of_batch, shares) for of_batch in complexities])
@@ -333,7 +333,7 @@ def _added_bits(net: QuantizedNetwork, batches: list[Tensor]) -> float:
     """
     if net.image_mapping is None:
         return 0.0
-    factors = torch.cat([net.image_mapping(batch) for batch in batches])
+    factors = torch.cat([net.image_mapping(frames_of(batch)) for batch in batches])
     bits = factors.clamp(*net.config.arithmetic.image_bits)
     return max(float(bits.mean()), 0.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class QuantizedLayer(nn.Module):
             (32 bits).
         weight_quantizer: `WeightQuantizer`, or ``nn.Identity`` where weights stay in float
             (32 bits).
+        factors_of_calls: Of networks that take clips, factors of the rows of each call that is
+            still to come in the pass that runs, ``(B * k,)``.
         rounds_bias: Whether the bias is a whole number of the units that products add up to, as
             engines without floats between layers have it.
         output_quantizer: `ActivationQuantizer` of the output; None where engines don't want one.
@@ -48,6 +50,7 @@ class QuantizedLayer(nn.Module):
     linear = False
     copies_input = False
     rounds_bias = False
+    factors_of_calls: Iterator[Tensor] = iter(())
     input_quantizer: ActivationQuantizer | nn.Identity
     weight_quantizer: WeightQuantizer | nn.Identity
     output_quantizer: ActivationQuantizer | None

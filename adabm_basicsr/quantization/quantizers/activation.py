@@ -51,7 +51,12 @@ class ActivationQuantizer(nn.Module):
         ties_away: Whether halves are rounded away from zero rather than to the even neighbour.
         image_factor: Factor of each sample, ``(B,)``; the network sets it for each forward pass, so
             that replicas and repeated calls see their own samples.
-        last_bits: Bit-widths of the last forward pass, ``(B,)`` or ``(1,)``.
+        last_bits: Bit-widths of the last forward pass, ``(B,)`` or ``(1,)``; of a network that
+            takes clips the mean over all calls and frames.
+        bits_of_calls: Bit-widths of each call of the pass that runs, of a network that takes clips;
+            None otherwise, where the last call counts.
+        frames: Calls in the last forward pass times frames that each saw side by side; 1 of
+            networks that take images.
     """
 
     def __init__(
@@ -85,6 +90,8 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("channel_shift", None)
         self.image_factor: Tensor | None = None
         self.last_bits: Tensor | None = None
+        self.bits_of_calls: list[Tensor] | None = None
+        self.frames = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x``; ``x`` itself while the quantizer is switched off.
@@ -100,6 +107,8 @@ class ActivationQuantizer(nn.Module):
         """Quantize ``x`` as `forward` does, whether the quantizer is switched on or not."""
         bits = self.bits_used()
         self.last_bits = bits
+        if self.bits_of_calls is not None:
+            self.bits_of_calls.append(bits)
         lower, upper = self.ends(x)
         if self.narrow:
             x = torch.maximum(x, -upper)
@@ -134,6 +143,24 @@ class ActivationQuantizer(nn.Module):
         if self.adaptive and self.image_factor is not None:
             bits = bits + self.image_factor.clamp(*self.image_bits)
         return bits.clamp(*self.bit_range)
+
+    def add_up_calls(self, samples: int) -> None:
+        """Let `last_bits` and `frames` be those of all calls of a forward pass of clips.
+
+        Args:
+            samples: Number of clips.
+        """
+        if not self.bits_of_calls:
+            return
+        by_sample = []
+        frames = 0
+        for bits in self.bits_of_calls:
+            # All frames of a clip follow one another.
+            of_samples = bits.expand(max(len(bits), samples)).view(samples, -1)
+            by_sample.append(of_samples)
+            frames += of_samples.shape[1]
+        self.last_bits = torch.cat(by_sample, dim=1).mean(1)
+        self.frames = frames
 
     # Ranges
 
@@ -272,11 +299,17 @@ def mean_bits(network: nn.Module, device: torch.device | None = None) -> Tensor:
     for module in network.modules():
         if isinstance(module, ActivationQuantizer) and module.last_bits is not None:
             ran.append(module)
-    counted = [quantizer.last_bits for quantizer in ran if not quantizer.fixed]
+    counted = [quantizer for quantizer in ran if not quantizer.fixed]
     if counted:
-        return torch.stack(torch.broadcast_tensors(*counted)).mean(0).to(device=device)
-    bits = ran[0].bits if ran else FLOAT_BITS
-    return torch.full((1,), float(bits), device=device)
+        bits = torch.broadcast_tensors(*[quantizer.last_bits for quantizer in counted])
+        frames = [quantizer.frames for quantizer in counted]
+        if max(frames) == 1:
+            return torch.stack(bits).mean(0).to(device=device)
+        # Each counts as often as it runs.
+        weighted = [count * of_one for count, of_one in zip(frames, bits, strict=True)]
+        return (torch.stack(weighted).sum(0) / sum(frames)).to(device=device)
+    only = ran[0].bits if ran else FLOAT_BITS
+    return torch.full((1,), float(only), device=device)
 
 
 def shifted(lower: Tensor, upper: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
