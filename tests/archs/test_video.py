@@ -98,9 +98,15 @@ def check_round_trip(name, path, **options):
         assert torch.equal(again(other), net(other))
 
 
-@pytest.mark.parametrize("name", VIDEO_ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "IconVSR" else [])
+        for name in VIDEO_ARCHITECTURES
+    ],
+)
 def test_round_trip(name, tmp_path):
-    """Of fixed bits, so that it doesn't take long; others are slow."""
+    """Of fixed bits, so that it doesn't take long; others are slow, and so is the largest."""
     check_round_trip(name, tmp_path / "net.pth", ingredients={"phases": ["activation_range"]})
 
 
