@@ -13,7 +13,7 @@ from basicsr.utils import tensor2img
 from torch import Tensor, nn
 
 from adabm_basicsr.deployment.tiles import upscale_tiles
-from adabm_basicsr.quantization.bit_mapping import image_class, image_complexity
+from adabm_basicsr.quantization.bit_mapping import frames_of, image_class, image_complexity
 from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.quantization.measures.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -184,11 +184,6 @@ class Observations:
         return bit_map(self.quantized, name, image)
 
 
-def frames_of(image: Tensor) -> Tensor:
-    """Frames ``(T, C, H, W)`` of a clip ``(1, T, C, H, W)``; an image ``(1, C, H, W)`` as it is."""
-    return image.flatten(0, -4)
-
-
 def middle_frame(image: Tensor) -> Tensor:
     """The middle frame ``(1, C, H, W)`` of a clip; an image as it is."""
     frames = frames_of(image)
@@ -211,7 +206,7 @@ def bit_map(net: QuantizedNetwork, name: str, image: Tensor) -> dict[str, Any] |
         mean bits of each tile, row by row; ``classes``, the image class of each tile, 0 to 2;
         ``class_facts``, what these mean, see `describe_classes`.
     """
-    if net.image_mapping is None:
+    if net.image_mapping is None or net.clips is not None:  # those of clips have no tiles
         return None
     tile = max(min(TILE, min(image.shape[2:]) // MIN_TILES), MIN_TILE)
     bits = []

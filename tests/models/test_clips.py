@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from basicsr.archs import build_network
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import ARCH_REGISTRY
 from clip_files import moving, write_frames
@@ -187,3 +188,42 @@ def test_clips_for_a_network_of_images(films, fails):
     prepare_clips([films.root / "hr"], 2, Path("half/lq"), Path("half/gt"))
     opt = options(dataroot_lq="half/lq", dataroot_gt="half/gt")
     assert "EDSR cannot be run on clip city: " in fails({**opt, **changes})
+
+
+@pytest.mark.slow
+def test_a_video_network_goes_the_whole_way(films):
+    """Calibrated and fine-tuned on clips by option files, then validated from its checkpoint."""
+    edvr = {
+        "type": "EDVR",
+        "num_feat": 8,
+        "num_frame": 3,
+        "deformable_groups": 4,
+        "num_extract_block": 1,
+        "num_reconstruct_block": 1,
+        "center_frame_idx": 1,
+    }
+    torch.save({"params": build_network(dict(edvr)).state_dict()}, "edvr.pth")
+    quantized = {
+        "type": "AdaBMNetwork",
+        "network": edvr,
+        "w_bits": 8,
+        "a_bits": 8,
+        "fully_quantized": True,
+        "recipe": "fast",
+    }
+    clips = {
+        "type": "ClipCalibrationDataset",
+        "dataroot_lq": "film/lq",
+        "lq_size": 32,
+        "num_frame": 3,
+        "dataset_enlarge_ratio": 2,
+    }
+    named = {"datasets__train__" + key: value for key, value in clips.items()}
+    weights = {"path__pretrain_network_g": "edvr.pth"}
+    films.train(scale=4, network_g=quantized, train__total_iter=2, **weights, **named)
+    tested = {
+        "network_g": quantized,
+        "path": {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth"},
+    }
+    films.test(**{**of_windows(), **tested})
+    check_by_frame("Film")
