@@ -1,6 +1,6 @@
 """A second device that computes, for tests of what device tensors are on: no GPU is needed.
 
-Its tensors say that they are on ``second:0`` and hold their values in a tensor of the CPU. Values
+Its tensors say that they are on ``simulated:0`` and hold their values in a tensor of the CPU. Values
 are those of the CPU, to the bit; an operation on tensors of both devices fails as it does on a GPU.
 """
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "second"
+NAME = "simulated"
 ATEN = torch.ops.aten
 # What takes values from one device to the other.
 MOVES = {ATEN._to_copy.default, ATEN.copy_.default, ATEN._copy_from.default}
