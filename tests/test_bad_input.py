@@ -62,7 +62,8 @@ TRAIN_MISTAKES = {
     ),
     "unregistered": (
         {"network_g__network__type": "EDRS"},
-        "type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' or 'EDSR'?",
+        "type: 'EDRS' is not registered (custom_imports registers your own); did you mean 'EDVR' "
+        "or 'EDSR'?",
     ),
     "arch option": (
         {"network_g__network__num_blocks": 2},
@@ -163,7 +164,8 @@ TRAIN_MISTAKES = {
     ),
     "dataset type": (
         {"datasets__train__type": "CalibrationDatset"},
-        "type: 'CalibrationDatset' is not registered; did you mean 'CalibrationDataset' or 'ClipCalibrationDataset'?",
+        "type: 'CalibrationDatset' is not registered; did you mean 'CalibrationDataset' or "
+        "'ClipCalibrationDataset'?",
     ),
     "phase": (
         {"datasets": {"train": {}, "test": {}}},
