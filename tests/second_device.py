@@ -1,6 +1,6 @@
 """A second device that computes, for tests of what device tensors are on: no GPU is needed.
 
-Its tensors say that they are on ``simulated:0`` and hold their values in a tensor of the CPU. Values
+Its tensors say that they are on ``simulated:0`` and hold their values in a tensor of the CPU. They
 are those of the CPU, to the bit; an operation on tensors of both devices fails as it does on a GPU.
 """
 
