@@ -12,6 +12,7 @@ MARGIN = 4.303 * (1 + 1 / 3) ** 0.5
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.shared
 def test_one_seed_is_within_the_published_spread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
