@@ -16,7 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-import adabm_basicsr  # noqa: F401  (makes basicsr importable)
+import adabm_basicsr  # makes basicsr importable
 
 # The same examples each time: what nobody has seen yet is looked for by `pytest -m fuzz`.
 settings.register_profile("same", derandomize=True)
@@ -115,6 +115,16 @@ def workspace(tmp_path, monkeypatch, tiny):
     write_images(tmp_path / "val" / "gt", [(48, 64), (56, 48)], seed=50)
     write_images(tmp_path / "val" / "lq", [(24, 32), (28, 24)], seed=50)
     return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def analysis():
+    """The analysis of a network like that of the fixture `tiny`."""
+    from analysed import IMAGES, OPTIONS
+    from basicsr.archs import build_network
+
+    torch.manual_seed(0)
+    return adabm_basicsr.analyse(build_network(TINY_EDSR), IMAGES, **OPTIONS)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from adabm_basicsr.environment import most_memory
 from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.clips import (
-    CLIP,
     FrameMetrics,
     find_place,
     gives_clips,
@@ -33,13 +32,14 @@ from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, read_pairs, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits
 from adabm_basicsr.models.validation import log_costs, note_set
+from adabm_basicsr.quantization.bit_mapping import frames_of
 from adabm_basicsr.quantization.calibration.calibrate import calibrate, representative
 from adabm_basicsr.quantization.checkpoint import (
     load_checkpoint,
     read_description,
     save_checkpoint,
 )
-from adabm_basicsr.quantization.checks import check_finite
+from adabm_basicsr.quantization.checks import CLIP_AXES, check_finite
 from adabm_basicsr.quantization.distributed import own_share, wait_for_all, weighted_mean
 from adabm_basicsr.quantization.finetuning.best_state import PATCHES
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner
@@ -283,7 +283,7 @@ class AdaBMModel(SRModel):
         check_finite(self.lq, "an image")
         net = self.bare_network
         net.eval()
-        if self.lq.dim() != CLIP:
+        if self.lq.dim() != CLIP_AXES:
             self._size_multiple(net)  # tried once, and no cost of the image
             self._check_memory()
         with torch.no_grad():
@@ -293,7 +293,7 @@ class AdaBMModel(SRModel):
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
         net = self.bare_network
-        if image.dim() == CLIP:
+        if image.dim() == CLIP_AXES:
             with users_code(net, f"{type(net).__name__} cannot be run on clip {self.image_name}"):
                 return net(image)
         multiple = self._size_multiple(net)
@@ -448,7 +448,7 @@ class AdaBMModel(SRModel):
             self.image_name = place.name
             self.test()
             frames = judged_frames(self.output, self.gt)
-            judged.note(place, frames, self.gt.flatten(0, -4))
+            judged.note(place, frames, frames_of(self.gt))
             if save_img:
                 folder = Path(self.opt["path"]["visualization"], name)
                 save_frames(frames, place, folder, suffix)

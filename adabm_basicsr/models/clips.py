@@ -18,9 +18,9 @@ from torch import Tensor
 
 from adabm_basicsr.data.images import write_image
 from adabm_basicsr.errors import OptionError
+from adabm_basicsr.quantization.bit_mapping import frames_of
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.distributed import gather_objects
-
-CLIP = 5  # axes of clips, (1, T, C, H, W)
 
 
 class Place(NamedTuple):
@@ -73,8 +73,8 @@ def judged_frames(output: Tensor, truth: Tensor) -> Tensor:
         OptionError: There is truth of a whole clip for one frame.
     """
     if output.dim() == truth.dim():
-        return output.flatten(0, -4)
-    if output.dim() == CLIP:
+        return frames_of(output)
+    if output.dim() == CLIP_AXES:
         return output[:, output.shape[1] // 2]
     raise OptionError(
         "datasets: type: VideoRecurrentTestDataset gives whole clips, but the network makes one "

@@ -1,22 +1,8 @@
 """What to choose, before anything is quantized."""
 
-import pytest
-import torch
-from conftest import TINY_EDSR, photograph
+from analysed import IMAGES, OPTIONS
 
 from adabm_basicsr import analyse
-
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(8)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
-OPTIONS = {"recipe": "fast", "fully_quantized": True}
-
-
-@pytest.fixture(scope="module")
-def analysis():
-    from basicsr.archs import build_network
-
-    torch.manual_seed(0)  # as that of the fixture `tiny`
-    return analyse(build_network(TINY_EDSR), IMAGES, **OPTIONS)
 
 
 def test_ways_are_the_cheapest_settings_that_are_enough(analysis):

@@ -1,25 +1,12 @@
 """What quantizers cost of the image, and what bits come to, hold against calibration."""
 
 import pytest
-import torch
-from conftest import TINY_EDSR, photograph
+from analysed import IMAGES, OPTIONS
 
 from adabm_basicsr import analyse, calibrate, quantize
 from adabm_basicsr.quantization.calibration.budget import cost_share
 from adabm_basicsr.quantization.calibration.estimates import MEASURED_BITS
 from adabm_basicsr.quantization.measures.psnr import self_psnr
-
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(8)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
-OPTIONS = {"recipe": "fast", "fully_quantized": True}
-
-
-@pytest.fixture(scope="module")
-def analysis():
-    from basicsr.archs import build_network
-
-    torch.manual_seed(0)  # as that of the fixture `tiny`
-    return analyse(build_network(TINY_EDSR), IMAGES, **OPTIONS)
 
 
 def setting_of(analysis, w_bits, a_bits):
