@@ -93,3 +93,18 @@ class GlobalAttention(nn.Module):
 
     def forward(self, image):
         return F.pixel_shuffle(self.last(self.blocks(self.first(image))), 2)
+
+
+class DeadAttention(nn.Module):
+    """Channel attention whose squeezed channel is zero for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = conv(3, 8), conv(8, 12)
+        self.squeeze, self.expand = nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1)
+        nn.init.constant_(self.squeeze.bias, -10)
+
+    def forward(self, image):
+        x = self.first(image).relu()
+        squeezed = self.squeeze(x.mean((2, 3), keepdim=True)).relu()
+        return F.pixel_shuffle(self.last(x * self.expand(squeezed).sigmoid()), 2)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adabm_basicsr.deployment.onnx_network import OnnxNetwork
+from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -64,25 +65,32 @@ def fastest_form(
         forms: What to try; the first one is kept where none agrees with the simulation.
 
     Returns:
-        The fastest form of those that agree with the simulation, and a table as lines.
+        The fastest form of those that agree with the simulation, and a table as lines, which also
+        says what couldn't be compiled.
 
     Raises:
-        AdaBMError: A file can't be written or run.
+        AdaBMError: A file can't be written, or none can be run.
     """
     image = _image(net.in_channels)
     with torch.no_grad():
         expected = net(image)
     tried = []
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         for form in forms:
             path = Path(folder) / f"{form}.onnx"
             save(net, path, form)
             network = OnnxNetwork(path, "openvino")
-            # The first run compiles the graph, too.
-            agreement = float(pixel_psnr(network(image), expected))
-            tried.append(TriedForm(form, network, agreement))
+            try:
+                output = network(image)  # which compiles the graph, too
+            except ExportError as error:
+                failed.append(f"{form}: {error}")
+                continue
+            tried.append(TriedForm(form, network, float(pixel_psnr(output, expected))))
+        if not tried:
+            raise ExportError("; ".join(failed))
         _time(tried, image)
-    return choose(tried), table(tried)
+    return choose(tried), table(tried) + failed
 
 
 def choose(tried: Sequence[TriedForm]) -> str:

@@ -9,8 +9,9 @@ import torch
 from agreement import THREADS, agreement, check_agreement, images, quantized, smooth
 from conftest import TINY_EDSR
 from onnx import helper, numpy_helper
+from small_networks import DeadAttention
 
-from adabm_basicsr import AdaBMError, OnnxNetwork, load_network, save_onnx
+from adabm_basicsr import AdaBMError, OnnxNetwork, calibrate, load_network, quantize, save_onnx
 from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 
@@ -24,6 +25,14 @@ def test_runtimes_agree_at_every_class(edsr, exported):
 @pytest.mark.parametrize("bits", [2, 6, 8])
 def test_other_bits_agree_too(bits, tmp_path):
     net = quantized(TINY_EDSR, w_bits=bits, a_bits=bits)
+    save_onnx(net, tmp_path / "net.onnx")
+    check_agreement(net, tmp_path / "net.onnx")
+
+
+def test_layers_that_are_always_zero_agree(tmp_path):
+    torch.manual_seed(0)
+    net = quantize(DeadAttention(), smooth(1), w_bits=8, a_bits=8, fully_quantized=True)
+    calibrate(net, [smooth(8)])
     save_onnx(net, tmp_path / "net.onnx")
     check_agreement(net, tmp_path / "net.onnx")
 

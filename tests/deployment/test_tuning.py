@@ -2,16 +2,20 @@
 
 import json
 
+import onnx
 import pytest
 import torch
 from agreement import quantized, smooth
 from conftest import TINY_EDSR
+from onnx import helper
 
-from adabm_basicsr import save_checkpoint
+from adabm_basicsr import save_checkpoint, save_onnx
 from adabm_basicsr.commands.main import main
 from adabm_basicsr.deployment.engines import EXPORTS
 from adabm_basicsr.deployment.load import load_network
-from adabm_basicsr.deployment.tuning import TriedForm, choose, table
+from adabm_basicsr.deployment.onnx.seal import sealed
+from adabm_basicsr.deployment.tuning import TriedForm, choose, fastest_form, table
+from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 pytestmark = pytest.mark.runtimes
@@ -53,3 +57,29 @@ def test_forms_that_make_other_pixels_are_left_out():
         "c              8.0    80.0 dB  chosen",
     ]
     assert choose(forms[1:2]) == "b"
+
+
+def test_forms_that_do_not_compile_are_left_out():
+    net = quantized(TINY_EDSR, w_bits=8, a_bits=8)
+
+    def save(net, path, form):
+        save_onnx(net, path)
+        if form != "openvino":
+            break_graph(path)
+
+    form, lines = fastest_form(net, save, ["other", "openvino"])
+    assert form == "openvino"
+    assert lines[-1].startswith("other: OpenVINO can't compile the graph: ")
+    with pytest.raises(ExportError, match=r"^other: OpenVINO can't compile"):
+        fastest_form(net, save, ["other"])
+
+
+def break_graph(path):
+    """End the graph in an operator that no runtime has, under a checksum that is right."""
+    model = onnx.load(path)
+    del model.metadata_props[1:]
+    model.opset_import.append(helper.make_opsetid("nowhere", 1))
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == "output" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Unknown", ["whole"], ["output"], domain="nowhere"))
+    path.write_bytes(sealed(model.SerializeToString()))

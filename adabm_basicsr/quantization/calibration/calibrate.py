@@ -53,6 +53,7 @@ from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.log import LOGGER
 from adabm_basicsr.quantization.measures.memory import within_memory
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH, range_width
 
 LAYER_PERCENTILES = (0.3, 0.7)
 SHOWN = 16  # images that layers are reconstructed on
@@ -220,6 +221,7 @@ def set_ranges(net: QuantizedNetwork, statistics: list[Statistics]) -> None:
     """Ranges of activations, scales of their channels, and ranges of weights in these scales."""
     _set_activation_ranges(statistics)
     _equalise(net, statistics)
+    _widen_empty_ranges(statistics)
     _set_weight_ranges(net)
 
 
@@ -229,6 +231,18 @@ def _set_activation_ranges(statistics: list[Statistics]) -> None:
         if ends is not None:
             observed.quantizer.lower.copy_(ends[:1])
             observed.quantizer.upper.copy_(ends[1:])
+
+
+def _widen_empty_ranges(statistics: list[Statistics]) -> None:
+    """Give what was zero in all images a range that engines take.
+
+    OpenVINO compiles no scale that is 10 ** 10 times smaller than a bias, and what other images
+    bring there would be clipped.
+    """
+    for observed in statistics:
+        quantizer = observed.quantizer
+        if range_width(quantizer.lower, quantizer.upper, integer=True) <= MIN_WIDTH:
+            quantizer.upper.fill_(1)
 
 
 def _equalise(net: QuantizedNetwork, statistics: list[Statistics]) -> None:
