@@ -1,6 +1,6 @@
 """Accuracy of the recipes on Set5 and Set14: PSNR, SSIM and self-PSNR, with bits, BitOPs and cost.
 
-    python tests/benchmarks/accuracy.py --out DIR [--networks EDSR IMDN] [--bits 4]
+    python tests/benchmarks/accuracy.py --out DIR [--networks EDSR IMDN] [--bits W4A4 W4A8]
         [--variants paper best] [--seeds 1]
 
 Each run goes through `adabm-basicsr train` with an option file; runs that are in
@@ -21,7 +21,13 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 import yaml
-from networks import NETWORKS, SHARED, make_example_project_importable, option_file
+from networks import (
+    NETWORKS,
+    SHARED,
+    make_example_project_importable,
+    option_file,
+    parse_bits,
+)
 from paper_on_edsr import timed_run
 from tabulate import tabulate
 
@@ -63,12 +69,13 @@ for observer in OBSERVERS:
 MAIN_VARIANTS = ("static, omse", "paper", "fast", "best")
 
 
-def options(kind: str, bits: int, variant: str, seed: int) -> dict:
+def options(kind: str, bits: str, variant: str, seed: int) -> dict:
     """An option file, as a user would write it."""
     own = dict(VARIANTS[variant])
     iterations = {}
     if "total_iter" in own:
         iterations["total_iter"] = own.pop("total_iter")
+    w_bits, a_bits = parse_bits(bits)
     return option_file(
         run_name(kind, bits, variant, seed).replace(", ", "_").replace(" ", "_"),
         kind,
@@ -76,19 +83,19 @@ def options(kind: str, bits: int, variant: str, seed: int) -> dict:
         images=80,
         lq_size=64,
         iterations=iterations,
-        w_bits=bits,
-        a_bits=bits,
+        w_bits=w_bits,
+        a_bits=a_bits,
         fully_quantized=kind not in PERCEPTUAL,
         **own,
     )
 
 
-def run_name(kind: str, bits: int, variant: str, seed: int) -> str:
+def run_name(kind: str, bits: str, variant: str, seed: int) -> str:
     """Key of a run in the results."""
-    return f"{kind}, W{bits}A{bits}, {variant}, seed {seed}"
+    return f"{kind}, {bits}, {variant}, seed {seed}"
 
 
-def run(kind: str, bits: int, variant: str, seed: int) -> dict:
+def run(kind: str, bits: str, variant: str, seed: int) -> dict:
     """Quantize and measure once."""
     from basicsr.archs import build_network
 
@@ -176,7 +183,7 @@ def make_table(runs: dict[str, dict]) -> str:
 
     rows = []
     for (network, bits, variant), seeds in groups.items():
-        row = {"network": network, "bits": f"W{bits}A{bits}", "variant": variant}
+        row = {"network": network, "bits": bits, "variant": variant}
         row["seeds"] = str(len(seeds))
         for name in SETS:
             row |= _cells_of_set(name, [result["sets"][name] for result in seeds])
@@ -239,7 +246,7 @@ def read_arguments() -> argparse.Namespace:
         "--out", type=Path, required=True, help="folder for experiments and results"
     )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--bits", nargs="+", type=int, default=[4])
+    parser.add_argument("--bits", nargs="+", default=["W4A4"], help="such as W8A8 W4A8 W4A4")
     parser.add_argument(
         "--variants", nargs="+", default=MAIN_VARIANTS, choices=list(VARIANTS), metavar="VARIANT"
     )

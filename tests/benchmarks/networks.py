@@ -37,6 +37,12 @@ def training_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def parse_bits(name: str) -> tuple[int, int]:
+    """Bits of weights and of activations of a name such as "W4A8"."""
+    w_bits, a_bits = name.removeprefix("W").split("A")
+    return int(w_bits), int(a_bits)
+
+
 def option_file(
     name: str,
     kind: str,

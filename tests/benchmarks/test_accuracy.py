@@ -12,14 +12,14 @@ from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 @pytest.mark.parametrize("variant", accuracy.VARIANTS)
 def test_every_variant_builds(variant):
     accuracy.make_example_project_importable()
-    network = accuracy.options("IMDN", 4, variant, seed=1)["network_g"]
+    network = accuracy.options("IMDN", "W4A4", variant, seed=1)["network_g"]
     network.pop("type")
     net = AdaBMNetwork(**network)
     assert net.config.arithmetic.integer is not (variant == "paper" or "published" in variant)
 
 
 def test_names_of_runs_differ():
-    cases = list(itertools.product(NETWORKS, (4, 8), accuracy.VARIANTS))
+    cases = list(itertools.product(NETWORKS, ("W4A4", "W4A8"), accuracy.VARIANTS))
     names = {accuracy.options(*case, seed=1)["name"] for case in cases}
     assert len(names) == len(cases)
 
@@ -36,7 +36,7 @@ def test_table_averages_over_seeds(tmp_path):
         }
         return {
             "network": "EDSR",
-            "bits": 4,
+            "bits": "W4A4",
             "variant": "best",
             "seed": seed,
             "bytes": 1e6,

@@ -34,6 +34,7 @@ from networks import (
     WEIGHTS,
     make_example_project_importable,
     option_file,
+    parse_bits,
     training_environment,
 )
 
@@ -117,12 +118,6 @@ def program_of(engine: str) -> str:
     if EXPORTS[engine].suffix == NCNN_SUFFIX:
         return "ncnn"
     return "onnxruntime"
-
-
-def parse_bits(name: str) -> tuple[int, int]:
-    """Bits of weights and of activations of a name such as "W4A8"."""
-    w_bits, a_bits = name.removeprefix("W").split("A")
-    return int(w_bits), int(a_bits)
 
 
 def bits_of_engine(engine: str, wanted: str) -> str | None:
