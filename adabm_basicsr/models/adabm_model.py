@@ -20,19 +20,11 @@ from torch.utils.data import DataLoader
 from adabm_basicsr.environment import most_memory
 from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
 from adabm_basicsr.metrics.choice import split_metrics
-from adabm_basicsr.models.clips import (
-    FrameMetrics,
-    find_place,
-    gives_clips,
-    judged_frames,
-    save_frames,
-)
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
 from adabm_basicsr.models.setup import TrainingSetup, gpus_per_process, read_pairs, set_up_training
 from adabm_basicsr.models.tensorboard import TrainingBits, current_writer, layer_bits
 from adabm_basicsr.models.validation import log_costs, note_set
-from adabm_basicsr.quantization.bit_mapping import frames_of
 from adabm_basicsr.quantization.calibration.calibrate import calibrate, representative
 from adabm_basicsr.quantization.checkpoint import (
     load_checkpoint,
@@ -51,6 +43,14 @@ from adabm_basicsr.quantization.progress import tracked
 from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.user_code import users_code
 from adabm_basicsr.runs.facts import describe_network, describe_result
+from adabm_basicsr.runs.frames import (
+    FrameMetrics,
+    find_place,
+    gives_clips,
+    judged_figures,
+    judged_frames,
+    save_frames,
+)
 from adabm_basicsr.runs.observations import Observations
 from adabm_basicsr.runs.pictures import PictureStore
 from adabm_basicsr.runs.record import RunRecord
@@ -431,7 +431,7 @@ class AdaBMModel(SRModel):
         """Validate on clips, of which BasicSR has a model for windows and one for whole clips.
 
         Returns:
-            Metrics of the first, second, ... frames, means over all clips.
+            Metrics and bits of the first, second, ... frames, means over all clips.
         """
         options = self.opt["val"]
         if options.get("tile"):
@@ -448,15 +448,16 @@ class AdaBMModel(SRModel):
             self.image_name = place.name
             self.test()
             frames = judged_frames(self.output, self.gt)
-            judged.note(place, frames, frames_of(self.gt))
+            figures = judged_figures(self.observed.of_frames, len(frames))
+            judged.note(place, frames, self.gt, figures)
             if save_img:
                 folder = Path(self.opt["path"]["visualization"], name)
                 save_frames(frames, place, folder, suffix)
             # Whole clips of ground truth take much memory.
             del self.lq, self.gt, self.output
-        if not judged.metrics:
-            return {}
         judged.gather()
+        if not judged.metrics:
+            return judged.all_by_frame()
         self.metric_results: dict[str, float] = {}
         self._initialize_best_metric_results(name)
         for metric in judged.metrics:
@@ -464,7 +465,7 @@ class AdaBMModel(SRModel):
             self._update_best_metric_result(name, metric, mean_of_clips, current_iter)
         self._log_validation_metric_values(current_iter, name, tb_logger)
         judged.log(name)
-        return {metric: judged.by_frame(metric) for metric in judged.metrics}
+        return judged.all_by_frame()
 
     @master_only
     def save_network(

@@ -72,8 +72,8 @@ def note_set(
         observed: What was seen of the images.
         seconds: How long it took.
         record: Where it is noted; ``metrics.json`` beside it holds the latest of every set.
-        by_frame: Of clips, metrics of the first, second, ... frames, means over the clips; empty
-            for images.
+        by_frame: Of clips, metrics and bits of the first, second, ... frames, means over the clips;
+            empty for images.
     """
     facts: dict[str, Any] = {"metrics": dict(metrics)}
     facts.update(observed.facts())

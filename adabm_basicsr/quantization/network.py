@@ -36,7 +36,12 @@ from adabm_basicsr.quantization.structure.blueprint import (
     find_blueprint,
     read_blueprint,
 )
-from adabm_basicsr.quantization.structure.frames import FramesOfCalls, find_frames, unwatched
+from adabm_basicsr.quantization.structure.frames import (
+    CLIP,
+    FramesOfCalls,
+    find_frames,
+    unwatched,
+)
 from adabm_basicsr.quantization.structure.outputs import take_first_image
 from adabm_basicsr.quantization.structure.preparation import (
     copy_of,
@@ -647,6 +652,39 @@ class QuantizedNetwork(nn.Module):
                         _count_bits(quantizer, factors.get(name, [image_factor]), len(image))
             return mean_bits(self.network, image.device).expand(len(image))
 
+    @torch.no_grad()
+    def bits_of_frames(self, clips: Tensor) -> Tensor:
+        """Mean bits of each frame of clips, without running the network.
+
+        What belongs to the clip counts in equal parts for all of its frames. Where layers run as
+        often for each frame, the mean over them is what `bits_for` gives.
+
+        Args:
+            clips: ``(B, T, C, H, W)`` in 0..1.
+
+        Returns:
+            ``(B, T)``.
+        """
+        length = clips.shape[1]
+        if self.clips is None or self.image_mapping is None:
+            return self.bits_for(clips).unsqueeze(1).expand(-1, length)
+        with self.lock:
+            factors = self._factors_of_frames(clips, self.image_mapping(clips))
+            frames = self._frames_of_calls(length)
+            total = torch.zeros_like(factors)
+            calls = factors.new_zeros(length + 1)
+            for name, layer in self.layers().items():
+                places = torch.tensor(frames.get(name, [[CLIP]])).flatten() % (length + 1)
+                count = places.bincount(minlength=length + 1).to(factors)
+                for quantizer in layer.inputs(name).values():
+                    if isinstance(quantizer, ActivationQuantizer) and not quantizer.fixed:
+                        total += count * _bits_at(quantizer, factors)
+                        calls += count
+        if not calls.any():
+            return self.bits_for(clips).unsqueeze(1).expand(-1, length)
+        of_clip = total[:, CLIP:] / length
+        return (total[:, :CLIP] + of_clip) / (calls[:CLIP] + calls[CLIP] / length)
+
     def _image_factor(self, image: Tensor) -> Tensor | None:
         """Factor of each image, ``(B,)``; None for recipes of fixed bits."""
         if self.image_mapping is None:
@@ -697,14 +735,17 @@ class QuantizedNetwork(nn.Module):
         """
         if self.clips is None or self.image_mapping is None or image_factor is None:
             return {}
-        samples, length = image.shape[:2]
-        of_frames = self.image_mapping(frames_of(image)).view(samples, length)
-        # The last column, -1, is that of `CLIP`.
-        table = torch.cat([of_frames, image_factor.unsqueeze(1)], dim=1)
+        table = self._factors_of_frames(image, image_factor)
         factors = {}
-        for name, calls in self._frames_of_calls(length).items():
+        for name, calls in self._frames_of_calls(image.shape[1]).items():
             factors[name] = [table[:, frames].flatten() for frames in calls]
         return factors
+
+    def _factors_of_frames(self, clips: Tensor, clip_factor: Tensor) -> Tensor:
+        """Factor of each frame, and in the last column, `CLIP`, of each clip: ``(B, T + 1)``."""
+        assert self.image_mapping is not None, "networks of fixed bits have no factors"
+        of_frames: Tensor = self.image_mapping(frames_of(clips))
+        return torch.cat([of_frames.view(clips.shape[:2]), clip_factor.unsqueeze(1)], dim=1)
 
     def _frames_of_calls(self, length: int) -> FramesOfCalls:
         """Which frame each call of a layer belongs to in clips of that length; found once."""
@@ -766,11 +807,17 @@ def _count_bits(
     """Let a quantizer's bits be those of its calls without running it; see `_factors_of_calls`."""
     quantizer.bits_of_calls = []
     for factor in factors:
-        quantizer.image_factor = factor
-        quantizer.bits_of_calls.append(quantizer.bits_used())
+        quantizer.bits_of_calls.append(_bits_at(quantizer, factor))
     quantizer.add_up_calls(samples)
-    quantizer.image_factor = None
     quantizer.bits_of_calls = None
+
+
+def _bits_at(quantizer: ActivationQuantizer, factor: Tensor | None) -> Tensor:
+    """Bits that a quantizer would use at these factors of images."""
+    quantizer.image_factor = factor
+    bits = quantizer.bits_used()
+    quantizer.image_factor = None
+    return bits
 
 
 def _take_factor(layer: QuantizedLayer, args: tuple) -> None:

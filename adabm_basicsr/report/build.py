@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.report.crops import cut, draw_crops, find_crops
 from adabm_basicsr.report.figures import FULL, VARIANTS, gather, own_variant
+from adabm_basicsr.report.formats import title
 from adabm_basicsr.report.page import write_page
 from adabm_basicsr.report.plots import (
     complexity_plot,
+    frames_plot,
     histogram_plot,
     layer_plot,
     save_plot,
@@ -54,6 +56,7 @@ def report_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     figures = gather(folder)
     add_kept_sets(figures, store, own)
     add_kept_metrics(figures, store)
+    add_kept_frames(figures, store, own)
     add_shares(figures)
     figures["crops"] = find_crops(store, list(figures["sets"]), own)
     figures = plain(figures)
@@ -84,6 +87,7 @@ def add_kept_sets(figures: dict[str, Any], store: PictureStore, own: str) -> Non
         facts = store.facts(name, own)
         if facts:
             facts["versions"] = {}
+            facts["by_frame"] = {}
             facts["seconds"] = None
             figures["sets"][name] = facts
 
@@ -96,6 +100,17 @@ def add_kept_metrics(figures: dict[str, Any], store: PictureStore) -> None:
             if kept is not None:
                 of_run = facts["versions"].get(variant, {})
                 facts["versions"][variant] = kept | of_run
+
+
+def add_kept_frames(figures: dict[str, Any], store: PictureStore, own: str) -> None:
+    """Add metrics by frame of variants that were run on clips, and which frames are shown."""
+    for name, facts in figures["sets"].items():
+        facts["frames"] = (store.facts(name, own) or {}).get("frames", [])
+        for variant in VARIANTS:
+            by_frame = (store.facts(name, variant) or {}).get("by_frame", {})
+            of_run = facts["by_frame"].get(variant, {})
+            if by_frame or of_run:
+                facts["by_frame"][variant] = by_frame | of_run
 
 
 def add_shares(figures: dict[str, Any]) -> None:
@@ -143,6 +158,9 @@ def draw_plots(figures: Mapping, out: Path) -> dict[str, Path]:
             counts[name] = facts["bit_counts"]
     if counts:
         plots["histogram"] = partial(histogram_plot, counts)
+    by_frame = _by_frame(figures)
+    if by_frame:
+        plots["frames"] = partial(frames_plot, by_frame)
     points = tradeoff_points(figures)
     if points:
         plots["tradeoff"] = partial(tradeoff_plot, points)
@@ -168,6 +186,18 @@ def _complexities(figures: Mapping) -> dict[str, list[tuple[float, float]]]:
         for image in facts["images"]:
             points[name].append((image["complexity"], image["bits"]))
     return {name: found for name, found in points.items() if found}
+
+
+def _by_frame(figures: Mapping) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Metrics by frame of each variant on each set of clips, by what the plot calls them."""
+    found = {}
+    for name, facts in figures["sets"].items():
+        for variant in VARIANTS:
+            by_frame = facts["by_frame"].get(variant)
+            # Of some sets a single frame of each clip is judged.
+            if by_frame and len(by_frame["fab"]) > 1:
+                found[f"{name}, {title(variant)}"] = by_frame
+    return found
 
 
 def tradeoff_points(figures: Mapping) -> list[dict[str, Any]]:

@@ -83,9 +83,13 @@ def gather(folder: Path) -> dict[str, Any]:
         seconds["train"] = training["seconds"]
     sets = {}
     for name, found in record["sets"].items():
-        facts = {"versions": {own_variant(record): found["metrics"]}}
+        facts: dict[str, Any] = {"versions": {own_variant(record): found["metrics"]}}
         for key in OF_SET:
             facts[key] = found[key]
+        facts["by_frame"] = {}
+        if "by_frame" in found:
+            facts["by_frame"][own_variant(record)] = found["by_frame"]
+        facts["frames"] = []
         sets[name] = facts
 
     figures = {key: record[key] for key in OF_RUN}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from adabm_basicsr.terminal import say
 
 MISSING = "–"
 
@@ -74,3 +76,9 @@ def format_figure(name: str, value: float | None) -> str:
 def title(name: str) -> str:
     """What a figure is called in tables."""
     return NAMES.get(name, name.replace("_", " "))
+
+
+def say_figures(label: str, figures: Mapping[str, float]) -> None:
+    """Report the metrics of a set in a line."""
+    shown = [f"{name} {format_figure(name, value)}" for name, value in figures.items()]
+    say(f"Report: {label}: {', '.join(shown)}")

@@ -26,6 +26,7 @@ PLOTS = {
     "layers": "Bits along the network",
     "complexity": "Complexity of images and bits used",
     "histogram": "Bits used over the validation sets",
+    "frames": "Quality and bits over the frames of clips",
     "tradeoff": "Quality against cost of the runs in this folder",
     "settings": "Estimated quality against cost",
     "errors": "Share of the error by layer",
@@ -59,6 +60,7 @@ def write_page(
         cards=_cards(figures),
         crops=_crop_rows(figures["crops"], crops),
         columns=[(column, column_title(column)) for column in crop_columns(crops)],
+        frames=_frames(figures, store),
         class_map=_class_map(figures, store),
         plots=_embedded_plots(plots),
         distributions=[_distribution(layer) for layer in figures["layers"]],
@@ -150,6 +152,18 @@ def _crop_rows(places: Sequence[Mapping], crops: Sequence[Crop]) -> list[dict[st
         row["pixels"] = {column: _embed(pixels) for column, pixels in crop.items()}
         rows.append(row)
     return rows
+
+
+def _frames(figures: Mapping, store: PictureStore) -> list[tuple[str, str]]:
+    """Caption and embedded pixels of the frames that are shown, those of all sets."""
+    shown = []
+    for name, facts in figures["sets"].items():
+        for frame in facts["frames"]:
+            pixels = store.read(name, own_variant(figures), frame["picture"])
+            if pixels is not None:
+                caption = f"{frame['clip']}, frame {frame['number']}: {frame['self_psnr']:.1f} dB"
+                shown.append((caption, _embed(pixels, ".jpg")))
+    return shown
 
 
 def _class_map(figures: Mapping, store: PictureStore) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.quantization.config import FLOAT_BITS
+from adabm_basicsr.report.formats import title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,7 @@ COLOURS = ("#3b82c4", "#e08a2e", "#3f9e63", "#b255a6", "#c0504d", "#7a7f87")
 COLOUR_MAP = "viridis"
 MIN_SPAN = 0.2  # dB along the axis: smaller differences are not to look large
 NEAR = (0.16, 0.06)  # shares of the axes within which labels would run into one another
+QUALITIES = ("psnr", "self_psnr")  # of which the first that is known is drawn by frame
 MAX_NAMES = 3  # in one label
 
 
@@ -158,6 +161,33 @@ def histogram_plot(counts: Mapping[str, Mapping[str, int]]) -> Figure:
         xticks=bits,
     )
     _add_legend(axes)
+    return figure
+
+
+def frames_plot(by_frame: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Quality and bits over the frames of clips, first to last.
+
+    Args:
+        by_frame: Metrics and ``fab`` of the first, second, ... frames, by what was run on what.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(SIZE[0], 1.4 * SIZE[1]))
+    figure.subplots_adjust(**MARGINS)
+    quality, bits = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    for (name, found), (_, colour) in zip(by_frame.items(), _coloured(by_frame), strict=True):
+        for metric in QUALITIES:
+            if metric in found:
+                quality.plot(found[metric], color=colour, label=name)
+                quality.set_ylabel(title(metric))
+                break
+        if found["fab"][0] < FLOAT_BITS:
+            bits.plot(found["fab"], color=colour)
+    bits.set(xlabel="frame of the clip", ylabel="bits used")
+    bits.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bits.margins(y=0.25)
+    _add_legend(quality)
     return figure
 
 

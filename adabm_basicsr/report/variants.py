@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,9 +24,16 @@ from adabm_basicsr.quantization.calibration.calibrate import calibrate
 from adabm_basicsr.quantization.checkpoint import is_quantized, load_checkpoint, read_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
-from adabm_basicsr.report.data import PictureSet, calibration_dataset, directory_of, picture_sets
+from adabm_basicsr.report.clip_variants import make_clip_pictures
+from adabm_basicsr.report.data import (
+    ClipSet,
+    PictureSet,
+    calibration_dataset,
+    directory_of,
+    picture_sets,
+)
 from adabm_basicsr.report.figures import FULL, STATIC, own_variant, training_record
-from adabm_basicsr.report.formats import format_figure, title
+from adabm_basicsr.report.formats import say_figures, title
 from adabm_basicsr.runs.facts import describe_size
 from adabm_basicsr.runs.observations import Observations
 from adabm_basicsr.runs.pictures import LOW, TRUTH, PictureStore, to_pixels
@@ -95,6 +103,14 @@ class Variants:
                 self._static = self._quantize_static(self.training)
             yield self._static
 
+    def costs(self, variant: str, observed: Observations) -> dict[str, float]:
+        """Means over the images of a set: bits, BitOPs, size and, where asked for, self-PSNR."""
+        costs = observed.means()
+        if variant == FULL:
+            costs["bitops"] = mean(row["float_bitops"] for row in observed.images)
+            costs["weight_bytes"] = describe_size(self.net)["float_bytes"]
+        return costs
+
     def _quantize_static(self, training: Mapping) -> QuantizedNetwork:
         """The same network at fixed bits, calibrated on the same images."""
         options = deepcopy(training["options"])
@@ -139,14 +155,23 @@ def make_pictures(folder: Path, record: Mapping, custom_imports: Sequence[str]) 
         variants = Variants(record, checkpoint, custom_imports)
         names = variants.names()
         for pictures in picture_sets(record):
+            metrics = _metrics(record, pictures.has_truth)
+            key_of = partial(_key, variants, pictures, metrics)
+            if isinstance(pictures, ClipSet):
+                make_clip_pictures(store, variants, names, pictures, metrics, key_of)
+                continue
             _keep_inputs(store, pictures)
-            metrics = _metrics(record, pictures)
             for variant in names:
-                made_from = f"{variants.digest} {variant} {pictures.key} {metrics}"
-                key = hashlib.sha256(made_from.encode()).hexdigest()
+                key = key_of(variant)
                 if store.metrics(pictures.name, variant, key) is None:
                     figures, facts = _run(store, variants, variant, pictures, metrics)
                     store.keep_metrics(pictures.name, variant, key, figures, facts)
+
+
+def _key(variants: Variants, pictures: PictureSet | ClipSet, metrics: Mapping, variant: str) -> str:
+    """What differs if pictures of a variant, or their metrics, have to be made again."""
+    made_from = f"{variants.digest} {variant} {pictures.key} {metrics}"
+    return hashlib.sha256(made_from.encode()).hexdigest()
 
 
 def _keep_inputs(store: PictureStore, pictures: PictureSet) -> None:
@@ -160,7 +185,7 @@ def _keep_inputs(store: PictureStore, pictures: PictureSet) -> None:
     store.keep_metrics(pictures.name, LOW, pictures.key, {})
 
 
-def _metrics(record: Mapping, pictures: PictureSet) -> dict[str, Mapping]:
+def _metrics(record: Mapping, has_truth: bool) -> dict[str, Mapping]:
     """Metrics by name: those that the run asked for, or else PSNR and SSIM as the field has them.
 
     Self-PSNR is always among them.
@@ -174,7 +199,7 @@ def _metrics(record: Mapping, pictures: PictureSet) -> dict[str, Mapping]:
                 "crop_border": record["scale"],
                 "test_y_channel": True,
             }
-    metrics, self_psnr = split_metrics(asked, pictures[0].truth is not None)
+    metrics, self_psnr = split_metrics(asked, has_truth)
     if not self_psnr:
         self_psnr = {"self_psnr": {"type": SELF_PSNR}}
     return metrics | self_psnr
@@ -208,12 +233,8 @@ def _run(
                     other = store.read(pictures.name, FULL, picture.name)
                 values.setdefault(name, []).append(judge(output, other, options))
     figures = {name: mean(of_images) for name, of_images in values.items()}
-    figures |= observed.means()
-    if variant == FULL:
-        figures["bitops"] = mean(row["float_bitops"] for row in observed.images)
-        figures["weight_bytes"] = describe_size(variants.net)["float_bytes"]
-    shown = [f"{name} {format_figure(name, value)}" for name, value in figures.items()]
-    say(f"Report: {label}: {', '.join(shown)}")
+    figures |= variants.costs(variant, observed)
+    say_figures(label, figures)
     return figures, observed.facts()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.deployment.tiles import upscale_tiles
 from adabm_basicsr.quantization.bit_mapping import frames_of, image_class, image_complexity
+from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.distributed import gather_objects
 from adabm_basicsr.quantization.measures.cost import Cost, CostMeter, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -39,6 +40,7 @@ class Observations:
     Attributes:
         images: For each image ``name``, ``complexity``, ``bits`` (FAB), ``bitops``,
             ``float_bitops`` and the ``self_psnr`` metrics.
+        of_frames: Of the last clip, its ``fab`` and ``self_psnr`` metrics by frame that was made.
         bit_counts: How many times a layer used each number of bits.
         largest: Name of the largest LR image that this process took, the image and its output; of
             a clip its middle frames.
@@ -63,6 +65,7 @@ class Observations:
         if self.quantized is not None and self_psnr:
             self.self_psnr = self_psnr
         self.images: list[dict[str, Any]] = []
+        self.of_frames: dict[str, list[float]] = {}
         self.bit_counts: Counter[int] = Counter()
         self.largest: tuple[str, Tensor, Tensor] | None = None
         self.meter = CostMeter(net)
@@ -126,12 +129,22 @@ class Observations:
         shown = middle_frame(image)
         if self.largest is None or shown.numel() > self.largest[1].numel():
             self.largest = (name, shown, middle_frame(output))
+        self.of_frames = {"fab": self._bits_of_frames(image, output, row["bits"])}
         if self.quantized is not None and self.self_psnr:
-            row |= self._compare(self.quantized, image, output)
+            self.of_frames |= self._compare(self.quantized, image, output)
+            row |= {name: mean(self.of_frames[name]) for name in self.self_psnr}
         self.bar.update(1)
 
-    def _compare(self, net: QuantizedNetwork, image: Tensor, output: Tensor) -> dict[str, float]:
-        """Metrics of an output against that in full precision."""
+    def _bits_of_frames(self, image: Tensor, output: Tensor, bits: float) -> list[float]:
+        """Bits of each frame that was made; where it was one, ``bits`` of the pass."""
+        if self.quantized is None or output.dim() != CLIP_AXES:
+            return [bits] * len(frames_of(output))
+        return self.quantized.bits_of_frames(image)[0].tolist()
+
+    def _compare(
+        self, net: QuantizedNetwork, image: Tensor, output: Tensor
+    ) -> dict[str, list[float]]:
+        """Metrics of an output against that in full precision, by frame."""
         with net.full_precision():
             full = self.upscale(image)
         # These are no cost of the quantized network.
@@ -142,7 +155,7 @@ class Observations:
             pair = {"img": tensor2img([frame]), "img2": tensor2img([wanted])}
             for name, options in self.self_psnr.items():
                 values[name].append(calculate_metric(pair, options))
-        return {name: mean(of_frames) for name, of_frames in values.items()}
+        return values
 
     def gather(self, count: int) -> None:
         """Add what other processes noted: they took the ``count`` images of the set in turn."""

@@ -188,6 +188,9 @@ def test_bits_follow_the_frame_that_a_call_belongs_to():
     assert details.bits[0] < details.bits[1]
     assert cost.fab == pytest.approx(float(details.bits.mean()))
     assert net.layers()["conv_l2_1"].input_quantizer.frames == 5
+    of_frames = net.bits_of_frames(clips)
+    assert of_frames[0].min() < details.bits[0] < of_frames[0].max()
+    assert of_frames[0, 0] == of_frames[0, 4] < of_frames[0, 2]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 20), (1, 4, 3, 16, 20), (1, 5, 1, 16, 20)])

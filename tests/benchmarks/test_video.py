@@ -4,40 +4,16 @@ import pytest
 import torch
 import video
 from clip_files import moving, write_video
+from clip_networks import CarriesOn, MiddleFrame
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.data.frames import FrameRange
 
 
-class Carrying(torch.nn.Module):
-    """Makes all frames of a clip, each with what it carries over from those before."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Conv2d(6, 8, 3, padding=1)
-        self.body = torch.nn.Conv2d(8, 8, 3, padding=1)
-        self.last = torch.nn.Conv2d(8, 3, 3, padding=1)
-
-    def forward(self, clip):
-        state = torch.zeros_like(clip[:, 0])
-        made = []
-        for frame in clip.unbind(1):
-            features = self.first(torch.cat([frame, state], 1)).relu()
-            state = frame + self.last(self.body(features).relu())
-            made.append(torch.nn.functional.interpolate(state, scale_factor=video.SCALE))
-        return torch.stack(made, 1)
-
-
-class Middle(Carrying):
-    """Makes the middle frame of three."""
-
-    def forward(self, window):
-        return super().forward(window[:, 1:2])[:, 0]
-
-
 def quantized(network):
     clip = torch.rand(1, 3, 3, 16, 16)
-    return calibrate(quantize(network, clip, w_bits=4, a_bits=4, recipe="static"), [clip])
+    net = quantize(network, clip, w_bits=8, a_bits=8, recipe="static", fully_quantized=True)
+    return calibrate(net, [clip])
 
 
 @pytest.fixture
@@ -61,7 +37,7 @@ def test_clips_are_made_once_and_cut_alike(films):
     assert (low - of_truth).abs().mean() < 0.02
 
 
-@pytest.mark.parametrize("network", [Carrying, Middle])
+@pytest.mark.parametrize("network", [CarriesOn, MiddleFrame])
 def test_a_clip_is_measured_by_frame_and_length(network, films, monkeypatch):
     monkeypatch.setattr(video, "LENGTHS", (4, 8, 12))
     net = quantized(network())
@@ -77,7 +53,7 @@ def test_a_clip_is_measured_by_frame_and_length(network, films, monkeypatch):
     assert list(found["errors"]) == [4, 8]
     # Frames of a window don't know how long the clip is.
     alike = video.growth(found["errors"]) == pytest.approx(1)
-    assert alike is (network is Middle)
+    assert alike is (network is MiddleFrame)
 
 
 def test_table_and_plot_say_what_was_measured(tmp_path):

@@ -1,8 +1,8 @@
-"""Validation on clips, by whichever of BasicSR's video datasets gives them."""
+"""Frames of validation sets of clips, by whichever of BasicSR's video datasets gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -82,6 +82,20 @@ def judged_frames(output: Tensor, truth: Tensor) -> Tensor:
     )
 
 
+def judged_figures(figures: Mapping[str, Sequence[float]], count: int) -> dict[str, list[float]]:
+    """Figures by frame of what a network made, as far as `judged_frames` takes it.
+
+    Args:
+        figures: Of each frame that it made, by name.
+        count: How many are judged: all of them, or the middle one.
+    """
+    judged = {}
+    for name, values in figures.items():
+        first = (len(values) - count) // 2
+        judged[name] = list(values[first : first + count])
+    return judged
+
+
 class FrameMetrics:
     """Metrics of the frames of a validation set.
 
@@ -94,14 +108,30 @@ class FrameMetrics:
         # By clip and number of the frame.
         self._values: dict[tuple[str, int], dict[str, float]] = {}
 
-    def note(self, place: Place, frames: Tensor, truth: Tensor) -> None:
-        """Judge frames ``(T, C, H, W)`` by those of the truth."""
-        for offset, (frame, wanted) in enumerate(zip(frames.cpu(), truth.cpu(), strict=True)):
-            pair = {"img": tensor2img([frame]), "img2": tensor2img([wanted])}
-            values = {
-                name: float(calculate_metric(pair, dict(options)))
-                for name, options in self.metrics.items()
-            }
+    def note(
+        self,
+        place: Place,
+        frames: Tensor,
+        truth: Tensor | None,
+        figures: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Judge frames.
+
+        Args:
+            place: Which they are.
+            frames: ``(T, C, H, W)`` in 0..1.
+            truth: Ground truth, ``(1, T, C, sH, sW)`` or of one frame; None if there is none.
+            figures: What else is known of each frame, by name.
+        """
+        for offset, frame in enumerate(frames.cpu().split(1)):
+            values = {}
+            if truth is not None:
+                wanted = frames_of(truth)[offset].cpu()
+                pair = {"img": tensor2img([frame]), "img2": tensor2img([wanted])}
+                for name, options in self.metrics.items():
+                    values[name] = float(calculate_metric(pair, dict(options)))
+            for name, of_frames in figures.items():
+                values[name] = of_frames[offset]
             self._values[place.clip, place.first + offset] = values
 
     def gather(self) -> None:
@@ -124,6 +154,13 @@ class FrameMetrics:
         for (_, number), found in self._values.items():
             values.setdefault(number, []).append(found[metric])
         return [mean(values[number]) for number in sorted(values)]
+
+    def all_by_frame(self) -> dict[str, list[float]]:
+        """`by_frame` of all metrics and figures."""
+        names: dict[str, None] = {}
+        for found in self._values.values():
+            names.update(dict.fromkeys(found))
+        return {name: self.by_frame(name) for name in names}
 
     def log(self, name: str) -> None:
         """Log each metric by clip, and by frame where clips have several."""

@@ -1,0 +1,36 @@
+"""Small networks that take clips."""
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+
+@ARCH_REGISTRY.register()
+class MiddleFrame(nn.Module):
+    """Makes the middle frame of a window, as EDVR does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, window):
+        middle = window[:, window.shape[1] // 2]
+        return F.interpolate(middle + self.conv(middle), scale_factor=4, mode="bicubic")
+
+
+@ARCH_REGISTRY.register()
+class CarriesOn(nn.Module):
+    """Makes all frames of a clip, each with what it carries over from those before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, clip):
+        state = torch.zeros_like(clip[:, 0])
+        made = []
+        for frame in clip.unbind(1):
+            state = self.conv(torch.cat([frame, state], 1))
+            made.append(F.interpolate(frame + state, scale_factor=4, mode="bicubic"))
+        return torch.stack(made, 1)
