@@ -15,6 +15,38 @@ INDENT = " " * 4
 
 
 @dataclass(frozen=True)
+class Clips:
+    """Clips that a network is calibrated and tested on.
+
+    Attributes:
+        lq: Folder of the calibration clips, and a word on them.
+        frames: Frames of a stretch, or of a window.
+        type: Of the test set.
+        name: Of the test set.
+        roots: Folders of its ground truth and of its LR frames.
+        further: Further options of the test set, as YAML.
+        crop_border: Pixels at the border that metrics leave out.
+        luma: Whether metrics are those of luma alone.
+    """
+
+    lq: str
+    frames: int
+    type: str
+    name: str
+    roots: tuple[str, str]
+    further: str = ""
+    crop_border: int = 0
+    luma: bool = False
+
+
+REDS = "datasets/calibration/clips_LRbicx4"
+REDS4 = ("datasets/REDS4/GT", "datasets/REDS4/sharp_bicubic")
+# Seven frames on either side of one show how errors of recurrent networks add up.
+WHOLE_CLIPS = Clips(REDS, 15, "VideoRecurrentTestDataset", "REDS4", REDS4)
+WINDOW_OF_7 = "num_frame: 7\npadding: reflection_circle\n"
+
+
+@dataclass(frozen=True)
 class Network:
     """One full-precision network, quantized at each of its scales.
 
@@ -27,6 +59,7 @@ class Network:
         weights: File of the full-precision checkpoint, by scale.
         calibration: Further options of the calibration images, as YAML.
         validation: Further options of the validation sets, as YAML.
+        clips: Of a network that takes clips; None of one that takes images.
     """
 
     title: str
@@ -36,6 +69,7 @@ class Network:
     weights: dict[int, str]
     calibration: str = ""
     validation: str = ""
+    clips: Clips | None = None
 
 
 NETWORKS = (
@@ -195,6 +229,114 @@ resi_connection: 1conv
             4: "SwinIR/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth",
         },
     ),
+    Network(
+        title="BasicVSR x$scale",
+        name="BasicVSR_REDS",
+        folder="BasicVSR",
+        options="""\
+type: BasicVSR
+num_feat: 64
+num_block: 30
+""",
+        weights={4: "BasicVSR/BasicVSR_REDS4-543c8261.pth"},
+        clips=WHOLE_CLIPS,
+    ),
+    Network(
+        title="IconVSR x$scale",
+        name="IconVSR_REDS",
+        folder="BasicVSR",
+        options="""\
+type: IconVSR
+num_feat: 64
+num_block: 30
+keyframe_stride: 5
+temporal_padding: 2
+""",
+        weights={4: "BasicVSR/IconVSR_REDS-aaa5367f.pth"},
+        clips=WHOLE_CLIPS,
+    ),
+    Network(
+        title="BasicVSR++ x$scale",
+        name="BasicVSRPP_REDS",
+        folder="BasicVSRPP",
+        options="""\
+type: BasicVSRPlusPlus
+mid_channels: 64
+num_blocks: 7
+is_low_res_input: true
+""",
+        weights={4: "BasicVSRPP_REDS4.pth"},
+        clips=WHOLE_CLIPS,
+    ),
+    Network(
+        title="EDVR-M x$scale",
+        name="EDVR_M_x${scale}_SR_REDS",
+        folder="EDVR",
+        options="""\
+type: EDVR
+num_in_ch: 3
+num_out_ch: 3
+num_feat: 64
+num_frame: 5
+deformable_groups: 8
+num_extract_block: 5
+num_reconstruct_block: 10
+center_frame_idx: ~
+hr_in: false
+with_predeblur: false
+with_tsa: true
+""",
+        weights={4: "EDVR/EDVR_M_x4_SR_REDS_official-32075921.pth"},
+        clips=Clips(
+            lq=REDS,
+            frames=5,
+            type="VideoTestDataset",
+            name="REDS4",
+            roots=REDS4,
+            further="num_frame: 5\npadding: reflection_circle\n",
+        ),
+    ),
+    Network(
+        title="DUF x$scale (52 layers)",
+        name="DUF_x${scale}_52L",
+        folder="DUF",
+        options="""\
+type: DUF
+scale: $scale
+num_layer: 52
+adapt_official_weights: true
+""",
+        weights={4: "DUF/DUF_x4_52L_official-483d2c78.pth"},
+        clips=Clips(
+            lq="datasets/calibration/clips_BDx4  # blurred and reduced as those of the test",
+            frames=7,
+            type="VideoTestDUFDataset",
+            name="Vid4",
+            roots=("datasets/Vid4/GT", "datasets/Vid4/BIx4"),
+            further=WINDOW_OF_7 + "use_duf_downsampling: true  # LR frames are made of the truth\n",
+            crop_border=8,
+            luma=True,
+        ),
+    ),
+    Network(
+        title="TOFlow x4, which takes frames that are upsampled already",
+        name="TOF_x4",
+        folder="TOF",
+        options="""\
+type: TOFlow
+adapt_official_weights: true
+""",
+        weights={1: "TOF/tof_official-e81c455f.pth"},
+        clips=Clips(
+            lq="datasets/calibration/clips_BIx4up_direct",
+            frames=7,
+            type="VideoTestDataset",
+            name="Vid4",
+            roots=("datasets/Vid4/GT", "datasets/Vid4/BIx4up_direct"),
+            further=WINDOW_OF_7,
+            luma=True,
+        ),
+    ),
 )
 
 VALIDATION = Template("""\
@@ -214,6 +356,54 @@ $further    io_backend:
       type: disk
 """)
 
+CLIP_VALIDATION = Template("""\
+  $phase:
+    name: $set
+    type: $type
+    dataroot_gt: $gt
+    dataroot_lq: $lq
+$further    io_backend:
+      type: disk
+""")
+
+CALIBRATION = Template("""\
+  train:  # low-resolution images alone; no ground truth is needed
+    name: Calibration
+    type: CalibrationDataset
+    dataroot_lq: datasets/calibration/LRbicx$scale
+    io_backend:
+      type: disk
+
+    num_images: 100  # taken evenly from the folder
+    lq_size: 96  # LR patch
+$calibration    use_hflip: true
+    use_rot: true
+
+    # data loader
+    num_worker_per_gpu: 0  # the images are kept in memory
+    batch_size_per_gpu: 2
+""")
+
+CLIP_CALIBRATION = Template("""\
+  train:  # low-resolution clips alone; no ground truth is needed
+    name: Calibration
+    type: ClipCalibrationDataset
+    dataroot_lq: $lq
+    io_backend:
+      type: disk
+
+    num_clips: 100  # taken evenly from the folder
+    num_frame: $frames
+    lq_size: 64  # LR patch
+    use_hflip: true
+    use_rot: true
+    random_reverse: true
+
+    # data loader
+    num_worker_per_gpu: 0  # the clips are kept in memory
+    batch_size_per_gpu: 2
+""")
+
 NETWORK = Template("""\
 # network structures
 network_g:
@@ -230,12 +420,12 @@ METRICS = Template("""\
   metrics:
     psnr:  # metric name, can be arbitrary; FAB, BitOPs and size are added by themselves
       type: calculate_psnr
-      crop_border: $scale
-      test_y_channel: true
+      crop_border: $crop_border
+      test_y_channel: $luma
     ssim:
       type: calculate_ssim
-      crop_border: $scale
-      test_y_channel: true
+      crop_border: $crop_border
+      test_y_channel: $luma
 """)
 
 TRAIN = Template("""\
@@ -252,22 +442,7 @@ manual_seed: 0
 
 # dataset and data loader settings
 datasets:
-  train:  # low-resolution images alone; no ground truth is needed
-    name: Calibration
-    type: CalibrationDataset
-    dataroot_lq: datasets/calibration/LRbicx$scale
-    io_backend:
-      type: disk
-
-    num_images: 100  # taken evenly from the folder
-    lq_size: 96  # LR patch
-$calibration    use_hflip: true
-    use_rot: true
-
-    # data loader
-    num_worker_per_gpu: 0  # the images are kept in memory
-    batch_size_per_gpu: 2
-
+$train
 $validation
 $network
 # path
@@ -335,6 +510,8 @@ def render(network: Network, scale: int) -> dict[Path, str]:
         "weights": network.weights[scale],
         "calibration": indent(network.calibration, INDENT),
         "further": indent(network.validation, INDENT),
+        "crop_border": scale,
+        "luma": "true",
     }
     for key in ("title", "name", "options"):
         values[key] = Template(getattr(network, key)).substitute(scale=scale)
@@ -342,16 +519,37 @@ def render(network: Network, scale: int) -> dict[Path, str]:
     values["name"] = name
     values["options"] = indent(str(values["options"]), INDENT)
     values["network"] = NETWORK.substitute(values)
+    values["train"] = CALIBRATION.substitute(values)
+    validation = VALIDATION
+    if network.clips is not None:
+        values.update(_values_of_clips(network.clips))
+        values["train"] = CLIP_CALIBRATION.substitute(values, lq=network.clips.lq)
+        validation = CLIP_VALIDATION
     values["metrics"] = METRICS.substitute(values)
     files = {}
     for folder, phase, second, template in (
         ("train", "val", "val_2", TRAIN),
         ("test", "test_1", "test_2", TEST),
     ):
-        validation = VALIDATION.substitute(values, phase=phase, second=second)
+        values["validation"] = validation.substitute(values, phase=phase, second=second)
         path = ROOT / folder / network.folder / f"{folder}_{name}.yml"
-        files[path] = template.substitute(values, validation=validation)
+        files[path] = template.substitute(values)
     return files
+
+
+def _values_of_clips(clips: Clips) -> dict[str, object]:
+    """What the templates say of clips."""
+    truth, low = clips.roots
+    return {
+        "frames": clips.frames,
+        "set": clips.name,
+        "type": clips.type,
+        "gt": truth,
+        "lq": low,
+        "further": indent(clips.further, INDENT),
+        "crop_border": clips.crop_border,
+        "luma": str(clips.luma).lower(),
+    }
 
 
 def render_all() -> dict[Path, str]:

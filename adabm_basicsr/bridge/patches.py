@@ -44,6 +44,7 @@ def after_import() -> None:
     _take_clips_of_any_name()
     _provide_deformable_convolution()
     _align_without_cuda()
+    _forget_mirrored_clips()
     # BasicSR's own leaves half a picture on a full disk. Can go once it writes to another name
     # first.
     basicsr.models.sr_model.imwrite = write_image
@@ -241,6 +242,25 @@ def _align_without_cuda() -> None:
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     BasicVSRPlusPlus.__init__ = __init__
+
+
+def _forget_mirrored_clips() -> None:
+    """Let BasicVSR++ look at each clip for itself.
+
+    It takes a clip whose second half mirrors the first, such as one that stands still, for one that
+    needs flow in one direction alone. BasicSR then takes every later clip for such a one too, and
+    moves its features the wrong way. Can go once BasicSR sets ``is_mirror_extended`` to False
+    again.
+    """
+    from basicsr.archs.basicvsrpp_arch import BasicVSRPlusPlus
+
+    original = BasicVSRPlusPlus.check_if_mirror_extended
+
+    def check_if_mirror_extended(self: Any, lqs: Any) -> None:
+        self.is_mirror_extended = False
+        original(self, lqs)
+
+    BasicVSRPlusPlus.check_if_mirror_extended = check_if_mirror_extended
 
 
 def _wrap_create_dataloader(original: Callable) -> Callable:

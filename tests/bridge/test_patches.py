@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from basicsr.archs.basicvsrpp_arch import BasicVSRPlusPlus
 
 COUNT = """
 import resource, sys
@@ -36,3 +38,12 @@ def test_freed_memory_is_used_again():
         for mode in ("keep", "plain")
     )
     assert keep < plain / 4  # pages that the system had to map anew
+
+
+def test_a_clip_that_stands_still_changes_no_later_one():
+    net = BasicVSRPlusPlus(mid_channels=8, num_blocks=1)
+    moving = torch.rand(1, 2, 3, 8, 8)
+    net.check_if_mirror_extended(moving[:, :1].expand_as(moving))
+    assert net.is_mirror_extended
+    net.check_if_mirror_extended(moving)
+    assert not net.is_mirror_extended

@@ -32,7 +32,20 @@ SMALL = {
     "SRVGGNetCompact": {"num_feat": 8, "num_conv": 3},
     "ECBSR": {"num_block": 2, "num_channel": 8},
     "SwinIR": {"depths": [1, 1], "embed_dim": 12, "num_heads": [2, 2]},
+    "BasicVSR": BLOCKS,
+    "IconVSR": BLOCKS,
+    "BasicVSRPlusPlus": {"mid_channels": 8, "num_blocks": 1},
+    "EDVR": {
+        "num_feat": 8,
+        "deformable_groups": 4,
+        "num_extract_block": 1,
+        "num_reconstruct_block": 1,
+    },
+    "DUF": {"num_layer": 16},
+    "TOFlow": {},
 }
+# Frames of a clip, and their height and width.
+CLIP = (7, 64, 64)
 
 
 def name_of(path):
@@ -98,14 +111,31 @@ def make_files(root, opt):
     torch.save({"params": network.state_dict()}, path)
     scale = opt["scale"]
     for dataset in opt["datasets"].values():
-        write_images(root / dataset["dataroot_lq"], [(16, 18)] * 2)
-        if "dataroot_gt" in dataset:
-            write_images(root / dataset["dataroot_gt"], [(16 * scale, 18 * scale)] * 2)
+        sizes = [(16, 18)] * 2
+        roots = {"dataroot_lq": "", "dataroot_gt": ""}
+        if takes_clips(opt):
+            frames, *size = CLIP
+            sizes = [size] * frames
+            roots = dict.fromkeys(roots, "000")
+        for key, clip in roots.items():
+            factor = scale if key == "dataroot_gt" else 1
+            if key in dataset:
+                larger = [(factor * height, factor * width) for height, width in sizes]
+                write_images(root / dataset[key] / clip, larger)
+
+
+def takes_clips(opt):
+    return opt["datasets"]["train"]["type"] == "ClipCalibrationDataset"
 
 
 def overrides(path, smaller):
     """What makes a training file's run short."""
-    changes = {"num_gpu": 0, "train:total_iter": 3, "datasets:train:lq_size": 16}
+    changes = {"num_gpu": 0, "train:total_iter": 3}
+    opt = load_yaml(path)
+    if takes_clips(opt):
+        changes["datasets:train:num_frame"] = min(opt["datasets"]["train"]["num_frame"], CLIP[0])
+    else:
+        changes["datasets:train:lq_size"] = 16
     for key, value in smaller.items():
         changes[f"network_g:network:{key}"] = value
     return [f"{key}={value}" for key, value in changes.items()]
@@ -134,21 +164,28 @@ def check_pair(path, root, smaller):
     net = build_network(opt["network_g"])
     checkpoint = Path("experiments", opt["name"], "models", "net_g_latest.pth")
     checkpoint.parent.mkdir(parents=True)
-    calibrate(net, [torch.rand(1, net.in_channels, 16, 16)])
+    example = torch.rand(1, net.in_channels, 16, 16)
+    if net.clips is not None:
+        example = torch.rand(1, net.clips.frames, net.in_channels, *CLIP[1:])
+    calibrate(net, [example])
     save_checkpoint(net, checkpoint)
     tested = parse(matching_test(path), False, "num_gpu=0")
     assert tested["network_g"]["network"] == opt["network_g"]["network"]
     assert tested["network_g"]["recipe"] == "static"
 
 
-@pytest.mark.parametrize("path", TRAIN, ids=name_of)
+OF_CLIPS = [path for path in TRAIN if takes_clips(load_yaml(path))]
+
+
+# Those of clips are run below.
+@pytest.mark.parametrize("path", [path for path in TRAIN if path not in OF_CLIPS], ids=name_of)
 def test_files_name_what_can_be_built(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_pair(path, tmp_path, SMALL[network_type(path)])
 
 
 # Each network once.
-IN_FULL = [path for path in TRAIN if "x4" in path.stem]
+IN_FULL = [path for path in TRAIN if "x4" in path.stem and path not in OF_CLIPS]
 
 
 @pytest.mark.slow
@@ -181,6 +218,25 @@ def test_train_and_test_files_run_together(path, tmp_path, monkeypatch):
     assert set(metrics) == {"Set5", "Set14"}
     assert all(values["psnr"] > 0 and 2 <= values["fab"] <= 8 for values in metrics.values())
     assert (results / "visualization" / "Set14").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OF_CLIPS, ids=name_of)
+def test_train_and_test_files_of_clips_run_together(path, tmp_path, monkeypatch):
+    from adabm_basicsr.test import main as test
+    from adabm_basicsr.train import main as train
+
+    monkeypatch.chdir(tmp_path)
+    smaller = SMALL[network_type(path)]
+    make_files(tmp_path, smaller_options(path, smaller))
+    short = [*overrides(path, smaller), "network_g:recipe=static", "train:total_iter=0"]
+    train(["-opt", str(path), "--force_yml", *short])
+    test(["-opt", str(matching_test(path)), "--force_yml", "num_gpu=0"])
+    results = Path("results", matching_test(path).stem)
+    (metrics,) = json.loads((results / "metrics.json").read_text()).values()
+    assert metrics["psnr"] > 0
+    assert 2 <= metrics["fab"] <= 8
+    assert len(list((results / "visualization").rglob("*.png"))) == CLIP[0]
 
 
 def test_full_precision_training_file_is_basicsrs_own(tmp_path, monkeypatch):
