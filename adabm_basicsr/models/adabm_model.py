@@ -36,10 +36,11 @@ from adabm_basicsr.quantization.distributed import own_share, wait_for_all, weig
 from adabm_basicsr.quantization.finetuning.best_state import PATCHES
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
-from adabm_basicsr.quantization.measures.memory import estimate_bytes
+from adabm_basicsr.quantization.measures.memory import estimate_bytes, pixels_of
 from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
+from adabm_basicsr.quantization.structure.clips import few_frames
 from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.user_code import users_code
 from adabm_basicsr.runs.facts import describe_network, describe_result
@@ -283,9 +284,8 @@ class AdaBMModel(SRModel):
         check_finite(self.lq, "an image")
         net = self.bare_network
         net.eval()
-        if self.lq.dim() != CLIP_AXES:
-            self._size_multiple(net)  # tried once, and no cost of the image
-            self._check_memory()
+        self._size_multiple(net)  # tried once, and no cost of the image
+        self._check_memory()
         with torch.no_grad():
             self.output = self.observed.upscale(self.lq)
             self._check_scale()
@@ -293,17 +293,18 @@ class AdaBMModel(SRModel):
 
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
         net = self.bare_network
-        if image.dim() == CLIP_AXES:
-            with users_code(net, f"{type(net).__name__} cannot be run on clip {self.image_name}"):
-                return net(image)
         multiple = self._size_multiple(net)
-        sentence = f"{type(net).__name__} cannot be run on image {self.image_name}"
-        with users_code(net, sentence):
+        with users_code(net, f"{type(net).__name__} cannot be run on {self._described(image)}"):
             return run_padded(net, image, multiple)
 
+    def _described(self, image: torch.Tensor) -> str:
+        """What messages call the image or clip at work."""
+        kind = "clip" if image.dim() == CLIP_AXES else "image"
+        return f"{kind} {self.image_name}"
+
     def _check_memory(self) -> None:
-        """Reject an image that the network has not enough memory for, before the system ends us."""
-        pixels = self.lq[0, 0].numel()
+        """Reject what the network has not enough memory for, before the system ends us."""
+        pixels = pixels_of(self.lq[0])
         if self.opt["val"].get("tile") or self.lq.is_cuda or pixels <= self.checked_pixels:
             return
         self.checked_pixels = pixels
@@ -316,11 +317,17 @@ class AdaBMModel(SRModel):
             # It takes no images as small as those that are tried.
             return
         if needed > most:
-            height, width = self.lq.shape[2:]
+            height, width = self.lq.shape[-2:]
+            where = "val: tile"
+            advice = "set a tile, such as 128"
+            size = f"{width}x{height} pixels"
+            if self.lq.dim() == CLIP_AXES:
+                where = "datasets: dataroot_lq"
+                advice = "validate on shorter clips"
+                size = f"{self.lq.shape[1]} frames of {size}"
             raise OptionError(
-                f"val: tile: the network takes about {needed / GB:.1f} GB for image "
-                f"{self.image_name} of {width}x{height} pixels, and there are {most / GB:.1f} "
-                "GB; set a tile, such as 128"
+                f"{where}: the network takes about {needed / GB:.1f} GB for "
+                f"{self._described(self.lq)} of {size}, and there are {most / GB:.1f} GB; {advice}"
             )
 
     def _check_scale(self) -> None:
@@ -346,7 +353,7 @@ class AdaBMModel(SRModel):
         if self.size_multiple is None:
             self.size_multiple = getattr(net, "size_multiple", None)
         if not self.size_multiple:
-            self.size_multiple = find_size_multiple(net, self.lq)
+            self.size_multiple = find_size_multiple(net, few_frames(self.lq))
         return self.size_multiple
 
     def validation(

@@ -10,10 +10,13 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import ARCH_REGISTRY
 from clip_files import moving, write_frames
 from clip_networks import CarriesOn, MiddleFrame
 
+from adabm_basicsr import environment
 from adabm_basicsr.data.prepare_clips import prepare_clips
+from adabm_basicsr.models import adabm_model
 
 PSNR = {"type": "calculate_psnr", "crop_border": 0, "test_y_channel": False}
 
@@ -155,7 +158,35 @@ def test_clips_for_a_network_of_images(films, fails):
     }
     prepare_clips([films.root / "hr"], 2, Path("half/lq"), Path("half/gt"))
     opt = options(dataroot_lq="half/lq", dataroot_gt="half/gt")
-    assert "EDSR cannot be run on clip city: " in fails({**opt, **changes})
+    error = "EDSR cannot be run on a clip of 3 channels at any size tried"
+    assert error in fails({**opt, **changes})
+
+
+class InEights(MiddleFrame):
+    """Takes frames whose sides are multiples of 8."""
+
+    def forward(self, window):
+        if window.shape[-1] % 8:
+            raise ValueError("sides are no multiples of 8")
+        return super().forward(window)
+
+
+def test_a_network_in_full_precision_takes_frames_of_any_size(films, monkeypatch):
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "InEights", InEights)
+    torch.save({"params": InEights().state_dict()}, "InEights.pth")
+    films.test(**{**of_windows(), **network({"type": "InEights"})})
+    assert written("Film", "walk", 2).shape == (128, 144, 3)
+
+
+def test_a_clip_that_is_too_large_is_rejected_before_it_is_run(films, fails, monkeypatch):
+    meminfo = films.root / "meminfo"
+    meminfo.write_text("MemAvailable: 9 kB\n")
+    monkeypatch.setattr(environment, "MEMORY_INFO", meminfo)
+    monkeypatch.setattr(environment, "OWN_STATUS", meminfo)
+    monkeypatch.setattr(adabm_model, "EASY_PIXELS", 1)
+    error = fails(options())
+    assert "datasets: dataroot_lq: the network takes about 0.0 GB for clip city of 4 " in error
+    assert "frames of 36x32 pixels, and there are 0.0 GB; validate on shorter clips" in error
 
 
 @pytest.mark.slow

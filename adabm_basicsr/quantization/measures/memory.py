@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adabm_basicsr.quantization.checks import CLIP_AXES
+from adabm_basicsr.quantization.structure.clips import few_frames
+
 # Of a forward pass for each LR pixel of a batch; EDSR x4 with 64 features takes 9,000.
 USUAL_BYTES = 10_000
 MIN_SIDE = 16  # pixels
-# Sides of the images that growth is measured on.
-SMALL, LARGE = 32, 64
+# Sides of the images that growth is measured on, and of the frames: flow is estimated from 64 on.
+SIDES = (32, 64)
+SIDES_OF_FRAMES = (64, 128)
 
 
 class _MemoryCounter(TorchDispatchMode):
@@ -107,20 +111,26 @@ def estimate_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """About how many bytes a forward pass of a large image takes, without running it.
 
     It is measured on two small parts of the image, one of four times the pixels of the other: the
-    whole takes more in the same way, in proportion to its pixels, to their square or between.
+    whole takes more in the same way, in proportion to its pixels, to their square or between. Of a
+    clip that is longer than windows are it is measured on a few frames: more of them take more in
+    proportion.
 
     Args:
         forward: Runs a network.
-        image: ``(1, C, H, W)`` in 0..1.
+        image: ``(1, C, H, W)`` in 0..1, or a clip, ``(1, T, C, H, W)``.
     """
-    small = centres(image, SMALL, SMALL)
-    large = centres(image, LARGE, LARGE)
+    part = few_frames(image)
+    small_side, large_side = SIDES_OF_FRAMES if image.dim() == CLIP_AXES else SIDES
+    # Copies, as a view holds the memory of the whole image.
+    small = centres(part, small_side, small_side).clone()
+    large = centres(part, large_side, large_side).clone()
     large_bytes = forward_bytes(forward, large)
     times_larger = image.numel() / large.numel()
     step = large.numel() / small.numel()
-    if times_larger == 1 or step == 1:
-        return large_bytes
-    growth = large_bytes / max(forward_bytes(forward, small), 1)
-    # 1 where memory grows with the pixels, 2 where it grows with their square.
-    power = math.log(growth) / math.log(step)
-    return int(large_bytes * times_larger ** min(max(power, 1), 2))
+    power = 1.0
+    if step > 1:
+        growth = large_bytes / max(forward_bytes(forward, small), 1)
+        # 1 where memory grows with the pixels, 2 where it grows with their square.
+        power = math.log(growth) / math.log(step)
+    longer = image.shape[1] / part.shape[1]
+    return int(large_bytes * longer * (times_larger / longer) ** min(max(power, 1), 2))

@@ -20,6 +20,7 @@ from adabm_basicsr.quantization.user_code import users_code
 EXAMPLE_SIZE = 64  # pixels; networks that halve images several times want so many
 # Windows of published networks, the likeliest first; odd, so that there is a middle frame.
 FRAMES = (5, 7, 3, 9, 11, 13, 15)
+FEW_FRAMES = 7  # of a clip that is no window
 
 
 @dataclass
@@ -44,6 +45,17 @@ def clip_of(like: Tensor, frames: int) -> Tensor:
     """A clip of so many frames, ``(1, T, C, H, W)``, with the channels of an image."""
     channels = like.shape[1]
     return different_frames(like, (1, frames, channels, EXAMPLE_SIZE, EXAMPLE_SIZE))
+
+
+def few_frames(images: Tensor) -> Tensor:
+    """The first frames of clips that are longer than any window; windows and images as they are.
+
+    Args:
+        images: ``(B, C, H, W)`` or ``(B, T, C, H, W)``.
+    """
+    if images.dim() == CLIP_AXES and images.shape[1] > max(FRAMES):
+        return images[:, :FEW_FRAMES]
+    return images
 
 
 def find_clip(

@@ -56,6 +56,19 @@ def test_large_images_are_estimated_from_small_ones():
         assert estimate_bytes(network, image) == pytest.approx(actual, rel=0.2)
 
 
+def test_long_clips_are_estimated_from_a_few_frames():
+    clip = torch.rand(1, 20, 3, 80, 80)
+    seen = []
+
+    def by_frame(frames):
+        seen.append(frames.shape)
+        return torch.stack([(frame + 1) + 1 for frame in frames.unbind(1)], 1)
+
+    estimated = estimate_bytes(by_frame, clip)
+    assert max(shape[1] for shape in seen) < 20
+    assert estimated == pytest.approx(forward_bytes(by_frame, clip), rel=0.2)
+
+
 def test_centres_are_taken_where_memory_grows_with_the_square():
     assert within_memory(Interpolating(2), IMAGES) is IMAGES
     centres = within_memory(GlobalAttention(), IMAGES)
