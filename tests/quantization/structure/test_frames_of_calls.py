@@ -79,3 +79,24 @@ def test_a_layer_that_sees_several_frames_belongs_to_the_clip():
     network = Windowed()
     found = find_frames(network, dict(network.named_children()), torch.rand(1, 3, 3, 8, 8))
     assert found == {"fuse": [[CLIP]], "last": [[CLIP]]}
+
+
+class ReshapedInPlace(nn.Module):
+    """Gives features another shape without making another tensor of them, as DUF does."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, clip):
+        features = self.encode(clip[:, 1]).unsqueeze_(2)
+        features.transpose_(3, 4)
+        features.squeeze_(2)
+        return self.last(features + features)
+
+
+def test_shapes_change_in_place():
+    network = ReshapedInPlace()
+    found = find_frames(network, dict(network.named_children()), torch.rand(1, 3, 3, 8, 6))
+    assert found == {"encode": [[1]], "last": [[1]]}
