@@ -16,12 +16,15 @@ import pytest
 import torch
 from agreement import smooth
 from architectures import ARCHITECTURES
+from basicsr.archs import build_network
 from conftest import TINY_EDSR, photograph
 from faults import read_state, run_processes
 from layer_types import LAYERS, X, network_of
 from machine import GpuWaits
 from small_networks import GlobalAttention, Interpolating
 from torch import nn
+from users_networks import Functional
+from video_networks import CLIPS, built, clip
 
 from adabm_basicsr import calibrate, finetune, load_network, quantize, save_checkpoint, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
@@ -161,31 +164,69 @@ def test_every_layer_computes_what_it_computes_on_a_cpu(name):
     finetune(calibrate(trained, [images]), [images] * 2, iterations_per_epoch=1)
 
 
-@pytest.mark.parametrize(
-    "network",
-    ["attention", "interpolation", "RCAN x2", "ECBSR x4", "RDN x2", "SwinIR x2"],
-)
-def test_networks_reach_the_quality_that_they_reach_on_a_cpu(network):
-    from basicsr.archs import build_network
+def of_architecture(name):
+    return lambda: build_network(dict(ARCHITECTURES[name]))
 
+
+NETWORKS = {
+    "attention": GlobalAttention,
+    "functions with parameters": Functional,
+    "interpolation": lambda: Interpolating(2),
+    "RCAN x2": of_architecture("RCAN x2"),
+    "ECBSR x4": of_architecture("ECBSR x4"),
+    "RDN x2": of_architecture("RDN x2"),
+    "SwinIR x2": of_architecture("SwinIR x2"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_reach_the_quality_that_they_reach_on_a_cpu(name):
     torch.manual_seed(0)
-    if network in ARCHITECTURES:
-        made = build_network(dict(ARCHITECTURES[network]))
-    else:
-        made = {"attention": GlobalAttention, "interpolation": lambda: Interpolating(2)}[network]()
     images = [batch[:2] for batch in batches(2)]
-    truth = upscaled_by(made, images[0])
+    check_same_as_on_a_cpu(NETWORKS[name](), images, recipe="fast", **BITS)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "ncnn"])
+def test_networks_for_engines(engine):
+    """Sums are quantized too, integers have signs, biases are rounded."""
+    torch.manual_seed(0)
+    options = {**BITS, "w_bits": 8, "a_bits": 8, "recipe": "fast", "engine": engine}
+    check_same_as_on_a_cpu(NETWORKS["RCAN x2"](), batches(2), **options)
+
+
+OF_CLIPS = {
+    # It has convolutions over frames, and takes minutes where calibration tries much.
+    "DUF": {"recipe": "static", "ingredients": {"phases": ["activation_range"]}},
+    "EDVR": {"recipe": "fast"},
+    "BasicVSR": {"recipe": "fast"},
+}
+
+
+@pytest.mark.parametrize("name", OF_CLIPS)
+def test_networks_that_take_clips(name):
+    """With convolutions over frames, with deformable ones, and recurrent."""
+    clips = [clip(name, seed) for seed in range(2)]
+    options = {**BITS, "size_multiple": CLIPS[name][3], **OF_CLIPS[name]}
+    net = check_same_as_on_a_cpu(built(name), clips, **options)
+    finetune(net, on_device(clips), iterations_per_epoch=1)
+    assert not net.gradient_problem
+
+
+def check_same_as_on_a_cpu(network, images, **options):
+    """Bits that are allocated, and quality after calibration; gives the network on the device."""
+    truth = upscaled_by(network, images[0])
     quality = {}
     allocated = {}
     for device in (torch.device("cpu"), DEVICE):
         there = [batch.to(device) for batch in images]
-        net = quantize(copy.deepcopy(made).to(device), there[0][:1], recipe="fast", **BITS)
+        net = quantize(copy.deepcopy(network).to(device), there[0][:1], **options)
         calibrate(net, there)
         allocated[device] = bits_of(net)
         with torch.no_grad():
             quality[device] = pixel_psnr(net(there[0]).cpu(), truth)
     assert allocated[DEVICE] == allocated[torch.device("cpu")]
     assert quality[DEVICE] == pytest.approx(quality[torch.device("cpu")], abs=DB)
+    return net
 
 
 @torch.no_grad()
