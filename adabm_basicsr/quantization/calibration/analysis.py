@@ -27,6 +27,7 @@ from adabm_basicsr.quantization.calibration.statistics import observe, read_batc
 from adabm_basicsr.quantization.engines import KERNEL_BITS
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.precision import full_float32
 
 OBSERVED = 16  # images that ranges are measured on
 LARGEST = 48  # pixels along a side of what is taken of an image
@@ -76,6 +77,7 @@ class Analysis:
     advice: list[str]
 
 
+@full_float32()
 @torch.no_grad()
 def analyse_network(net: QuantizedNetwork, batches: Iterable[Tensor]) -> Analysis:
     """Estimate what quantization would come to, without fitting or training anything.

@@ -53,6 +53,7 @@ from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.log import LOGGER
 from adabm_basicsr.quantization.measures.memory import within_memory
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.precision import full_float32
 from adabm_basicsr.quantization.quantizers.fake_quantize import MIN_WIDTH, range_width
 
 LAYER_PERCENTILES = (0.3, 0.7)
@@ -73,6 +74,7 @@ STARTS = {
 }
 
 
+@full_float32()
 @torch.no_grad()
 def calibrate(
     net: QuantizedNetwork,

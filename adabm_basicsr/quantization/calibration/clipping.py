@@ -9,11 +9,13 @@ from adabm_basicsr.quantization.calibration.observers import search_range
 from adabm_basicsr.quantization.calibration.visits import visit_in_order
 from adabm_basicsr.quantization.config import FIXED_BITS
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
+from adabm_basicsr.quantization.precision import full_float32
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
 SHARE_OF_BEST = 0.5  # how far a range moves to the one that errs least
 
 
+@full_float32()
 @torch.no_grad()
 def clip(net: QuantizedNetwork, images: Tensor) -> QuantizedNetwork:
     """Move each activation range halfway to the one of smallest error at the layer's bits.

@@ -32,6 +32,7 @@ from adabm_basicsr.quantization.finetuning.teacher import Teacher
 from adabm_basicsr.quantization.finetuning.trial import can_finetune
 from adabm_basicsr.quantization.gradients import gradients_of_overwritten
 from adabm_basicsr.quantization.network import Details, QuantizedNetwork, Stage
+from adabm_basicsr.quantization.precision import full_float32
 from adabm_basicsr.quantization.recipes import RELATIVE_RATES
 from adabm_basicsr.quantization.user_code import users_code
 
@@ -208,6 +209,7 @@ class Finetuner:
 
     # Iterations
 
+    @full_float32()
     def can_train(self, images: Tensor) -> bool:
         """Whether gradients reach what is trained; a warning says why not.
 
@@ -223,6 +225,7 @@ class Finetuner:
             self.clip(images)
         return False
 
+    @full_float32()
     @torch.enable_grad()  # a network's module may switch them off for all code
     def step(
         self,
@@ -289,6 +292,7 @@ class Finetuner:
             optimizer.step()
         return {name: value.detach().float() for name, value in losses.items()}
 
+    @full_float32()
     @torch.no_grad()
     def loss(self, images: Tensor, forward: nn.Module | None = None) -> float:
         """How far the network is from full precision on some LR patches: pixels and features.

@@ -31,6 +31,7 @@ from adabm_basicsr.quantization.layers import (
 )
 from adabm_basicsr.quantization.layers.functional import SETTINGS
 from adabm_basicsr.quantization.layers.join import is_clip
+from adabm_basicsr.quantization.precision import full_float32
 from adabm_basicsr.quantization.structure.clips import Clips, find_clips
 from adabm_basicsr.quantization.structure.functional import FunctionLayer
 from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins, find_joins
@@ -134,6 +135,7 @@ def _check_operations(
         counts[owner] += 1
 
 
+@full_float32()
 def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tensor) -> Blueprint:
     """Run ``network`` and decide by it how the network is quantized.
 
