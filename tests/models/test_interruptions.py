@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clip_runs import of_recurrent
 from faults import kill_this_process, read_state, train_to_death
 
 from adabm_basicsr.errors import AdaBMError
@@ -138,6 +139,21 @@ def test_killed_while_saving(workspace, options, recipe, write, fault, resumed_f
     assert f"iter: {resumed_from or 0}" in log
     assert not list(Path("experiments/tiny").rglob(f"{TEMPORARY_PREFIX}*"))
     workspace.train(name="whole", network_g__recipe=recipe)
+    assert same("tiny", "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_clips_is_resumed(workspace):
+    """Of a recurrent network, killed before the network of its last iteration has its name."""
+    changes = {**of_recurrent(workspace, "best"), "train__total_iter": 4}
+    changes["logger__save_checkpoint_freq"] = 2
+    workspace.write(workspace.train_options(**changes))
+    killing = functools.partial(at_write, 5, write_and_die)
+    assert train_to_death(workspace.root, killing) == KILLED
+    workspace.train("--auto_resume", **changes)
+    phases = json.loads(Path("experiments/tiny/run.json").read_text())["phases"]
+    assert any("iterations 3 to 4" in phase["name"] for phase in phases)
+    workspace.train(name="whole", **changes)
     assert same("tiny", "whole")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clip_runs import of_recurrent, validation
 from faults import FORKS, read_state, run_processes
 
 from adabm_basicsr.bridge.processes import init_dist
@@ -47,6 +48,31 @@ def test_two_processes_train_and_validate_as_one(workspace):
         path.name for path in Path("experiments/one/visualization").rglob("*.png")
     )
     assert pictures == ["img_000_6.png", "img_001_6.png"]  # validated once, at the end
+
+
+@pytest.mark.slow
+def test_two_processes_take_clips_as_one(workspace):
+    changes = {**of_recurrent(workspace, "fast"), "train__total_iter": 2}
+    changes["logger__save_checkpoint_freq"] = 100
+    val = {"val": {**workspace.test_options()["val"], "save_img": False}}
+    changes["datasets__val"] = validation()
+    options = workspace.train_options(datasets__train__batch_size_per_gpu=1, **changes)
+    workspace.write({**options, **val})
+    done = run_processes(
+        2, "-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    workspace.train(name="one", **changes, **val)
+    first, second = (
+        read_state(f"experiments/{name}/models/net_g_0.pth") for name in ("tiny", "one")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    found, expected = (
+        json.loads(Path(f"experiments/{name}/run.json").read_text())["sets"]["Film"]
+        for name in ("tiny", "one")
+    )
+    assert found["metrics"] == pytest.approx(expected["metrics"], abs=0.01)
+    assert found["by_frame"]["psnr"] == pytest.approx(expected["by_frame"]["psnr"], abs=0.01)
 
 
 def meet_by_slurm(rank, environment, folder):
