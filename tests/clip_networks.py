@@ -34,3 +34,25 @@ class CarriesOn(nn.Module):
             state = self.conv(torch.cat([frame, state], 1))
             made.append(F.interpolate(frame + state, scale_factor=4, mode="bicubic"))
         return torch.stack(made, 1)
+
+
+@ARCH_REGISTRY.register()
+class Recurrent(nn.Module):
+    """Makes all frames of a clip of features that it carries on, as BasicVSR does."""
+
+    def __init__(self, num_feat: int = 8) -> None:
+        super().__init__()
+        self.num_feat = num_feat
+        self.first = nn.Conv2d(3 + num_feat, num_feat, 3, padding=1)
+        self.body = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.last = nn.Conv2d(num_feat, 3 * 4**2, 3, padding=1)
+
+    def forward(self, clip):
+        samples, _, _, height, width = clip.shape
+        state = clip.new_zeros(samples, self.num_feat, height, width)
+        made = []
+        for frame in clip.unbind(1):
+            state = self.body(self.first(torch.cat([frame, state], 1)).relu())
+            added = F.pixel_shuffle(self.last(state.relu()), 4)
+            made.append(F.interpolate(frame, scale_factor=4, mode="bicubic") + added)
+        return torch.stack(made, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_runs import of_recurrent, validation
-from faults import FORKS, read_state, run_processes
+from faults import FORKS, ROOT, read_state, run_processes
 
 from adabm_basicsr.bridge.processes import init_dist
 from adabm_basicsr.quantization.distributed import end_processes, gather_objects
@@ -58,9 +58,9 @@ def test_two_processes_take_clips_as_one(workspace):
     changes["datasets__val"] = validation()
     options = workspace.train_options(datasets__train__batch_size_per_gpu=1, **changes)
     workspace.write({**options, **val})
-    done = run_processes(
-        2, "-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch"
-    )
+    command = ("-m", "adabm_basicsr.train", "-opt", "options.yml", "--launcher", "pytorch")
+    # Where the network is that the options import.
+    done = run_processes(2, *command, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     assert done.returncode == 0, done.stderr[-3000:]
     workspace.train(name="one", **changes, **val)
     first, second = (
