@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -28,8 +30,7 @@ class Environment:
         self.variables = {**os.environ}
         for name in ("PYTHONPATH", "PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
             self.variables.pop(name, None)
-        command = [self.python, "-m", "pip", "install", "--quiet", *packages]
-        done = self._run(command)
+        done = self.run("-m", "pip", "install", "--quiet", *packages)
         if done.returncode != 0:
             pytest.skip(f"pip can't get {', '.join(packages)}: {done.stderr.strip()[-200:]}")
 
@@ -38,13 +39,20 @@ class Environment:
         taken = self.folder / "image.npy"
         made = self.folder / "output.npy"
         np.save(taken, image.numpy())
-        done = self._run([self.python, SCRIPT, runtime, model, taken, made])
+        done = self.run(SCRIPT, runtime, model, taken, made)
         assert done.returncode == 0, done.stderr
         return torch.from_numpy(np.load(made))
 
-    def _run(self, command):
+    def add_packages_from_here(self):
+        """Let it import what can be imported here, but for its own packages."""
+        folders = [path for path in sys.path if not path.startswith(sys.base_prefix)]
+        own = Path(sysconfig.get_path("purelib", vars={"base": str(self.folder)}))
+        (own / "here.pth").write_text("\n".join(folders))
+
+    def run(self, *arguments):
+        """Run its Python; gives the completed process."""
         return subprocess.run(
-            command,
+            [self.python, *arguments],
             env=self.variables,
             cwd=self.folder,
             capture_output=True,

@@ -1,5 +1,8 @@
 """Uniform quantization on a learnable range, simulated in floating point.
 
+On GPUs with Triton it is one kernel forwards and one backwards, see `triton_kernels`. Everywhere
+else PyTorch's operations do the same, and values come to the same grid points.
+
 A range ``[lower, upper]`` at ``b`` bits has ``2 ** b`` grid points. Their distance is the *scale*,
 and the *grid index* of a point is its place among them: 0 for the lowest, ``2 ** b - 1`` for the
 highest.
@@ -7,6 +10,8 @@ highest.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -16,10 +21,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from adabm_basicsr.quantization.log import LOGGER
+
 # A dead layer has lower == upper; it then quantizes to that value instead of to NaN.
 MIN_WIDTH = 1e-12
 # Values that go through a chain of operations at once: they and their like stay in the cache.
 PIECE = 1 << 18
+KERNELS = "adabm_basicsr.quantization.quantizers.triton_kernels"
 
 
 def fake_quantize(
@@ -183,27 +191,41 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         grid = _Grid(*tensors)
-        grad_x = torch.empty_like(grad)
-        of_lower = torch.zeros_like(grid.lower)
-        of_upper = torch.zeros_like(grid.upper)
-        of_highest = torch.zeros_like(grid.highest)
         learned = any(ctx.needs_input_grad[1:4])
-        for piece in _pieces(grad, x, grad_x, of_lower, of_upper, of_highest, *tensors):
-            grad_piece, x_piece, grad_x_piece = piece[:3]
-            grid_piece = _Grid(*piece[6:])
-            first, last = grid_piece.ends()
-            clipped = _clip(x_piece, first, last)
-            inside = torch.eq(clipped, x_piece, out=grad_x_piece)
-            torch.mul(grad_piece, inside, out=grad_x_piece)
-            if learned:
-                _add_gradients(piece[3:6], grad_piece, x_piece, clipped, grid_piece)
-
+        gradients: Sequence[Tensor | None] | None = _fused_gradients(grad, x, grid, learned)
+        if gradients is None:
+            gradients = _gradients(grad, x, grid, learned)
         # The scale was detached.
-        found: list[Tensor | None] = [grad_x, of_lower, of_upper, of_highest, None]
+        found: list[Tensor | None] = [*gradients, None]
         for index, needed in enumerate(ctx.needs_input_grad):
             if not needed:
                 found[index] = None
         return tuple(found)
+
+
+def _gradients(grad: Tensor, x: Tensor, grid: _Grid, learned: bool) -> Sequence[Tensor]:
+    """Gradients of input, lower end, upper end and highest index.
+
+    Args:
+        grad: Gradient of the result.
+        x: The input.
+        grid: Where it was rounded to.
+        learned: Whether gradients of the grid are asked for; they are zeros where not.
+    """
+    grad_x = torch.empty_like(grad)
+    of_lower = torch.zeros_like(grid.lower)
+    of_upper = torch.zeros_like(grid.upper)
+    of_highest = torch.zeros_like(grid.highest)
+    for piece in _pieces(grad, x, grad_x, of_lower, of_upper, of_highest, *grid.tensors()):
+        grad_piece, x_piece, grad_x_piece = piece[:3]
+        grid_piece = _Grid(*piece[6:])
+        first, last = grid_piece.ends()
+        clipped = _clip(x_piece, first, last)
+        inside = torch.eq(clipped, x_piece, out=grad_x_piece)
+        torch.mul(grad_piece, inside, out=grad_x_piece)
+        if learned:
+            _add_gradients(piece[3:6], grad_piece, x_piece, clipped, grid_piece)
+    return grad_x, of_lower, of_upper, of_highest
 
 
 def _add_gradients(
@@ -217,13 +239,98 @@ def _add_gradients(
     of_lower, of_upper, of_highest = totals
     first, last = grid.ends()
     rounding = _quantize_piece(x, grid).sub_(clipped).mul_(grad)
-    of_highest -= rounding.sum_to_size(of_highest.shape) / grid.highest
-    width = range_width(grid.lower, grid.upper, integer=grid.scale is not None)
-    of_width = rounding.sum_to_size(of_upper.shape) / width
+    share_of_highest, share_of_width = _shares_of_rounding(rounding, grid)
+    of_highest -= share_of_highest
     above = torch.gt(x, last, out=clipped).mul_(grad)
-    of_upper += above.sum_to_size(of_upper.shape) + of_width
+    of_upper += above.sum_to_size(of_upper.shape) + share_of_width
     below = torch.lt(x, first, out=clipped).mul_(grad)
-    of_lower += below.sum_to_size(of_lower.shape) - of_width
+    of_lower += below.sum_to_size(of_lower.shape) - share_of_width
+
+
+def _shares_of_rounding(rounding: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:
+    """How a loss falls with the highest index, and how it grows with the width of the range.
+
+    Args:
+        rounding: Rounding errors times gradients of the result, or sums of them; broadcastable to
+            the input.
+        grid: Where it was rounded to.
+    """
+    width = range_width(grid.lower, grid.upper, integer=grid.scale is not None)
+    of_highest = rounding.sum_to_size(grid.highest.shape) / grid.highest
+    return of_highest, rounding.sum_to_size(grid.upper.shape) / width
+
+
+# Kernels of GPUs
+
+
+def _kernels_for(x: Tensor) -> Any:
+    """The module `triton_kernels`, where its kernels may take ``x``; else None."""
+    if not x.is_cuda:
+        return None
+    return _kernels_of(x.device)
+
+
+@functools.cache
+def _kernels_of(device: torch.device) -> Any:
+    """The module `triton_kernels`, where its kernels run on a device; else None."""
+    try:
+        kernels = importlib.import_module(KERNELS)
+    except ImportError:
+        # Triton isn't made for every system.
+        return None
+    x = torch.zeros(1, device=device)
+    grid = [torch.zeros_like(x), torch.ones_like(x), torch.ones_like(x)]
+    try:
+        kernels.quantize(torch.empty_like(x), x, grid, kernels.find_layout(x, grid))
+    except Exception as error:  # it compiles, with whatever compilers there are
+        LOGGER.warning(
+            f"Fake quantization on {device} takes several kernels instead of one, which is slower: "
+            f"Triton fails there with {type(error).__name__}: {str(error).strip()[:200]}"
+        )
+        return None
+    return kernels
+
+
+def _quantize_fused(out: Tensor, x: Tensor, grid: _Grid) -> bool:
+    """Write ``x`` at grid points to ``out``, which is like it; whether there is a kernel for it."""
+    kernels = _kernels_for(x)
+    if kernels is None:
+        return False
+    out, x, *tensors = _permuted(_memory_order(out), out, x, *grid.tensors())
+    layout = kernels.find_layout(x, tensors)
+    if layout is None:
+        return False
+    kernels.quantize(out, x, tensors, layout)
+    return True
+
+
+def _fused_gradients(
+    grad: Tensor, x: Tensor, grid: _Grid, learned: bool
+) -> Sequence[Tensor | None] | None:
+    """What `_gradients` gives; None where there is no kernel for it, and for what isn't learned."""
+    kernels = _kernels_for(x)
+    if kernels is None or grad.shape != x.shape or grad.dtype != x.dtype:
+        return None
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    grad_x = torch.empty_like(x)
+    order = _memory_order(x)
+    views = _permuted(order, grad_x, grad, x, *grid.tensors())
+    layout = kernels.find_layout(views[2], views[3:])
+    if layout is None:
+        return None
+    sums = kernels.gradients(*views[:3], views[3:], layout, learned)
+    if sums is None:
+        return grad_x, None, None, None
+    back = sorted(range(x.dim()), key=lambda axis: order[axis])
+    rounding, above, below = (of_cells.permute(back) for of_cells in sums)
+    share_of_highest, share_of_width = _shares_of_rounding(rounding, grid)
+    of_upper = above.sum_to_size(grid.upper.shape) + share_of_width
+    of_lower = below.sum_to_size(grid.lower.shape) - share_of_width
+    return grad_x, of_lower, of_upper, -share_of_highest
+
+
+# Operations of PyTorch
 
 
 def _quantize(x: Tensor, grid: _Grid) -> Tensor:
@@ -231,8 +338,9 @@ def _quantize(x: Tensor, grid: _Grid) -> Tensor:
     shapes = [tensor.shape for tensor in tensors]
     x = x.expand(torch.broadcast_shapes(x.shape, *shapes))
     out = torch.empty_like(x)
-    for out_piece, x_piece, *grid_piece in _pieces(out, x, *tensors):
-        _quantize_piece(x_piece, _Grid(*grid_piece), out_piece)
+    if not _quantize_fused(out, x, grid):
+        for out_piece, x_piece, *grid_piece in _pieces(out, x, *tensors):
+            _quantize_piece(x_piece, _Grid(*grid_piece), out_piece)
     return out
 
 
@@ -265,14 +373,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if like.numel() <= PIECE or like.dim() < 2:
         yield tensors
         return
-    strides = like.stride()
-    order = sorted(range(like.dim()), key=lambda axis: strides[axis], reverse=True)
-    views = []
-    for tensor in tensors:
-        missing = like.dim() - tensor.dim()
-        view = tensor.reshape((1,) * missing + tensor.shape)
-        views.append(view.permute(order))
-
+    views = _permuted(_memory_order(like), *tensors)
     shape = views[0].shape
     samples = max(PIECE // shape[1:].numel(), 1)
     rows = max(PIECE // shape[2:].numel(), 1)
@@ -280,6 +381,22 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         of_samples = [_cut(view, 0, sample, samples) for view in views]
         for row in range(0, shape[1], rows):
             yield tuple(_cut(view, 1, row, rows) for view in of_samples)
+
+
+def _memory_order(x: Tensor) -> Sequence[int]:
+    """The axes of a tensor, from the outermost in memory to the innermost."""
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda axis: strides[axis], reverse=True)
+
+
+def _permuted(order: Sequence[int], *tensors: Tensor) -> list[Tensor]:
+    """Views with axes in this order, of tensors that broadcast to one with so many axes."""
+    views = []
+    for tensor in tensors:
+        missing = len(order) - tensor.dim()
+        view = tensor.reshape((1,) * missing + tensor.shape)
+        views.append(view.permute(list(order)))
+    return views
 
 
 def _cut(x: Tensor, axis: int, start: int, length: int) -> Tensor:
