@@ -115,6 +115,8 @@ def make_clip_pictures(
     for variant in sorted(names, key=lambda variant: variant != variants.own):
         key = key_of(variant)
         if store.metrics(clips.name, variant, key) is None:
+            # Other frames may have been hurt most before.
+            store.forget(clips.name, variant)
             figures, facts = _run(store, variants, variant, clips, metrics)
             store.keep_metrics(clips.name, variant, key, figures, facts)
     _keep_inputs(store, clips, _kept(store, clips.name, variants.own))
@@ -131,6 +133,8 @@ def _keep_inputs(store: PictureStore, clips: ClipSet, kept: Sequence[str]) -> No
     key = f"{clips.key} {kept}"
     if store.metrics(clips.name, LOW, key) is not None:
         return
+    store.forget(clips.name, LOW)
+    store.forget(clips.name, TRUTH)
     for clip in clips:
         _keep_frames(store, clips.name, LOW, clip, clip.judged(clip.low), kept)
         if clip.truth is not None:

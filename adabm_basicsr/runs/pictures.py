@@ -41,6 +41,10 @@ class PictureStore:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def forget(self, name: str, variant: str) -> None:
+        """Remove the pictures of a set by one variant."""
+        shutil.rmtree(self.folder / name / variant, ignore_errors=True)
+
     def path(self, name: str, variant: str, image: str) -> Path:
         """Where the picture of an image of set ``name`` is kept."""
         return self.folder / name / variant / f"{image}.png"

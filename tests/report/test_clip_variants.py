@@ -89,6 +89,12 @@ def test_every_variant_is_run_on_clips(run, capsys):
     main(["report", str(RUN)])
     assert "Film, static" not in capsys.readouterr().out
 
+    # Frames that were hurt most before, by another checkpoint say, are forgotten.
+    earlier = RUN / "pictures/Film/adaptive/walk_00000099.png"
+    earlier.touch()
+    main(["report", str(RUN)])
+    assert not earlier.exists()
+
     # One without validation is shown on its calibration clips.
     main(["report", "experiments/tiny", "--json"])
     figures = json.loads(capsys.readouterr().out)
