@@ -192,7 +192,10 @@ class _FakeQuantize(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         grid = _Grid(*tensors)
         learned = any(ctx.needs_input_grad[1:4])
-        gradients: Sequence[Tensor | None] | None = _fused_gradients(grad, x, grid, learned)
+        gradients: Sequence[Tensor | None] | None = None
+        kernels = _kernels_for(x)
+        if kernels is not None:
+            gradients = _fused_gradients(kernels, grad, x, grid, learned)
         if gradients is None:
             gradients = _gradients(grad, x, grid, learned)
         # The scale was detached.
@@ -278,24 +281,38 @@ def _kernels_of(device: torch.device) -> Any:
     except ImportError:
         # Triton isn't made for every system.
         return None
-    x = torch.zeros(1, device=device)
-    grid = [torch.zeros_like(x), torch.ones_like(x), torch.ones_like(x)]
     try:
-        kernels.quantize(torch.empty_like(x), x, grid, kernels.find_layout(x, grid))
+        problem = "" if _are_right(kernels, device) else "it computes something else"
     except Exception as error:  # it compiles, with whatever compilers there are
+        problem = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if problem:
         LOGGER.warning(
             f"Fake quantization on {device} takes several kernels instead of one, which is slower: "
-            f"Triton fails there with {type(error).__name__}: {str(error).strip()[:200]}"
+            f"Triton fails there: {problem}"
         )
         return None
     return kernels
 
 
-def _quantize_fused(out: Tensor, x: Tensor, grid: _Grid) -> bool:
+def _are_right(kernels: Any, device: torch.device) -> bool:
+    """Whether kernels compute on a device what PyTorch's operations compute."""
+    x = torch.linspace(-2, 2, 101, device=device)
+    one = torch.ones(1, device=device)
+    grid = _Grid(-one, one, 15 * one)
+    out = torch.empty_like(x)
+    _quantize_fused(kernels, out, x, grid)
+    expected = _gradients(x, x, grid, learned=True)
+    found = _fused_gradients(kernels, x, x, grid, learned=True)
+    assert found is not None
+    are_right = torch.allclose(out, _quantize_piece(x, grid))
+    for gradient, of_operations in zip(found, expected, strict=True):
+        assert gradient is not None
+        are_right &= torch.allclose(gradient, of_operations, rtol=1e-4, atol=1e-4)
+    return are_right
+
+
+def _quantize_fused(kernels: Any, out: Tensor, x: Tensor, grid: _Grid) -> bool:
     """Write ``x`` at grid points to ``out``, which is like it; whether there is a kernel for it."""
-    kernels = _kernels_for(x)
-    if kernels is None:
-        return False
     out, x, *tensors = _permuted(_memory_order(out), out, x, *grid.tensors())
     layout = kernels.find_layout(x, tensors)
     if layout is None:
@@ -305,11 +322,10 @@ def _quantize_fused(out: Tensor, x: Tensor, grid: _Grid) -> bool:
 
 
 def _fused_gradients(
-    grad: Tensor, x: Tensor, grid: _Grid, learned: bool
+    kernels: Any, grad: Tensor, x: Tensor, grid: _Grid, learned: bool
 ) -> Sequence[Tensor | None] | None:
     """What `_gradients` gives; None where there is no kernel for it, and for what isn't learned."""
-    kernels = _kernels_for(x)
-    if kernels is None or grad.shape != x.shape or grad.dtype != x.dtype:
+    if grad.shape != x.shape or grad.dtype != x.dtype:
         return None
     if grad.stride() != x.stride():
         grad = torch.empty_like(x).copy_(grad)
@@ -338,7 +354,8 @@ def _quantize(x: Tensor, grid: _Grid) -> Tensor:
     shapes = [tensor.shape for tensor in tensors]
     x = x.expand(torch.broadcast_shapes(x.shape, *shapes))
     out = torch.empty_like(x)
-    if not _quantize_fused(out, x, grid):
+    kernels = _kernels_for(x)
+    if kernels is None or not _quantize_fused(kernels, out, x, grid):
         for out_piece, x_piece, *grid_piece in _pieces(out, x, *tensors):
             _quantize_piece(x_piece, _Grid(*grid_piece), out_piece)
     return out

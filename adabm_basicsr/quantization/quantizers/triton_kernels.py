@@ -14,8 +14,6 @@ places of some cells, and adds up what the ends of their ranges need. Tiles are 
 in a fixed order: the same run gives the same gradients.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

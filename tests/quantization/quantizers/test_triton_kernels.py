@@ -156,6 +156,15 @@ def test_they_compile_for_a_gpu(kernels):
             assert not re.search(r"fma\.\w+\.f32|div\.(full|approx)", code)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_kernels_are_tried_before_they_are_used(monkeypatch, kernels, caplog):
+    find = module._kernels_of.__wrapped__
+    assert find(torch.device("cpu")) is kernels
+    monkeypatch.setattr(kernels, "quantize", lambda out, *_: out.fill_(1))
+    assert find(torch.device("cpu")) is None
+    assert "Triton fails there: it computes something else" in caplog.text
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs on a CPU")
 def test_where_triton_fails_pytorch_takes_over(kernels, caplog):
     assert module._kernels_of.__wrapped__(torch.device("cpu")) is None
