@@ -2,6 +2,8 @@
 
 Its tensors say that they are on ``simulated:0`` and hold their values in a tensor of the CPU. They
 are those of the CPU, to the bit; an operation on tensors of both devices fails as it does on a GPU.
+It draws no random numbers, as those of a GPU are others than a CPU's, and sorts equal values into
+another order than the CPU does.
 """
 
 import copy
@@ -186,12 +188,16 @@ def _run(func, args, kwargs):
     tensors = _tensors((args, tuple(kwargs.values())))
     here = [tensor for tensor in tensors if isinstance(tensor, OnSecondDevice)]
     asked = kwargs.get("device")
+    if here or (asked is not None and torch.device(asked).type == NAME):
+        _check_not_random(func)
     if not here and asked is None:
         return func(*args, **kwargs)
     if here and func not in MOVES:
         _check_same_device(func, tensors)
     to_device = bool(here)
     held_kwargs = {key: _map_tensors(_held, value) for key, value in kwargs.items()}
+    if here and func is ATEN.sort.default:
+        func = _sort
     if asked is not None:
         to_device = torch.device(asked).type == NAME
         held_kwargs["device"] = "cpu"
@@ -220,6 +226,18 @@ def _check_same_device(func, tensors):
                 f"{func}: expected all tensors to be on the same device, but found at least two "
                 f"devices, {DEVICE} and cpu"
             )
+
+
+def _check_not_random(func):
+    """Fail on random numbers of the device."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise RuntimeError(f"{func}: random numbers of {DEVICE} aren't those of the CPU")
+
+
+def _sort(x, dim=-1, descending=False):
+    """A sort that isn't stable: of equal values the last comes first."""
+    values, places = torch.sort(x.flip(dim), dim=dim, descending=descending, stable=True)
+    return values, x.shape[dim] - 1 - places
 
 
 # Where torch makes tensors of numbers, it goes past modes.

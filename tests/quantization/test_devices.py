@@ -8,7 +8,9 @@ from torch import nn
 
 from adabm_basicsr import calibrate, finetune, quantize, summarize
 from adabm_basicsr.quantization.calibration.calibrate import representative
+from adabm_basicsr.quantization.calibration.observers import percentile_range
 from adabm_basicsr.quantization.finetuning.finetune import Finetuner, FinetuneSettings
+from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 
 PAPER = {"recipe": "paper", "w_bits": 4, "a_bits": 4}
 FAST = {**PAPER, "recipe": "fast"}
@@ -127,12 +129,21 @@ def test_an_optimizer_goes_on_from_a_state_that_was_read_on_the_cpu(second):
     assert len(second.waits) == 1
 
 
-def test_equal_images_keep_their_order():
+def test_equal_images_keep_their_order(second):
     same = torch.full((40, 3, 8, 8), 0.5)
     same[:, :, 0, 0] += torch.arange(40).view(40, 1) / 64
     same[:, :, 7, 7] -= torch.arange(40).view(40, 1) / 64
-    chosen = representative([same], 40)
-    assert torch.equal(chosen, same)
+    for device in ("cpu", DEVICE):
+        chosen = representative([same.to(device)], 40)
+        assert torch.equal(chosen.cpu(), same)
+
+
+def test_percentiles_of_equal_values(second):
+    values = torch.tensor([3.0, 1, 1, 2, 3, 3, 1, 2, 2, 2]).repeat(500)
+    quantizer = ActivationQuantizer(4)
+    expected = percentile_range(values, quantizer)
+    found = percentile_range(values.to(DEVICE), quantizer.to(DEVICE))
+    assert torch.equal(found.cpu(), expected)
 
 
 def test_the_second_device_is_as_strict_as_a_gpu(second):
@@ -145,6 +156,16 @@ def test_the_second_device_is_as_strict_as_a_gpu(second):
     ):
         with pytest.raises(RuntimeError, match="same device"):
             wrong()
+    for draws in (
+        lambda: torch.rand_like(there),
+        lambda: torch.randn(2, device=DEVICE),
+        lambda: there.bernoulli_(),
+        lambda: nn.functional.dropout(there),
+    ):
+        with pytest.raises(RuntimeError, match="random numbers"):
+            draws()
+    assert there[0].argsort().tolist() == [2, 1, 0]
+    assert there[0].argsort(stable=True).tolist() == [0, 1, 2]
     for waits in (
         there.cpu,
         there.sum().item,
