@@ -5,8 +5,9 @@
 Quantizes EDSR x4 at W4A4 on 80 random images in patches of 64, whole runs: seconds, forward units
 (one float32 forward pass of the network on one patch), the most memory, kernels of a step and how
 often a step waits for the GPU. Then times inference: PyTorch, and ONNX Runtime where it has
-providers for GPUs. Prints tables and writes ``gpu.json``. Weights and images are random: costs
-don't depend on them. ``--device cpu`` tries the script out.
+providers for GPUs, on graphs in float32, of plain integers, and of integers as TensorRT wants them.
+Prints tables and writes ``gpu.json``. Weights and images are random: costs don't depend on them.
+``--device cpu`` tries the script out; a CPU has no kernels to count and isn't waited for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -34,6 +36,7 @@ from adabm_basicsr.quantization.recipes import RECIPES
 # Seconds that the recipes are meant to take on a data-centre GPU.
 PROMISED = {"fast": 10, "paper": 30, "best": 60}
 PROVIDERS = {"CUDA": "CUDAExecutionProvider", "TensorRT": "TensorrtExecutionProvider"}
+FOR_TENSORRT = "integers for TensorRT"
 REPEATS = 10
 Run = Callable[[], Any]
 
@@ -130,7 +133,7 @@ def look_at_step(net: QuantizedNetwork, batch: Tensor, device: torch.device) -> 
     longest = sorted(durations, key=lambda name: durations[name], reverse=True)[:10]
     return {
         "step_seconds": median_seconds(step, device),
-        "kernels": kernels,
+        "kernels": kernels or None,
         "waits": waits.count,
         "longest_microseconds": {name: durations[name] for name in longest},
     }
@@ -149,7 +152,7 @@ def table_of_recipes(results: list[dict]) -> str:
                 result["promised_seconds"],
                 f"{result['units']:.0f}",
                 f"{result['peak_bytes'] / 1e9:.2f}",
-                result.get("kernels", "-"),
+                result.get("kernels") or "-",
                 result.get("waits", "-"),
             ]
         )
@@ -165,8 +168,6 @@ def measure_inference(size: int, setting: Setting, device: torch.device, folder:
     """Milliseconds of an image, one row for each way to run the network."""
     network = build(setting).to(device)
     image = torch.rand(1, 3, size, size, device=device)
-    net = quantize(network, image, w_bits=8, a_bits=8, recipe="static", fully_quantized=True)
-    calibrate(net, [image])
     rows = []
     for dtype in (torch.float32, torch.float16):
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -176,9 +177,19 @@ def measure_inference(size: int, setting: Setting, device: torch.device, folder:
             if layout is torch.channels_last:
                 name += ", channels-last"
             rows.append(_row(name, _pass(copied, taken), device))
-    rows.append(_row("PyTorch, simulation of integers", _pass(net, image), device))
-    rows.extend(_rows_of_onnxruntime(network, net, image, device, folder))
+    nets = {
+        "integers": quantized(network, image),
+        FOR_TENSORRT: quantized(network, image, "tensorrt"),
+    }
+    rows.append(_row("PyTorch, simulation of integers", _pass(nets["integers"], image), device))
+    rows.extend(_rows_of_onnxruntime(network, nets, image, device, folder))
     return rows
+
+
+def quantized(network: nn.Module, image: Tensor, engine: str | None = None) -> QuantizedNetwork:
+    """A network at W8A8, calibrated on an image."""
+    options = {"w_bits": 8, "a_bits": 8, "recipe": "static", "fully_quantized": True}
+    return calibrate(quantize(network, image, engine=engine, **options), [image])
 
 
 def _pass(network: nn.Module, image: Tensor) -> Run:
@@ -190,18 +201,26 @@ def _pass(network: nn.Module, image: Tensor) -> Run:
 
 
 def _rows_of_onnxruntime(
-    network: nn.Module, net: QuantizedNetwork, image: Tensor, device: torch.device, folder: Path
+    network: nn.Module,
+    nets: dict[str, QuantizedNetwork],
+    image: Tensor,
+    device: torch.device,
+    folder: Path,
 ) -> list:
-    """The network in float32 and our plain integer graph, by each provider that is installed."""
+    """The network in float32 and our graphs of integers, by each provider that is installed."""
     try:
         import onnxruntime
     except ImportError:
         return [{"name": "ONNX Runtime", "error": "isn't installed"}]
 
     on_cpu = image.cpu()
-    files = {"float32": folder / "float.onnx", "integers": folder / "integers.onnx"}
-    torch.onnx.export(network.cpu(), (on_cpu,), files["float32"], dynamo=False)
-    save_onnx(net.cpu(), files["integers"])
+    files = {"float32": folder / "float.onnx"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(network.cpu(), (on_cpu,), files["float32"], dynamo=False)
+    for kind, net in nets.items():
+        files[kind] = folder / f"{kind.replace(' ', '_')}.onnx"
+        save_onnx(net.cpu(), files[kind])
     rows = []
     for provider, provider_name in PROVIDERS.items():
         for kind, path in files.items():
@@ -209,9 +228,14 @@ def _rows_of_onnxruntime(
             if provider_name not in onnxruntime.get_available_providers():
                 rows.append({"name": name, "error": "isn't installed"})
                 continue
-            session = onnxruntime.InferenceSession(path, providers=[provider_name])
-            given = {session.get_inputs()[0].name: on_cpu.numpy()}
-            rows.append(_row(name, lambda s=session, g=given: s.run(None, g), device))
+            try:
+                session = onnxruntime.InferenceSession(path, providers=[provider_name])
+                if session.get_providers()[0] != provider_name:
+                    raise RuntimeError("its libraries can't be loaded")
+                given = {session.get_inputs()[0].name: on_cpu.numpy()}
+                rows.append(_row(name, lambda s=session, g=given: s.run(None, g), device))
+            except Exception as error:  # a provider may not take a graph
+                rows.append({"name": name, "error": str(error).strip().splitlines()[0][:80]})
     return rows
 
 

@@ -71,10 +71,11 @@ def quantized_on(device, network, options):
         (Small, PAPER),
         (Small, FAST),
         (Small, CALIBRATED),
+        pytest.param(Small, {**PAPER, "recipe": "best"}, marks=pytest.mark.slow),
         pytest.param(Small, FOR_TENSORRT, marks=pytest.mark.slow),
         pytest.param(GlobalAttention, FAST, marks=pytest.mark.slow),
     ],
-    ids=["paper", "fast", "static", "engine", "attention"],
+    ids=["paper", "fast", "static", "best", "engine", "attention"],
 )
 def test_the_whole_way_on_another_device(network, options):
     expected, expected_output, expected_summary = quantized_on("cpu", network, options)
