@@ -104,13 +104,14 @@ def test_every_recipe_gives_what_it_gives_on_a_cpu(run, recipe):
         assert state[key].device.type == "cpu"
 
 
-def test_a_run_goes_on_where_it_was_interrupted(run):
+@pytest.mark.parametrize("gpus", [min(GPUS, 1), 0], ids=["there", "on a CPU"])
+def test_a_run_goes_on_where_it_was_interrupted(run, gpus):
     whole, _ = run("whole", min(GPUS, 1), "fast")
     shutil.copytree("experiments/whole", "experiments/cut")
     for path in Path("experiments/cut").glob("*/*"):
         if path.stem in ("12", "net_g_12", "net_g_latest"):
             path.unlink()
-    resumed, _ = run("cut", min(GPUS, 1), "fast", "--auto_resume")
+    resumed, _ = run("cut", gpus, "fast", "--auto_resume")
     log = max(Path("experiments/cut").glob("*.log"), key=lambda path: path.stat().st_mtime)
     assert "iter: 6." in log.read_text()
     assert resumed["psnr"] == pytest.approx(whole["psnr"], abs=DB)
@@ -146,6 +147,12 @@ def test_data_parallel():
 
 
 # Layers and networks
+
+
+def test_every_bit_width_has_as_many_grid_points_as_on_a_cpu():
+    """Powers of GPUs are rounded otherwise, but those of two come out whole."""
+    bits = torch.arange(2.0, 9.0)
+    assert torch.equal((2 ** bits.to(DEVICE) - 1).cpu(), 2**bits - 1)
 
 
 @pytest.mark.parametrize("name", LAYERS)
