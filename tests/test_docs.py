@@ -9,14 +9,16 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import clip_networks  # noqa: F401 - registers them
 import pytest
 import torch
 import yaml
 from basicsr.data import build_dataset
-from clip_files import moving, write_video
+from clip_files import moving, write_clips, write_video
 from conftest import write_images
 from test_readme import snippets
 
+from adabm_basicsr import calibrate, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
 
@@ -287,3 +289,13 @@ def test_clips_are_made(tmp_path, monkeypatch):
     options = yaml.safe_load(snippets("yaml", read("video.md"))[0])["train"]
     batches = build_dataset(options).calibration_batches(4)
     assert [tuple(batch.shape) for batch in batches] == [(4, 5, 3, 24, 24)] * 4
+
+
+def test_clips_are_super_resolved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = AdaBMNetwork(network={"type": "CarriesOn"}, fully_quantized=True, recipe="static")
+    save_packed(calibrate(net, [torch.rand(1, 5, 3, 16, 20)]), "net_g_latest.safetensors")
+    write_clips(tmp_path / "films", 2, 3)
+    for command in re.findall(r"^adabm-basicsr (upscale .*)$", read("video.md"), re.M):
+        main(shlex.split(command, comments=True))
+    assert len(list(Path("upscaled").glob("00[01]/*.png"))) == 6

@@ -69,7 +69,7 @@ COMMANDS = {
     ),
     "upscale": Command(
         "adabm_basicsr.commands.upscale",
-        "super-resolve images with a checkpoint or an exported file",
+        "super-resolve images or clips with a checkpoint or an exported file",
     ),
     "import": Command(
         "adabm_basicsr.commands.import_published",

@@ -104,6 +104,8 @@ def find_clips(paths: Sequence[Path], key: str) -> dict[str, Path]:
 
 def _clips_at(path: Path, key: str) -> list[Path]:
     if is_file(path):
+        if path.suffix.lower() in EXTENSIONS:
+            raise ImageError(f"{key}: {path} is an image, no clip; give the folder of its frames")
         return [path]
     if not is_folder(path):
         raise not_found(f"{key}: clip", path, ImageError)

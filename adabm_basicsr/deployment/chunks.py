@@ -15,15 +15,15 @@ import torch
 from basicsr.data.data_util import generate_frame_indices
 from torch import Tensor
 
-from adabm_basicsr.data.frames import ALL_FRAMES, FrameRange, read_clip
+from adabm_basicsr.data.frames import read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import RGB, to_unit_range, write_image
-from adabm_basicsr.errors import ImageError, OptionError, check_positive, is_whole
+from adabm_basicsr.errors import ImageError
 from adabm_basicsr.files import is_file
 
 # Of 640x360 LR pixels, 24 frames and their output x4 take 1.1 GB beside what the network takes.
 DEFAULT_CHUNK = 8
-DEFAULT_OVERLAP = 8
+DEFAULT_CHUNK_OVERLAP = 8
 WHITE = 255
 
 
@@ -33,24 +33,15 @@ class Chunking:
 
     Attributes:
         frames: Frames of a chunk whose output is kept, at least 1.
-        overlap: Frames on either side that are run with them, at least 0.
+        overlap: Frames on either side that are run with them, at least 1: no chunk is a single
+            frame then, to which there is no flow.
         window: Frames of which a network makes the middle one, an odd number; None for a network
             that makes all frames of a clip.
     """
 
     frames: int = DEFAULT_CHUNK
-    overlap: int = DEFAULT_OVERLAP
+    overlap: int = DEFAULT_CHUNK_OVERLAP
     window: int | None = None
-
-    def check(self, where: str) -> None:
-        """Check the numbers; ``where`` names them in messages.
-
-        Raises:
-            OptionError: One is out of range.
-        """
-        check_positive(f"{where}: frames", self.frames)
-        if not is_whole(self.overlap) or self.overlap < 0:
-            raise OptionError(f"{where}: overlap: {self.overlap!r} is not a number of frames")
 
     @property
     def reach(self) -> int:
@@ -155,11 +146,11 @@ def upscale_clip(
     network: Callable[[Tensor], Tensor],
     source: Path,
     out: Path,
-    chunking: Chunking | None = None,
-    frames: FrameRange = ALL_FRAMES,
+    chunking: Chunking,
     channels: int = RGB,
     max_pixels: int = MAX_PIXELS,
-) -> int:
+    overwrite: bool = False,
+) -> Iterator[int]:
     """Super-resolve a folder of frames or a video file, to PNG files numbered from 0.
 
     Chunks whose frames are all there are left out, so that a run that was killed can go on.
@@ -169,29 +160,26 @@ def upscale_clip(
         source: Folder of frames or video file.
         out: Folder for the frames, named by eight digits.
         chunking: How the clip is cut.
-        frames: Which frames to take.
         channels: 3 for RGB networks, 1 for grey ones.
         max_pixels: Larger frames are rejected.
+        overwrite: Whether to make frames anew that are there.
 
-    Returns:
-        How many frames were written.
+    Yields:
+        Pixels of each frame, once it is written.
 
     Raises:
         ImageError: The clip is missing, broken, or shorter than the window.
         AdaBMError: A file can't be written.
     """
-    chunking = chunking or Chunking()
-    chunking.check("chunks")
-    written = 0
     number = 0
-    read = read_clip(source, frames, channels, max_pixels)
+    read = read_clip(source, channels=channels, max_pixels=max_pixels)
     for chunk in split_clip(read, chunking.kept, chunking.reach):
         paths = [out / f"{number + offset:08d}.png" for offset in range(chunk.count)]
         number += chunk.count
-        if all(is_file(path) for path in paths):
+        if not overwrite and all(is_file(path) for path in paths):
             continue
         made = _run(network, chunk, chunking.window)
         for path, pixels in zip(paths, made, strict=True):
             write_image(np.ascontiguousarray(pixels[..., ::-1]), path)
-            written += 1
-    return written
+            height, width = pixels.shape[:2]
+            yield height * width

@@ -22,6 +22,7 @@ from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.errors import CheckpointError, ExportError, not_found
 from adabm_basicsr.files import is_file
 from adabm_basicsr.quantization.checks import check_images
+from adabm_basicsr.quantization.structure.clips import Clips
 from adabm_basicsr.quantization.structure.sizes import run_one_by_one
 
 SUCCESS = 0
@@ -40,12 +41,15 @@ class NcnnNetwork:
     Attributes:
         description: What the files say of the network and its quantization.
         in_channels: Channels of the images that the network takes.
+        clips: None, as it takes images.
         size_multiple: Images are mirrored up to multiples of this many pixels.
 
     Raises:
         AdaBMError: A file is missing, damaged or not ours, or ncnn isn't installed or can't read
             them.
     """
+
+    clips: Clips | None = None
 
     def __init__(self, path: str | os.PathLike, threads: int = 0) -> None:
         self.path = Path(path)

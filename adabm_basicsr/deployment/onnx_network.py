@@ -26,6 +26,7 @@ from adabm_basicsr.deployment.runtimes import (
 )
 from adabm_basicsr.errors import CheckpointError, OptionError, did_you_mean, first_line
 from adabm_basicsr.quantization.checks import check_images
+from adabm_basicsr.quantization.structure.clips import Clips
 from adabm_basicsr.quantization.structure.sizes import run_one_by_one
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class OnnxNetwork:
     Attributes:
         description: What the file says of the network and its quantization.
         in_channels: Channels of the images that the network takes.
+        clips: None, as it takes images.
         size_multiple: Images are mirrored up to multiples of this many pixels.
         only_level: The image class that the file is for alone; None where each image has its own.
 
@@ -53,6 +55,8 @@ class OnnxNetwork:
         AdaBMError: The file is missing, corrupt, not ours or of another version; or the runtime is
             unknown, not installed or can't compile the graph.
     """
+
+    clips: Clips | None = None
 
     def __init__(
         self, path: str | os.PathLike, runtime: str = DEFAULT_RUNTIME, threads: int = 0

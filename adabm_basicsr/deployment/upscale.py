@@ -1,4 +1,4 @@
-"""Super-resolves image files with a quantized network, in torch or in a runtime."""
+"""Super-resolves images and clips with a quantized network, in torch or in a runtime."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adabm_basicsr.data.frames import VIDEO_EXTENSIONS, find_clips
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
+from adabm_basicsr.deployment.chunks import Chunking, upscale_clip
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
 from adabm_basicsr.deployment.tiles import Block, finished_blocks
 from adabm_basicsr.errors import AdaBMError, ImageError, OptionError, first_line, why_link_is_broken
-from adabm_basicsr.files import atomic_path, is_file, is_folder
+from adabm_basicsr.files import atomic_path, exists, is_file, is_folder
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.clips import Clips
 
 DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with larger ones
 GREY, GREY_ALPHA, BGR, BGR_ALPHA = 1, 2, 3, 4  # channels
@@ -37,17 +40,20 @@ QUALITY = {
     ".webp": cv2.IMWRITE_WEBP_QUALITY,
 }
 BEST_LOSSY = 95
-Job = tuple[Path, Path]  # an image, and the file that is made of it
+Job = tuple[Path, Path]  # an image, and the file that is made of it; or a clip and a folder
+FAILURES = (AdaBMError, cv2.error, RuntimeError, MemoryError)  # of one image or clip
 
 
 class Upscaler(Protocol):
-    """A network that maps ``(B, C, H, W)`` in 0..1 to the same at its scale.
+    """A network that maps ``(B, C, H, W)`` in 0..1 to the same at its scale, or takes clips.
 
     Attributes:
         in_channels: Channels of the images that it takes.
+        clips: Clips that it takes; None of one that takes images.
     """
 
     in_channels: int
+    clips: Clips | None
 
     def __call__(self, image: Tensor) -> Tensor:
         """Super-resolve ``image``."""
@@ -69,16 +75,18 @@ class Tiling(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of a list of images.
+    """What became of a list of images or clips.
 
     Attributes:
-        upscaled: How many were made.
+        unit: What they are, in the plural.
+        upscaled: How many were made; of clips those of which frames were made.
         existed: How many were left alone, as their results existed.
         failed: Why others failed, in a line each.
         pixels: Of all results that were made.
         started: Time of the start, as `time.perf_counter` has it.
     """
 
+    unit: str = "images"
     upscaled: int = 0
     existed: int = 0
     failed: dict[Path, str] = field(default_factory=dict)
@@ -109,8 +117,8 @@ class Outcome:
         for source, reason in self.failed.items():
             is_named = str(source) in reason
             lines.append(reason if is_named else f"{source}: {reason}")
-        images = self.upscaled + self.existed + len(self.failed)
-        raise AdaBMError(f"{len(lines)} of {images} images failed:\n  " + "\n  ".join(lines))
+        total = self.upscaled + self.existed + len(self.failed)
+        raise AdaBMError(f"{len(lines)} of {total} {self.unit} failed:\n  " + "\n  ".join(lines))
 
 
 def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None) -> list[Job]:
@@ -136,12 +144,39 @@ def plan_outputs(inputs: Sequence[str], out: Path, extension: str | None = None)
     return jobs
 
 
+def plan_clips(inputs: Sequence[str], out: Path) -> list[Job]:
+    """Which clip becomes which folder of frames.
+
+    Args:
+        inputs: Video files, folders of frames, folders of such, and patterns.
+        out: A folder; below it each clip gets one of its own name.
+
+    Raises:
+        AdaBMError: An input doesn't exist or is no clip, two have the same name, or results would
+            lie among the inputs.
+    """
+    if exists(out) and not is_folder(out):
+        raise OptionError(f"--out: {out} is a file; frames of clips are written to a folder")
+    paths = []
+    for given in inputs:
+        found = [] if exists(given) else sorted(glob.glob(given, recursive=True))  # noqa: PTH207
+        # What doesn't exist is named where clips are looked for.
+        paths += [Path(name) for name in found or [given]]
+    for path in paths:
+        if is_folder(path) and out.resolve().is_relative_to(path.resolve()):
+            raise OptionError(f"--out: {out} lies in {path}, which is put in; name another folder")
+    clips = find_clips(paths, "--input")
+    return [(source, out / name) for name, source in clips.items()]
+
+
 def _find(given: str) -> list[Path]:
     """The images that an input names."""
     if is_folder(given):
         return list_images(given, "--input")
     # A link that leads nowhere is named with the images that fail; the others are done.
     if is_file(given) or why_link_is_broken(given):
+        if Path(given).suffix.lower() in VIDEO_EXTENSIONS:
+            raise OptionError(f"--input: {given} is a video, and the network takes images")
         return [Path(given)]
     found = []
     for name in sorted(glob.glob(given, recursive=True)):  # noqa: PTH207 (it may be absolute)
@@ -240,8 +275,6 @@ def load_upscaler(
         return network
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if network.clips is not None:
-        raise OptionError(f"{path}: the network takes clips, and images are upscaled one by one")
     return _OnDevice(network, device)
 
 
@@ -255,6 +288,7 @@ class _OnDevice:
             raise OptionError(f"--device: {device}: {first_line(error)}") from error
         self.device = device
         self.in_channels = network.in_channels
+        self.clips = network.clips
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
@@ -288,9 +322,49 @@ def upscale_files(
             try:
                 outcome.pixels += upscale_file(network, source, target, tiling, max_pixels)
                 outcome.upscaled += 1
-            except (AdaBMError, cv2.error, RuntimeError, MemoryError) as error:
+            except FAILURES as error:
                 outcome.failed[source] = first_line(error)
             bar.set_postfix_str(outcome.speed)
+    return outcome
+
+
+def upscale_clips(
+    network: Upscaler,
+    jobs: Sequence[Job],
+    chunking: Chunking,
+    max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Super-resolve clips one after the other; a bad one doesn't stop the rest.
+
+    Args:
+        network: It takes clips.
+        jobs: What `plan_clips` returned.
+        chunking: How clips are cut.
+        max_pixels: Larger frames are rejected.
+        overwrite: Whether to make frames anew that exist already.
+        quiet: Whether to show no progress bar, which only a terminal has in any case.
+    """
+    outcome = Outcome("clips")
+    with tqdm(unit="frame", disable=quiet or None) as bar:
+        for source, folder in jobs:
+            made = 0
+            try:
+                for pixels in upscale_clip(
+                    network, source, folder, chunking, network.in_channels, max_pixels, overwrite
+                ):
+                    made += 1
+                    outcome.pixels += pixels
+                    bar.update()
+                    bar.set_postfix_str(outcome.speed)
+            except FAILURES as error:
+                outcome.failed[source] = first_line(error)
+                continue
+            if made:
+                outcome.upscaled += 1
+            else:
+                outcome.existed += 1
     return outcome
 
 
