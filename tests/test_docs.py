@@ -10,6 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import clip_networks  # noqa: F401 - registers them
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,7 +20,7 @@ from clip_files import moving, write_clips, write_video
 from conftest import write_images
 from test_readme import snippets
 
-from adabm_basicsr import calibrate, save_packed
+from adabm_basicsr import calibrate, save_checkpoint, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
 
@@ -291,11 +293,34 @@ def test_clips_are_made(tmp_path, monkeypatch):
     assert [tuple(batch.shape) for batch in batches] == [(4, 5, 3, 24, 24)] * 4
 
 
+@pytest.mark.slow
+def test_clips_are_exported_and_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = {"type": "BasicVSR", "num_feat": 8, "num_block": 1}
+    net = AdaBMNetwork(network=network, fully_quantized=True, recipe="static")
+    save_checkpoint(calibrate(net, [torch.rand(1, 3, 3, 34, 36)]), "net_g_latest.pth")
+    write_clips(tmp_path / "films", 1, 3, 34, 36)
+    section = read("video.md").partition("\n## Export\n")[2]
+    for command in re.findall(r"^adabm-basicsr (.*)$", section, re.M):
+        main(shlex.split(command, comments=True))
+    low = [cv2.imread(str(path)) for path in sorted(Path("films/000").iterdir())]
+    frames = [np.float32(frame[..., ::-1].transpose(2, 0, 1)[None] / 255) for frame in low]
+    (snippet,) = snippets("python", section)
+    names = {}
+    exec(snippet, names)
+    made = names["upscale"](frames)
+    assert len(made) == 3
+    for frame, path in zip(made, sorted(Path("by_onnx/000").iterdir()), strict=True):
+        pixels = frame[0].clip(0, 1).transpose(1, 2, 0) * 255
+        assert np.abs(cv2.imread(str(path))[..., ::-1] - pixels).mean() < 0.6
+
+
 def test_clips_are_super_resolved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = AdaBMNetwork(network={"type": "CarriesOn"}, fully_quantized=True, recipe="static")
     save_packed(calibrate(net, [torch.rand(1, 5, 3, 16, 20)]), "net_g_latest.safetensors")
     write_clips(tmp_path / "films", 2, 3)
-    for command in re.findall(r"^adabm-basicsr (upscale .*)$", read("video.md"), re.M):
+    section = read("video.md").partition("\n## Export\n")[0]
+    for command in re.findall(r"^adabm-basicsr (upscale .*)$", section, re.M):
         main(shlex.split(command, comments=True))
     assert len(list(Path("upscaled").glob("00[01]/*.png"))) == 6

@@ -15,7 +15,7 @@ from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.deployment.tuning import fastest_form
 from adabm_basicsr.errors import ExportError
-from adabm_basicsr.quantization.engines import CONCATENATIONS, ENGINES
+from adabm_basicsr.quantization.engines import CONCATENATIONS, DEFAULT_ENGINE, ENGINES
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def save_for(engine: str, net: QuantizedNetwork, path: Path, tune: bool = False)
         AdaBMError: The network's arithmetic isn't the engine's, or the network can't be written.
     """
     export = EXPORTS[engine]
+    if net.clips is not None and (engine != DEFAULT_ENGINE or tune):
+        raise ExportError(
+            f"--for {engine}{' --tune' if tune else ''}: the network takes clips; valid: "
+            f"--for {DEFAULT_ENGINE} alone"
+        )
     if tune and export.save_form is None:
         tuned = " or ".join(f"--for {name}" for name, other in EXPORTS.items() if other.forms)
         raise ExportError(f"--tune: files for {engine} have one form alone; valid: {tuned}")

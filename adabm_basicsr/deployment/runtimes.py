@@ -1,6 +1,7 @@
 """Programs that run ONNX graphs: one table, `RUNTIMES`.
 
-A runtime compiles the bytes of a graph into a function from an image to an image. To add one, write
+A runtime compiles the bytes of a graph into a function from an image to an image, or from several
+values to several. To add one, write
 its compiling function and give it an entry; `OnnxNetwork`, ``upscale`` and the tests of agreement
 take it from there. It is imported within the function, by `import_runtime`, as all are optional.
 """
@@ -12,7 +13,7 @@ import importlib
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,12 +45,16 @@ class Compiled(NamedTuple):
     """A graph in a runtime.
 
     Attributes:
-        run: Maps ``(1, C, H, W)`` in 0..1 to the graph's output, float32.
+        run_all: Maps the graph's inputs by name, float32, to its outputs in their order.
         release: Gives back the memory of the latest run, if the runtime can.
     """
 
-    run: Run
+    run_all: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
     release: Callable[[], None]
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """The first output for an image, ``(1, C, H, W)`` in 0..1, float32."""
+        return self.run_all({"image": image})[0]
 
 
 class Runtime(NamedTuple):
@@ -94,20 +99,21 @@ def _compile_openvino(model: bytes, threads: int) -> Compiled:
     # a second thread would get the first one's picture.
     lock = threading.Lock()
 
-    def run(image: np.ndarray) -> np.ndarray:
+    def run_all(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         try:
             with lock:
-                outputs = compiled(image, share_inputs=True, share_outputs=False)
+                outputs = compiled(inputs, share_inputs=True, share_outputs=False)
         except Exception as error:
+            shape = inputs["image"].shape
             reason = first_line(error, OPENVINO_PLACES)
-            raise ExportError(f"OpenVINO can't run the graph on {image.shape}: {reason}") from error
-        return outputs[0]
+            raise ExportError(f"OpenVINO can't run the graph on {shape}: {reason}") from error
+        return [outputs[place] for place in range(len(outputs))]
 
     def release() -> None:
         with lock:
             compiled.release_memory()
 
-    return Compiled(run, release)
+    return Compiled(run_all, release)
 
 
 def _compile_onnxruntime(model: bytes, threads: int) -> Compiled:
@@ -127,16 +133,16 @@ def _compile_onnxruntime(model: bytes, threads: int) -> Compiled:
     except Exception as error:  # its exceptions have no common base
         raise ExportError(f"ONNX Runtime can't run the graph: {first_line(error)}") from error
 
-    def run(image: np.ndarray) -> np.ndarray:
+    def run_all(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         try:
-            outputs = session.run(None, {"image": image})
+            return session.run(None, inputs)
         except Exception as error:
+            shape = inputs["image"].shape
             raise ExportError(
-                f"ONNX Runtime can't run the graph on {image.shape}: {first_line(error)}"
+                f"ONNX Runtime can't run the graph on {shape}: {first_line(error)}"
             ) from error
-        return outputs[0]
 
-    return Compiled(run, release_nothing)
+    return Compiled(run_all, release_nothing)
 
 
 def release_nothing() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from architectures import VIDEO_ARCHITECTURES
 from torch import nn
-from video_networks import CLIPS, built, clip
+from video_networks import BITS, built, clip, quantized
 
 from adabm_basicsr import (
     AdaBMError,
@@ -16,7 +16,6 @@ from adabm_basicsr import (
     save_checkpoint,
 )
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
-from adabm_basicsr.deployment.onnx.export import to_onnx
 from adabm_basicsr.deployment.packed import load_packed, save_packed
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
@@ -31,13 +30,6 @@ FOUND = {
     "DUF": Clips(7, any_length=False),
     "TOFlow": Clips(7, any_length=False),
 }
-FLOW = ("BasicVSR", "IconVSR", "BasicVSR++", "TOFlow")
-BITS = {"w_bits": 8, "a_bits": 8, "fully_quantized": True}
-
-
-def quantized(name, recipe="static", seed=0, **options):
-    options = {**BITS, "size_multiple": CLIPS[name][3], "recipe": recipe, **options}
-    return quantize(built(name, seed), clip(name), **options)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +173,3 @@ def test_one_that_takes_images_takes_no_clips():
         AdaBMError, match=r"^images: torch.float32 of shape \(1, 5, 3, 9, 9\) can't"
     ):
         calibrate(net, [torch.rand(1, 5, 3, 9, 9)])
-
-
-def test_graphs_of_clips_are_refused(edvr):
-    with pytest.raises(AdaBMError, match=r"^EDVR takes clips, which the graphs written here don't"):
-        to_onnx(edvr)

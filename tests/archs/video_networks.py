@@ -1,10 +1,12 @@
-"""Small networks that take clips, and clips of sizes that they take."""
+"""The six networks of BasicSR that take clips, small, and clips for them."""
 
 import torch
 import torch.nn.functional as F
 from architectures import VIDEO_ARCHITECTURES
 from basicsr.archs import build_network
 from torch import nn
+
+from adabm_basicsr import quantize
 
 # Frames, height, width, and what both are multiples of.
 CLIPS = {
@@ -15,6 +17,7 @@ CLIPS = {
     "DUF": (7, 8, 12, 1),
     "TOFlow": (7, 16, 32, 16),
 }
+BITS = {"w_bits": 8, "a_bits": 8, "fully_quantized": True}
 
 
 def clip(name, seed=0):
@@ -34,3 +37,8 @@ def built(name, seed=0):
         if hasattr(module, "basic_module") and isinstance(module.basic_module, nn.Sequential):
             module.basic_module = nn.Sequential(nn.Conv2d(8, 2, 3, padding=1))
     return network
+
+
+def quantized(name, recipe="static", seed=0, **options):
+    options = {**BITS, "size_multiple": CLIPS[name][3], "recipe": recipe, **options}
+    return quantize(built(name, seed), clip(name), **options)

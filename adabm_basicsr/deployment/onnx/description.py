@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import onnx
@@ -39,6 +40,7 @@ def describe(
         "form": form,
         "symmetric": symmetric or not net.config.integers_of.zero_points,
         "arithmetic": _arithmetic(net, symmetric),
+        "clips": asdict(net.clips) if net.clips is not None else None,
     }
     description.update(getattr(net, "description", None) or {})
     helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})

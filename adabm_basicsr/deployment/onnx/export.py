@@ -3,6 +3,9 @@
 The graph takes one ``image``, ``(1, C, H, W)`` in 0..1, and gives the ``output`` and the ``level``:
 which of the three image classes (0, 1, 2) the image's complexity chose. So it chooses its bits
 itself. Weights of up to four bits are stored as INT4, others as INT8.
+
+Of networks that take clips, the graph of a windowed one takes a window as its ``image``,
+``(1, T, C, H, W)``. That of a recurrent one makes a single frame, see `steps`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from basicsr.archs.basicvsr_arch import BasicVSR
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -23,9 +27,10 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx.description import describe
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.graph import use_operators
-from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, MIDDLE, OUTPUT, at_level
+from adabm_basicsr.deployment.onnx.level import LEVEL, MIDDLE, WHOLE, Part, at_level
 from adabm_basicsr.deployment.onnx.modules import write_plainly
 from adabm_basicsr.deployment.onnx.seal import sealed
+from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep
 from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
@@ -36,12 +41,45 @@ from adabm_basicsr.quantization.user_code import short_place, users_code
 OPSET = 21  # it brought INT4
 TRACED_OPSET = 20  # torch's last one; none of the operators that are used here changed in the next
 EXAMPLE_SIZE = 64
+# Networks that take clips, and why there are no graphs of them.
+WITHOUT_GRAPHS = {
+    "IconVSR": "a graph of a step that takes the features of its key frames is missing",
+    "BasicVSRPlusPlus": "a graph of a step that takes the states of two frames is missing",
+    "DUF": "operators are missing for the filters that it makes for each pixel",
+    "TOFlow": "a form of its flow estimation is missing whose sizes a graph can follow",
+}
 NUMPY_WARNING = "Converting a tensor to a NumPy array"  # of the tracer
 INT4_MIN = -8
 INT4_MAX = 7
 
 
-class _Deployed(nn.Module):
+class _AtLevel(nn.Module):
+    """A network with operators for quantizers, which take the level of an image.
+
+    Args:
+        frozen: See `freeze`; its quantizers are replaced.
+        symmetric: See `save_onnx`.
+    """
+
+    def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
+        super().__init__()
+        self.image_mapping = frozen.image_mapping
+        self.network = frozen.network
+        self.inputs = use_operators(frozen, symmetric)
+        write_plainly(frozen.network)
+
+    def take_level(self, image: Tensor) -> Tensor:
+        """The level of the image's class, ``()``, at which all quantizers are from now on."""
+        level = torch.full((), MIDDLE, dtype=torch.int64)
+        if self.image_mapping is not None:
+            image_factor = self.image_mapping(image)[0]
+            level = image_factor.to(torch.int64) + MIDDLE
+        for quantizer in self.inputs:
+            quantizer.level = level
+        return level
+
+
+class _Deployed(_AtLevel):
     """What the graph computes: the image that the network makes, and the level of its class.
 
     Args:
@@ -51,34 +89,55 @@ class _Deployed(nn.Module):
     """
 
     def __init__(self, frozen: QuantizedNetwork, symmetric: bool, pads: bool) -> None:
-        super().__init__()
-        self.image_mapping = frozen.image_mapping
-        self.network = frozen.network
+        super().__init__(frozen, symmetric)
         self.multiple = frozen.size_multiple
         self.pads = pads and self.multiple > 1
-        self.inputs = use_operators(frozen, symmetric)
-        write_plainly(frozen.network)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        level = torch.full((), MIDDLE, dtype=torch.int64)
-        if self.image_mapping is not None:
-            image_factor = self.image_mapping(image)[0]
-            level = image_factor.to(torch.int64) + MIDDLE
-        for quantizer in self.inputs:
-            quantizer.level = level
+        level = self.take_level(image)
         return self._padded(image), level
 
     def _padded(self, image: Tensor) -> Tensor:
         """Output of the network, on an image that is mirrored up to a size that it takes."""
         if not self.pads:
             return self.network(image)
-        height, width = image.shape[2:]
+        height, width = image.shape[-2:]
         rows = mirrored(height, self.multiple)
         columns = mirrored(width, self.multiple)
-        padded = image.index_select(2, rows).index_select(3, columns)
+        padded = image.index_select(-2, rows).index_select(-1, columns)
         output = self.network(padded)
-        scale = int(output.shape[2]) // int(padded.shape[2])
+        scale = int(output.shape[-2]) // int(padded.shape[-2])
         return output[..., : height * scale, : width * scale]
+
+
+class _DeployedStep(_AtLevel):
+    """What the graph of a step computes: a frame, the level of its class, and its states.
+
+    Args:
+        frozen: See `freeze`, a BasicVSR; its quantizers are replaced.
+        symmetric: See `save_onnx`.
+    """
+
+    def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
+        super().__init__(frozen, symmetric)
+        self.step = BasicVSRStep(frozen.network)
+
+    def forward(self, image: Tensor, *neighbours: Tensor) -> tuple[Tensor, ...]:
+        level = self.take_level(image)
+        output, *states = self.step(image, *neighbours)
+        return output, level, *states
+
+
+class _OfOneTensor(nn.Module):
+    """A step whose inputs are channels of one tensor, ``(1, C, H, W)``."""
+
+    def __init__(self, deployed: _DeployedStep) -> None:
+        super().__init__()
+        self.deployed = deployed
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        made: tuple[Tensor, ...] = self.deployed(*inputs.split(self.deployed.step.channels, dim=1))
+        return made
 
 
 def save_onnx(
@@ -104,11 +163,29 @@ def save_onnx(
         AdaBMError: The network isn't calibrated, its recipe has no integers, its operations can't
             be expressed, or the file can't be written.
     """
+    if net.clips is not None and not net.clips.any_length and level is None:
+        _check_one_level(net)
     model = to_onnx(net, symmetric)
     if level is not None:
-        model = fuse(at_level(model, level))
+        model = fuse(at_level(model, level, part_of_graph(net)))
     describe(model, net, symmetric, level, form)
     write_checked(model, path)
+
+
+def part_of_graph(net: QuantizedNetwork) -> Part:
+    """What the graph of a network takes and makes."""
+    is_step = net.clips is not None and net.clips.any_length
+    return STEP if is_step else WHOLE
+
+
+def _check_one_level(net: QuantizedNetwork) -> None:
+    """Reject a network of windows whose bits follow the frames in them."""
+    if net.image_mapping is not None:
+        raise ExportError(
+            f"{type(net.network).__name__} sees frames of several classes side by side, for which "
+            "there are no operators of integers; quantize with recipe static, or write the graph "
+            "of one class (--level 1); a packed file holds it as it is"
+        )
 
 
 def write_checked(model: onnx.ModelProto, path: str | os.PathLike) -> None:
@@ -144,25 +221,59 @@ def to_onnx(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
-    if net.clips is not None:
-        raise ExportError(
-            f"{type(net.network).__name__} takes clips, which the graphs written here don't; a "
-            "packed file holds it"
-        )
-    deployed = _Deployed(freeze(net).cpu(), symmetric, pads).eval()
-    size = _example_size(deployed.multiple, deployed.pads)
-    shape = (1, net.in_channels, size, size)
     name = type(net.network).__name__
-    with users_code(deployed.network, "the network can't be written as ONNX"):
-        check_values(deployed, shape, name)
-        model = _trace(deployed, torch.rand(shape), min(opset, TRACED_OPSET))
-        multiple = 1 if pads else deployed.multiple
-        check_sizes(deployed, shape, name, multiple)
-        check_graph(model, deployed, shape, multiple)
+    if net.clips is not None and name in WITHOUT_GRAPHS:
+        raise ExportError(
+            f"{name} can't be written as ONNX: {WITHOUT_GRAPHS[name]}; a packed file holds it"
+        )
+    if net.clips is not None and net.clips.any_length:
+        model = _graph_of_step(net, symmetric, min(opset, TRACED_OPSET))
+    else:
+        model = _graph(net, symmetric, pads, min(opset, TRACED_OPSET))
     if opset >= OPSET:
         _set_opset(model, opset)
         _store_as_int4(model)
     _check(model)
+    return model
+
+
+def _graph(net: QuantizedNetwork, symmetric: bool, pads: bool, opset: int) -> onnx.ModelProto:
+    """The traced graph of a network that takes images or windows."""
+    deployed = _Deployed(freeze(net).cpu(), symmetric, pads).eval()
+    size = _example_size(deployed.multiple, deployed.pads)
+    window = () if net.clips is None else (net.clips.frames,)
+    shape = (1, *window, net.in_channels, size, size)
+    name = type(net.network).__name__
+    with users_code(deployed.network, "the network can't be written as ONNX"):
+        check_values(deployed, shape, name)
+        model = _trace(deployed, [torch.rand(shape)], WHOLE, opset)
+        multiple = 1 if pads else deployed.multiple
+        check_sizes(deployed, shape, name, multiple)
+        if net.clips is None:
+            # ONNX's own program takes minutes for a window.
+            check_graph(model, deployed, shape, multiple)
+    return model
+
+
+def _graph_of_step(net: QuantizedNetwork, symmetric: bool, opset: int) -> onnx.ModelProto:
+    """The traced graph of one step of a recurrent network.
+
+    It isn't run as ONNX defines it: the definition's own program takes minutes to warp a frame.
+    """
+    name = type(net.network).__name__
+    if not isinstance(net.network, BasicVSR):
+        raise ExportError(
+            f"{name} can't be written as ONNX: a graph of one step is known of BasicVSR alone; a "
+            "packed file holds it"
+        )
+    deployed = _DeployedStep(freeze(net).cpu(), symmetric).eval()
+    channels = deployed.step.channels
+    shape = (1, sum(channels), EXAMPLE_SIZE, EXAMPLE_SIZE)
+    with users_code(deployed.network, "the network can't be written as ONNX"):
+        of_one_tensor = _OfOneTensor(deployed)
+        check_values(of_one_tensor, shape, name)
+        model = _trace(deployed, torch.rand(shape).split(channels, dim=1), STEP, opset)
+        check_sizes(of_one_tensor, shape, name)
     return model
 
 
@@ -172,24 +283,36 @@ def _example_size(multiple: int, pads: bool) -> int:
     return size + 1 if pads else size
 
 
-def _trace(deployed: _Deployed, example: Tensor, opset: int) -> onnx.ModelProto:
+def _trace(
+    deployed: _AtLevel, examples: Sequence[Tensor], part: Part, opset: int
+) -> onnx.ModelProto:
+    """The graph of ``deployed``, whose second output is the level.
+
+    Args:
+        deployed: What is traced.
+        examples: Inputs of it.
+        part: Names of its inputs, and of its outputs but for the level.
+        opset: Version of ONNX.
+    """
     buffer = io.BytesIO()
-    sizes = {
-        IMAGE: {2: "height", 3: "width"},
-        OUTPUT: {2: "out_height", 3: "out_width"},
-    }
+    output, *states = part.outputs
+    sizes = {output: {2: "out_height", 3: "out_width"}}
+    for name in states:
+        sizes[name] = {2: "height", 3: "width"}
+    for name, example in zip(part.inputs, examples, strict=True):
+        sizes[name] = {example.dim() - 2: "height", example.dim() - 1: "width"}
     try:
         with torch.no_grad(), _no_printing(), warnings.catch_warnings(record=True) as caught:
             # The tracer warns of shapes that it keeps as constants where they are.
             warnings.simplefilter("always")
             torch.onnx.export(
                 deployed,
-                (example,),
+                tuple(examples),
                 buffer,  # type: ignore[arg-type]  # takes one, though its annotation says no
                 dynamo=False,
                 opset_version=opset,
-                input_names=[IMAGE],
-                output_names=[OUTPUT, LEVEL],
+                input_names=list(part.inputs),
+                output_names=[output, LEVEL, *states],
                 dynamic_axes=sizes,
             )
     except torch.onnx.errors.OnnxExporterError as error:

@@ -6,6 +6,8 @@ middle ones, 2 for complex ones.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +21,21 @@ LEVELS = (0, 1, 2)
 MIDDLE = 1  # the level of networks that know no classes
 
 
+class Part(NamedTuple):
+    """A part of a graph that is run by itself.
+
+    Attributes:
+        inputs: Names of values that it takes, beside the level.
+        outputs: Names of what it makes.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+WHOLE = Part((IMAGE,), (OUTPUT,))
+
+
 def chooser(model: onnx.ModelProto) -> onnx.ModelProto:
     """The part of an adaptive graph that computes the level: ``image`` to ``level``."""
     return Extractor(model).extract_model([IMAGE], [LEVEL])
@@ -29,7 +46,19 @@ def is_adaptive(model: onnx.ModelProto) -> bool:
     return any(IMAGE in node.input for node in chooser(model).graph.node)
 
 
-def at_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
+def part_of(model: onnx.ModelProto, part: Part) -> onnx.ModelProto:
+    """A part of a graph, with what the graph says of itself.
+
+    Args:
+        model: The graph; left alone.
+        part: The part; its outputs depend on its inputs alone.
+    """
+    found = Extractor(model).extract_model(list(part.inputs), list(part.outputs))
+    found.metadata_props.extend(model.metadata_props)
+    return found
+
+
+def at_level(model: onnx.ModelProto, level: int, part: Part = WHOLE) -> onnx.ModelProto:
     """An adaptive graph with the level as a constant: ``image`` to ``output``.
 
     Runtimes can then fold all that depends on the level. INT4 weights become INT8, the type that
@@ -38,9 +67,9 @@ def at_level(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
     Args:
         model: An adaptive graph; left alone.
         level: 0, 1 or 2.
+        part: Which part of it.
     """
-    fixed = Extractor(model).extract_model([IMAGE, LEVEL], [OUTPUT])
-    fixed.metadata_props.extend(model.metadata_props)
+    fixed = part_of(model, Part((*part.inputs, LEVEL), part.outputs))
     inputs = fixed.graph.input
     names = [value.name for value in inputs]
     del inputs[names.index(LEVEL)]

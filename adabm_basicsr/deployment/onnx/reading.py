@@ -13,10 +13,14 @@ import onnx
 
 from adabm_basicsr.deployment.onnx.description import FORMAT
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
-from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, LEVELS, MIDDLE, OUTPUT
+from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, LEVELS, MIDDLE, WHOLE
 from adabm_basicsr.deployment.onnx.seal import is_whole
+from adabm_basicsr.deployment.onnx.steps import STEP
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.checks import CLIP_AXES
+from adabm_basicsr.quantization.structure.blueprint import read_clips
+from adabm_basicsr.quantization.structure.clips import Clips
 from adabm_basicsr.quantization.structure.sizes import trial_size
 from adabm_basicsr.terminal import printable
 
@@ -47,11 +51,13 @@ class OwnFile(NamedTuple):
         model: The graph.
         description: How its network was built and quantized.
         level: The image class that it is for alone; None where the graph chooses one of three.
+        clips: Clips that the network takes; None of one that takes images.
     """
 
     model: onnx.ModelProto
     description: dict[str, Any]
     level: int | None
+    clips: Clips | None
 
 
 class OnnxLayer(NamedTuple):
@@ -115,9 +121,14 @@ def read_own(path: str | os.PathLike) -> OwnFile:
             f"ONNX file {path} is damaged, or was changed after the export: its checksum is wrong"
         )
     _check_multiple(path, description.get("size_multiple"))
-    _check_input(path, model.graph)
-    _check_graph(path, model, description["size_multiple"])
-    return OwnFile(model, description, _only_level(path, model, description))
+    try:
+        # Files of before 2026-11-28 don't say it.
+        clips = read_clips(description.get("clips"))
+    except CheckpointError as error:
+        raise damaged(path, str(error)) from error
+    _check_inputs(path, model.graph, clips)
+    _check_graph(path, model, description["size_multiple"], clips)
+    return OwnFile(model, description, _only_level(path, model, description), clips)
 
 
 def _only_level(
@@ -140,21 +151,36 @@ def _check_multiple(path: str | os.PathLike, multiple: object) -> None:
         )
 
 
-def _check_input(path: str | os.PathLike, graph: onnx.GraphProto) -> None:
-    """Reject a graph that takes something else than images of so many channels."""
-    sizes = [value.type.tensor_type.shape.dim for value in graph.input if value.name == IMAGE]
-    is_image = len(graph.input) == 1 and len(sizes) == 1 and len(sizes[0]) == IMAGE_AXES
-    if not is_image or sizes[0][1].dim_value < 1:
-        raise damaged(path, f"its graph doesn't take one input {IMAGE!r} of {IMAGE_AXES} axes")
+def _check_inputs(path: str | os.PathLike, graph: onnx.GraphProto, clips: Clips | None) -> None:
+    """Reject a graph that takes something else than images, windows or what a step takes."""
+    names = [value.name for value in graph.input]
+    sizes = [value.type.tensor_type.shape.dim for value in graph.input]
+    if clips is not None and clips.any_length:
+        has_inputs = names == list(STEP.inputs)
+        has_axes = all(len(size) == IMAGE_AXES and size[-3].dim_value > 0 for size in sizes)
+        if not has_inputs or not has_axes:
+            raise damaged(path, f"its graph doesn't take {', '.join(STEP.inputs)}")
+        return
+    axes = IMAGE_AXES if clips is None else CLIP_AXES
+    is_image = names == [IMAGE] and len(sizes[0]) == axes
+    if not is_image or sizes[0][-3].dim_value < 1:
+        raise damaged(path, f"its graph doesn't take one input {IMAGE!r} of {axes} axes")
+    if clips is not None and sizes[0][1].dim_value != clips.frames:
+        raise damaged(path, f"its graph doesn't take windows of {clips.frames} frames")
 
 
-def _check_graph(path: str | os.PathLike, model: onnx.ModelProto, multiple: int) -> None:
+def _check_graph(
+    path: str | os.PathLike, model: onnx.ModelProto, multiple: int, clips: Clips | None
+) -> None:
     """Reject a graph whose values don't fit together, or that keeps some of them elsewhere."""
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise damaged(path, f"it keeps {tensor.name!r} in another file")
-    if OUTPUT not in [output.name for output in model.graph.output]:
-        raise damaged(path, f"its graph doesn't make {OUTPUT!r}")
+    part = STEP if clips is not None and clips.any_length else WHOLE
+    made = [output.name for output in model.graph.output]
+    for name in part.outputs:
+        if name not in made:
+            raise damaged(path, f"its graph doesn't make {name!r}")
     try:
         check_shapes(model, multiple)
     except Exception as error:  # of the checker or of shape inference: it depends on the damage
@@ -175,10 +201,10 @@ def check_shapes(model: onnx.ModelProto, multiple: int) -> None:
     trial = onnx.ModelProto()
     trial.CopyFrom(model)
     for value in trial.graph.input:
-        if value.name == IMAGE:
-            sizes = value.type.tensor_type.shape.dim
+        sizes = value.type.tensor_type.shape.dim
+        if len(sizes) in (IMAGE_AXES, CLIP_AXES):
             sizes[0].dim_value = 1
-            sizes[2].dim_value, sizes[3].dim_value = trial_size(multiple)
+            sizes[-2].dim_value, sizes[-1].dim_value = trial_size(multiple)
     # Sizes that stand in the file are of other images; what is computed is inferred.
     del trial.graph.value_info[:]
     onnx.checker.check_model(trial)

@@ -79,9 +79,9 @@ def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str, multiple:
         example = torch.rand(shape, generator=generator)
         traced = torch.jit.trace(network, example, check_trace=False)
         for share_of_height, share_of_width in OTHER_SIZES:
-            height = _multiple_near(shape[2] * share_of_height, multiple)
-            width = _multiple_near(shape[3] * share_of_width, multiple)
-            image = torch.rand((*shape[:2], height, width), generator=generator)
+            height = _multiple_near(shape[-2] * share_of_height, multiple)
+            width = _multiple_near(shape[-1] * share_of_width, multiple)
+            image = torch.rand((*shape[:-2], height, width), generator=generator)
             try:
                 expected = network(image.clone())[0]
             except Exception:  # whatever its code raises on a size that it doesn't take
@@ -116,16 +116,16 @@ def check_graph(
         ExportError: The graph fails, or gives another image than the network.
     """
     share_of_height, share_of_width = OTHER_SIZES[0]
-    height = _multiple_near(shape[2] * share_of_height, multiple)
-    width = _multiple_near(shape[3] * share_of_width, multiple)
-    difference = _difference(model, network, (*shape[:2], height, width))
+    height = _multiple_near(shape[-2] * share_of_height, multiple)
+    width = _multiple_near(shape[-1] * share_of_width, multiple)
+    difference = _difference(model, network, (*shape[:-2], height, width))
     if difference is None:
         return
     at_traced_size = _difference(model, network, shape)
     if at_traced_size is not None and at_traced_size.is_failure:
         return
     raise ExportError(
-        f"the network can't be written as ONNX: its graph, traced with {shape[3]}x{shape[2]} "
+        f"the network can't be written as ONNX: its graph, traced with {shape[-1]}x{shape[-2]} "
         f"pixels, doesn't do for {width}x{height} ({difference.reason})"
     )
 
@@ -170,8 +170,8 @@ def _multiple_near(size: float, multiple: int) -> int:
 def _depends_on_size(
     name: str, shape: tuple[int, ...], image: Tensor, difference: str
 ) -> ExportError:
-    traced_size = f"{shape[3]}x{shape[2]}"
-    size = f"{image.shape[3]}x{image.shape[2]}"
+    traced_size = f"{shape[-1]}x{shape[-2]}"
+    size = f"{image.shape[-1]}x{image.shape[-2]}"
     return ExportError(
         f"{name} can't be written as ONNX: its Python code makes something of the image's size, "
         f"which a graph of {traced_size} pixels would keep for {size} ({difference}); use tensor "

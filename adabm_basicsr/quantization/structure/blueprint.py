@@ -196,11 +196,16 @@ def read_blueprint(described: object) -> Blueprint:
     structure = _read_structure(parts["structure"])
     plan = _read_plan(parts["plan"], structure)
     joins = _read_joins(parts["joins"], structure)
-    clips = _read_clips(parts["clips"])
+    clips = read_clips(parts["clips"])
     return Blueprint(in_channels, size_multiple, preparation, structure, plan, joins, clips)
 
 
-def _read_clips(described: object) -> Clips | None:
+def read_clips(described: object) -> Clips | None:
+    """Clips that a network takes, as a file describes them; None of one that takes images.
+
+    Raises:
+        CheckpointError: The description is damaged.
+    """
     if described is None:
         return None
     parts = _parts("clips", described, Clips)

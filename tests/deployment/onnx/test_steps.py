@@ -1,0 +1,210 @@
+"""Networks that take clips as graphs: a recurrent one step by step, one of windows as it is."""
+
+import copy
+import json
+
+import onnx
+import pytest
+import torch
+from agreement import THREADS
+from onnx import helper
+from video_networks import built, clip, quantized
+
+from adabm_basicsr import AdaBMError, OnnxNetwork, calibrate, save_onnx
+from adabm_basicsr.deployment.onnx.export import WITHOUT_GRAPHS, to_onnx
+from adabm_basicsr.deployment.onnx.seal import sealed
+from adabm_basicsr.deployment.onnx.steps import BasicVSRStep
+from adabm_basicsr.deployment.runtimes import RUNTIMES
+from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr
+
+pytestmark = pytest.mark.runtimes
+# OpenVINO takes its time to compile them.
+EACH_RUNTIME = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "openvino" else []) for name in RUNTIMES
+]
+
+
+def run_steps(step, clip, channels):
+    """A clip by a function of one step, as its docstring says."""
+    frames = clip.unbind(1)
+    last = len(frames) - 1
+    none = torch.zeros(1, channels, *clip.shape[-2:])
+    states = {len(frames): none}
+    for number in range(last, -1, -1):
+        following = frames[min(number + 1, last)]
+        made = step(frames[number], following, states[number + 1], frames[number], none)
+        states[number] = made[1]
+    made, state = [], none
+    for number, frame in enumerate(frames):
+        following, before = frames[min(number + 1, last)], frames[max(number - 1, 0)]
+        output, _, state = step(frame, following, states[number + 1], before, state)
+        made.append(output)
+    return torch.stack(made, 1)
+
+
+@torch.no_grad()
+def test_steps_compute_what_the_network_does():
+    network = built("BasicVSR")
+    frames = torch.rand(1, 3, 3, 35, 66)
+    expected = network(frames.clone())
+    torch.testing.assert_close(run_steps(BasicVSRStep(network), frames, 8), expected)
+
+
+def long_clip(frames=20):
+    """It moves, and becomes simpler."""
+    picture = clip("BasicVSR", seed=3)[:, :1].repeat(1, frames, 1, 1, 1)
+    for number in range(frames):
+        moved = picture[:, number].roll(number // 2, -1)
+        noise = torch.rand_like(moved) - 0.5
+        picture[:, number] = (moved + noise * (1 - number / frames)).clamp(0, 1)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    """A BasicVSR whose frames have bits of their own."""
+    torch.manual_seed(0)
+    net = quantized("BasicVSR", w_bits=4, a_bits=4, ingredients={"adaptive": True})
+    return calibrate(net, [long_clip(4), clip("BasicVSR")])
+
+
+@pytest.fixture(scope="module")
+def recurrent_file(recurrent, tmp_path_factory):
+    path = tmp_path_factory.mktemp("steps") / "net.onnx"
+    save_onnx(recurrent, path)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", EACH_RUNTIME)
+def test_a_recurrent_network_agrees_over_twenty_frames(recurrent, recurrent_file, runtime):
+    frames = long_clip()
+    classes = recurrent.image_mapping(frames[0])
+    assert len(classes.unique()) > 1
+    network = OnnxNetwork(recurrent_file, runtime, THREADS)
+    assert network.clips == recurrent.clips
+    output, expected = network(frames), recurrent(frames)
+    assert output.shape == (1, 20, 3, 136, 144)
+    for number in range(20):
+        assert pixel_psnr(output[:, number], expected[:, number]) >= 50, number
+
+
+@torch.no_grad()
+def test_any_program_runs_the_graph_of_a_step(recurrent, recurrent_file):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(recurrent_file)
+    names = [value.name for value in session.get_inputs()]
+
+    def step(*values):
+        inputs = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+        made = session.run(["output", "backward_state", "forward_state"], inputs)
+        return [torch.from_numpy(value) for value in made]
+
+    frames = long_clip(3)
+    output = run_steps(step, frames, 8)
+    assert pixel_psnr(output[0], recurrent(frames)[0]) >= 50
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_file_of_one_class(recurrent, tmp_path):
+    save_onnx(recurrent, tmp_path / "net.onnx", level=1)
+    middle = copy.deepcopy(recurrent)
+    middle.image_mapping.lower.fill_(-1)
+    middle.image_mapping.upper.fill_(1e9)
+    frames = clip("BasicVSR", seed=1)
+    for runtime in RUNTIMES:
+        output = OnnxNetwork(tmp_path / "net.onnx", runtime, THREADS)(frames)
+        assert pixel_psnr(output[0], middle(frames)[0]) >= 50
+
+
+@pytest.fixture(scope="module")
+def of_windows():
+    return calibrate(quantized("EDVR"), [clip("EDVR")])
+
+
+@pytest.fixture(scope="module")
+def file_of_windows(of_windows, tmp_path_factory):
+    path = tmp_path_factory.mktemp("windows") / "net.onnx"
+    save_onnx(of_windows, path)
+    return path
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_windows_agree(of_windows, file_of_windows, runtime):
+    operators = {node.op_type for node in onnx.load(file_of_windows).graph.node}
+    assert "DeformConv" not in operators
+    network = OnnxNetwork(file_of_windows, runtime, THREADS)
+    for seed, height in ((0, 16), (1, 13)):
+        window = clip("EDVR", seed)[..., :height, :]
+        assert pixel_psnr(network(window), of_windows(window)) >= 50
+    with pytest.raises(AdaBMError, match=r"valid: a float tensor \(B, 5, 3, H, W\)"):
+        network(torch.rand(1, 4, 3, 16, 16))
+
+
+def test_windows_of_several_classes_are_refused(tmp_path):
+    net = quantized("EDVR", ingredients={"adaptive": True})
+    calibrate(net, [clip("EDVR")])
+    with pytest.raises(AdaBMError, match=r"^EDVR sees frames of several classes side by side, for"):
+        save_onnx(net, tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("IconVSR", marks=pytest.mark.slow),
+        pytest.param("BasicVSRPlusPlus", marks=pytest.mark.slow),
+        "DUF",
+        "TOFlow",
+    ],
+)
+def test_what_is_missing_for_the_others(name, tmp_path):
+    architecture = {"BasicVSRPlusPlus": "BasicVSR++"}.get(name, name)
+    net = quantized(architecture)
+    with pytest.raises(AdaBMError) as raised:
+        to_onnx(net)
+    expected = f"{name} can't be written as ONNX: {WITHOUT_GRAPHS[name]}; a packed file holds it"
+    assert str(raised.value) == expected
+
+
+def changed(path, target, change):
+    """A copy of a file that says something else of itself, or takes something else."""
+    model = onnx.load(path)
+    described = {entry.key: entry.value for entry in model.metadata_props}
+    description = json.loads(described[DESCRIPTION_KEY])
+    change(model, description)
+    del model.metadata_props[:]
+    helper.set_model_props(model, {DESCRIPTION_KEY: json.dumps(description)})
+    target.write_bytes(sealed(model.SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model, said: said["clips"].update(frames=0),
+            "is damaged: .*clips: frames",
+        ),
+        (
+            lambda model, said: said.update(clips=None),
+            "its graph doesn't take one input 'image' of 4 axes",
+        ),
+        (
+            lambda model, said: said["clips"].update(any_length=False),
+            "its graph doesn't take one input 'image' of 5 axes",
+        ),
+        (
+            lambda model, said: model.graph.output.pop(),
+            "its graph doesn't make 'forward_state'",
+        ),
+    ],
+)
+def test_damaged_files(recurrent_file, tmp_path, change, message):
+    changed(recurrent_file, tmp_path / "bad.onnx", change)
+    with pytest.raises(AdaBMError, match=message):
+        OnnxNetwork(tmp_path / "bad.onnx")
