@@ -41,12 +41,10 @@ from adabm_basicsr.quantization.user_code import short_place, users_code
 OPSET = 21  # it brought INT4
 TRACED_OPSET = 20  # torch's last one; none of the operators that are used here changed in the next
 EXAMPLE_SIZE = 64
-# Networks that take clips, and why there are no graphs of them.
-WITHOUT_GRAPHS = {
-    "IconVSR": "a graph of a step that takes the features of its key frames is missing",
-    "BasicVSRPlusPlus": "a graph of a step that takes the states of two frames is missing",
-    "DUF": "operators are missing for the filters that it makes for each pixel",
-    "TOFlow": "a form of its flow estimation is missing whose sizes a graph can follow",
+# What a graph of one step lacks for recurrent networks.
+MISSING = {
+    "IconVSR": "its step would take the features of key frames, which no graph here makes",
+    "BasicVSRPlusPlus": "its step would take the states of two frames, which no graph here does",
 }
 NUMPY_WARNING = "Converting a tensor to a NumPy array"  # of the tracer
 INT4_MIN = -8
@@ -221,11 +219,6 @@ def to_onnx(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
-    name = type(net.network).__name__
-    if net.clips is not None and name in WITHOUT_GRAPHS:
-        raise ExportError(
-            f"{name} can't be written as ONNX: {WITHOUT_GRAPHS[name]}; a packed file holds it"
-        )
     if net.clips is not None and net.clips.any_length:
         model = _graph_of_step(net, symmetric, min(opset, TRACED_OPSET))
     else:
@@ -262,10 +255,8 @@ def _graph_of_step(net: QuantizedNetwork, symmetric: bool, opset: int) -> onnx.M
     """
     name = type(net.network).__name__
     if not isinstance(net.network, BasicVSR):
-        raise ExportError(
-            f"{name} can't be written as ONNX: a graph of one step is known of BasicVSR alone; a "
-            "packed file holds it"
-        )
+        missing = MISSING.get(name, "graphs of one step are known of BasicVSR alone")
+        raise ExportError(f"{name} can't be written as ONNX: {missing}; a packed file holds it")
     deployed = _DeployedStep(freeze(net).cpu(), symmetric).eval()
     channels = deployed.step.channels
     shape = (1, sum(channels), EXAMPLE_SIZE, EXAMPLE_SIZE)
