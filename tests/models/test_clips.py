@@ -10,6 +10,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_metric
+from basicsr.utils.registry import ARCH_REGISTRY
 from clip_files import moving, write_frames
 from clip_networks import CarriesOn, MiddleFrame
 
