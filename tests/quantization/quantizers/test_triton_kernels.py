@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from agreement import smooth
 from environments import Environment
+from small_networks import Interpolating
 
+from adabm_basicsr import calibrate, finetune, quantize
 from adabm_basicsr.quantization.quantizers import fake_quantize as module
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize
 
@@ -101,16 +104,31 @@ def test_values_and_gradients(monkeypatch, kernels, device, integer, grid, layou
 @pytest.mark.parametrize("device", DEVICES)
 def test_many_tiles(monkeypatch, kernels, device):
     """More values than a tile has, of one grid and of as many as values."""
-    x = torch.randn(3, 70, 20, device=device)
+    x = torch.randn(3, 40, 12, device=device)
     bits = torch.tensor(4.0, device=device)
     grad = torch.randn(x.shape, device=device)
-    for shape in ((1,), (70, 1), (20,), x.shape):
+    for shape in ((1,), (40, 1), (12,), x.shape):
         arguments = (x, random(*shape).to(device), bits, True, grad)
         monkeypatch.setattr(module, "_kernels_for", lambda x: None)
         expected = results(*arguments)
         with monkeypatch.context() as patched:
             found = by_kernels(patched, kernels, *arguments)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_network_goes_the_whole_way(monkeypatch, kernels, device):
+    images = smooth(2, size=(12, 12)).to(device)
+    networks = []
+    for found in (None, kernels):
+        monkeypatch.setattr(module, "_kernels_for", lambda x, found=found: found)
+        torch.manual_seed(0)
+        network = Interpolating(1).to(device)
+        net = quantize(network, images[:1], w_bits=4, a_bits=4, recipe="paper")
+        finetune(calibrate(net, [images]), [images] * 3, iterations_per_epoch=1)
+        networks.append(net.state_dict())
+    for key, value in networks[0].items():
+        torch.testing.assert_close(networks[1][key], value, rtol=1e-5, atol=1e-5, msg=key)
 
 
 @pytest.mark.gpu
