@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clip_files import write_clips
 from conftest import TINY_EDSR
 
 from adabm_basicsr.commands.main import main
@@ -400,16 +401,40 @@ def test_checkpoint_of_another_depth(run_fails):
     )
 
 
-def test_network_that_takes_clips(run_fails, workspace):
+def edvr(workspace):
+    """Options of an EDVR, whose weights are written."""
     from basicsr.archs import build_network
 
     network = {"type": "EDVR", "num_feat": 4, "deformable_groups": 1, "num_reconstruct_block": 1}
     torch.save({"params": build_network(dict(network)).state_dict()}, workspace.root / "edvr.pth")
-    error = run_fails(network_g__network=network, path__pretrain_network_g="edvr.pth")
-    assert error.endswith(
+    return {"network_g__network": network, "path__pretrain_network_g": "edvr.pth"}
+
+
+def clips(workspace):
+    """Options of clips to calibrate on, which are written."""
+    write_clips(workspace.root / "clips", 1, 4)
+    dataset = {"name": "Clips", "type": "ClipCalibrationDataset", "dataroot_lq": "clips"}
+    read = {"lq_size": 16, "num_frame": 3, "batch_size_per_gpu": 1, "num_worker_per_gpu": 0}
+    return {"datasets__train": {**dataset, **read}}
+
+
+def test_network_that_takes_clips(run_fails, workspace):
+    assert run_fails(**edvr(workspace)).endswith(
         "datasets: train: type: CalibrationDataset, but EDVR takes clips; choose "
         "ClipCalibrationDataset"
     )
+
+
+def test_clips_for_a_network_that_takes_images(run_fails, workspace):
+    assert run_fails(**clips(workspace)).endswith(
+        "datasets: train: type: ClipCalibrationDataset, but EDSR takes images; choose "
+        "CalibrationDataset"
+    )
+
+
+def test_clips_of_another_length_than_the_window(run_fails, workspace):
+    error = run_fails(**edvr(workspace), **clips(workspace))
+    assert error.endswith("datasets: train: num_frame: 3, but EDVR takes 5 frames")
 
 
 def test_nan_in_weights(run_fails, workspace, tiny):

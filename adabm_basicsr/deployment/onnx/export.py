@@ -19,7 +19,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from basicsr.archs.basicvsr_arch import BasicVSR
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import LEVEL, MIDDLE, WHOLE, Part, at_level
 from adabm_basicsr.deployment.onnx.modules import write_plainly
 from adabm_basicsr.deployment.onnx.seal import sealed
-from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep
+from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep, has_steps
 from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
@@ -254,7 +253,7 @@ def _graph_of_step(net: QuantizedNetwork, symmetric: bool, opset: int) -> onnx.M
     It isn't run as ONNX defines it: the definition's own program takes minutes to warp a frame.
     """
     name = type(net.network).__name__
-    if not isinstance(net.network, BasicVSR):
+    if not has_steps(net.network):
         missing = MISSING.get(name, "graphs of one step are known of BasicVSR alone")
         raise ExportError(f"{name} can't be written as ONNX: {missing}; a packed file holds it")
     deployed = _DeployedStep(freeze(net).cpu(), symmetric).eval()

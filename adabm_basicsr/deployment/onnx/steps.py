@@ -37,6 +37,16 @@ STEP = Part(
 )
 
 
+def has_steps(network: nn.Module) -> bool:
+    """Whether `BasicVSRStep` makes what a network does; a subclass may compute something else."""
+    return (
+        isinstance(network, BasicVSR)
+        and type(network).forward is BasicVSR.forward
+        and type(network).get_flow is BasicVSR.get_flow
+        and type(network.spynet) is SpyNet
+    )
+
+
 class BasicVSRStep(nn.Module):
     """One step of a BasicVSR, of frozen layers or not.
 

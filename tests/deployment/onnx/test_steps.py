@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from agreement import THREADS
+from basicsr.archs.basicvsr_arch import BasicVSR
 from onnx import helper
 from torch import nn
 from video_networks import built, clip, quantized
@@ -15,7 +16,7 @@ from video_networks import built, clip, quantized
 from adabm_basicsr import AdaBMError, OnnxNetwork, calibrate, quantize, save_onnx
 from adabm_basicsr.deployment.onnx.export import to_onnx
 from adabm_basicsr.deployment.onnx.seal import sealed
-from adabm_basicsr.deployment.onnx.steps import BasicVSRStep
+from adabm_basicsr.deployment.onnx.steps import BasicVSRStep, has_steps
 from adabm_basicsr.deployment.runtimes import RUNTIMES
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
@@ -146,6 +147,19 @@ def test_windows_of_several_classes_are_refused(tmp_path):
     with pytest.raises(AdaBMError, match=r"^EDVR sees frames of several classes side by side, for"):
         save_onnx(net, tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
+
+
+class Halved(BasicVSR):
+    """Computes something else than what it inherits from."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_subclass_may_compute_something_else():
+    assert has_steps(built("BasicVSR"))
+    assert not has_steps(Halved(8, 1))
+    assert not has_steps(built("BasicVSR++"))
 
 
 class Forgetful(nn.Module):
