@@ -225,6 +225,7 @@ class OnnxNetwork:
                     BACKWARD_STATE: states[number],
                 }
             )
+            self._check_output(clip[:, number], output)
             made.append(torch.from_numpy(output))
         return torch.stack(made, dim=1)
 
