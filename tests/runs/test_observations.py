@@ -1,5 +1,8 @@
 """What a validation set shows of a network."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import photograph
@@ -69,3 +72,8 @@ def test_tiles_cost_their_overlap(tiny, image):
     assert passes > without_overlap
     assert observed.facts()["bit_map"] is None
     assert observed.bit_counts == {}
+
+
+def test_its_module_may_be_the_first_one_that_is_imported():
+    # It imports BasicSR, whose import registers what takes from this module.
+    subprocess.run([sys.executable, "-c", f"import {Observations.__module__}"], check=True)
