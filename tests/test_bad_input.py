@@ -583,7 +583,7 @@ TOO_LONG = "a" * 300
     [
         ["train", "-opt", TOO_LONG],
         ["export", "-m", TOO_LONG],
-        ["upscale", "-m", "tiny.pth", "-i", TOO_LONG, "-o", "out"],
+        ["upscale", "-m", TOO_LONG, "-i", "lr", "-o", "out"],
         ["prepare", "--hr", "lr", "--scale", "2", "--out", TOO_LONG],
         ["compare", TOO_LONG],
         ["report", TOO_LONG],

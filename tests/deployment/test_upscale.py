@@ -238,6 +238,7 @@ def test_mistakes_are_one_line(models, folder, capsys):
     (folder / "notes.txt").touch()
     for argv, message in {
         ("-i", "gone"): "gone is no file, no folder, and no pattern that matches an image",
+        ("-i", "a" * 300): "a is no file, no folder, and no pattern that matches an image",
         ("-i", "in", "--ext", "gif"): "--ext: 'gif' is no image format; valid: bmp",
         ("-i", "in", "--ext", "png"): "would both become out/a.png",
         ("-i", "in", "-o", "one.png"): "one.png is one file, but 2 images are put in",
