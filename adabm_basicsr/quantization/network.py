@@ -674,8 +674,11 @@ class QuantizedNetwork(nn.Module):
             total = torch.zeros_like(factors)
             calls = factors.new_zeros(length + 1)
             for name, layer in self.layers().items():
-                places = torch.tensor(frames.get(name, [[CLIP]])).flatten() % (length + 1)
-                count = places.bincount(minlength=length + 1).to(factors)
+                count = torch.zeros(length + 1)
+                for frames_of_call in frames.get(name, [[CLIP]]):
+                    for frame in frames_of_call:
+                        count[frame] += 1
+                count = count.to(factors)
                 for quantizer in layer.inputs(name).values():
                     if isinstance(quantizer, ActivationQuantizer) and not quantizer.fixed:
                         total += count * _bits_at(quantizer, factors)

@@ -157,6 +157,27 @@ def test_bits_follow_the_frame_that_a_call_belongs_to():
     assert of_frames[0, 0] == of_frames[0, 4] < of_frames[0, 2]
 
 
+class SeesFramesAndTheFirst(nn.Module):
+    """Runs one layer on all frames at once, and on the first by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, clip):
+        frames = self.conv(clip.flatten(0, 1)).view(clip.shape)
+        return clip + frames + self.conv(clip[:, 0]).unsqueeze(1)
+
+
+def test_bits_of_frames_of_a_layer_that_sees_different_numbers_of_them():
+    clips = torch.rand(2, 3, 3, 16, 20)
+    net = quantize(SeesFramesAndTheFirst(), clips[:1], w_bits=4, a_bits=4, fully_quantized=True)
+    calibrate(net, [clips])
+    of_frames = net.bits_of_frames(clips)
+    assert of_frames.shape == (2, 3)
+    assert torch.isfinite(of_frames).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 16, 20), (1, 4, 3, 16, 20), (1, 5, 1, 16, 20)])
 def test_a_network_that_takes_clips_takes_nothing_else(edvr, shape):
     match = (
