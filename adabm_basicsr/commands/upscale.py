@@ -69,15 +69,13 @@ def _upscale_images(network: Upscaler, args: argparse.Namespace) -> Outcome:
 def _upscale_clips(network: Upscaler, clips: Clips, args: argparse.Namespace) -> Outcome:
     why = "the network takes clips, which run in chunks of whole frames and become PNG files"
     _check_absent(args, OF_IMAGES, why)
-    window = None
-    if not clips.any_length:
-        window = clips.frames
-        why = f"the network takes windows of {window} frames, which overlap by themselves"
+    if clips.window is not None:
+        why = f"the network takes windows of {clips.window} frames, which overlap by themselves"
         _check_absent(args, ("chunk_overlap",), why)
     chunking = Chunking(
         _or_default(args.chunk, DEFAULT_CHUNK),
         _or_default(args.chunk_overlap, DEFAULT_CHUNK_OVERLAP),
-        window,
+        clips.window,
     )
     jobs = own_share(plan_clips(args.input, args.out))
     return upscale_clips(network, jobs, chunking, args.max_pixels, args.overwrite, args.quiet)

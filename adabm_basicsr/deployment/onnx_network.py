@@ -143,8 +143,7 @@ class OnnxNetwork:
         if self.clips is None:
             check_images(image, self.in_channels)
         else:
-            frames = None if self.clips.any_length else self.clips.frames
-            check_clips(image, self.in_channels, frames)
+            check_clips(image, self.in_channels, self.clips.window)
         image = image.float().cpu()
         if self.clips is not None and self.clips.any_length:
             return run_one_by_one(self._run_steps, image, self.size_multiple)

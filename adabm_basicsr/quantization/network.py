@@ -574,8 +574,7 @@ class QuantizedNetwork(nn.Module):
         if self.clips is None:
             check_images(image, self.in_channels)
         else:
-            frames = None if self.clips.any_length else self.clips.frames
-            check_clips(image, self.in_channels, frames)
+            check_clips(image, self.in_channels, self.clips.window)
 
     def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
         # Found anew in each pass: a replica (DataParallel) has modules of its own.

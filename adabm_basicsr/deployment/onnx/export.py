@@ -29,7 +29,7 @@ from adabm_basicsr.deployment.onnx.graph import use_operators
 from adabm_basicsr.deployment.onnx.level import LEVEL, MIDDLE, WHOLE, Part, at_level
 from adabm_basicsr.deployment.onnx.modules import write_plainly
 from adabm_basicsr.deployment.onnx.seal import sealed
-from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep, has_steps
+from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep, graph_part, has_steps
 from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
@@ -160,22 +160,16 @@ def save_onnx(
         AdaBMError: The network isn't calibrated, its recipe has no integers, its operations can't
             be expressed, or the file can't be written.
     """
-    if net.clips is not None and not net.clips.any_length and level is None:
-        _check_one_level(net)
+    if net.clips is not None and net.clips.window is not None and level is None:
+        _check_fixed_bits(net)
     model = to_onnx(net, symmetric)
     if level is not None:
-        model = fuse(at_level(model, level, part_of_graph(net)))
+        model = fuse(at_level(model, level, graph_part(net.clips)))
     describe(model, net, symmetric, level, form)
     write_checked(model, path)
 
 
-def part_of_graph(net: QuantizedNetwork) -> Part:
-    """What the graph of a network takes and makes."""
-    is_step = net.clips is not None and net.clips.any_length
-    return STEP if is_step else WHOLE
-
-
-def _check_one_level(net: QuantizedNetwork) -> None:
+def _check_fixed_bits(net: QuantizedNetwork) -> None:
     """Reject a network of windows whose bits follow the frames in them."""
     if net.image_mapping is not None:
         raise ExportError(
@@ -218,10 +212,11 @@ def to_onnx(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
             "no runtime has such operators; quantize with recipe best, fast or static"
         )
-    if net.clips is not None and net.clips.any_length:
-        model = _graph_of_step(net, symmetric, min(opset, TRACED_OPSET))
+    traced_opset = min(opset, TRACED_OPSET)
+    if graph_part(net.clips) is STEP:
+        model = _graph_of_step(net, symmetric, traced_opset)
     else:
-        model = _graph(net, symmetric, pads, min(opset, TRACED_OPSET))
+        model = _graph(net, symmetric, pads, traced_opset)
     if opset >= OPSET:
         _set_opset(model, opset)
         _store_as_int4(model)

@@ -13,9 +13,9 @@ import onnx
 
 from adabm_basicsr.deployment.onnx.description import FORMAT
 from adabm_basicsr.deployment.onnx.editing import DEQUANTIZE
-from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, LEVELS, MIDDLE, WHOLE
+from adabm_basicsr.deployment.onnx.level import IMAGE, LEVEL, LEVELS, MIDDLE
 from adabm_basicsr.deployment.onnx.seal import is_whole
-from adabm_basicsr.deployment.onnx.steps import STEP
+from adabm_basicsr.deployment.onnx.steps import STEP, graph_part
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
 from adabm_basicsr.quantization.checks import CLIP_AXES
@@ -155,7 +155,7 @@ def _check_inputs(path: str | os.PathLike, graph: onnx.GraphProto, clips: Clips 
     """Reject a graph that takes something else than images, windows or what a step takes."""
     names = [value.name for value in graph.input]
     sizes = [value.type.tensor_type.shape.dim for value in graph.input]
-    if clips is not None and clips.any_length:
+    if graph_part(clips) is STEP:
         has_inputs = names == list(STEP.inputs)
         has_axes = all(len(size) == IMAGE_AXES and size[-3].dim_value > 0 for size in sizes)
         if not has_inputs or not has_axes:
@@ -176,9 +176,8 @@ def _check_graph(
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise damaged(path, f"it keeps {tensor.name!r} in another file")
-    part = STEP if clips is not None and clips.any_length else WHOLE
     made = [output.name for output in model.graph.output]
-    for name in part.outputs:
+    for name in graph_part(clips).outputs:
         if name not in made:
             raise damaged(path, f"its graph doesn't make {name!r}")
     try:

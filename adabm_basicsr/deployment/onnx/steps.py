@@ -18,7 +18,8 @@ from basicsr.archs.basicvsr_arch import BasicVSR
 from basicsr.archs.spynet_arch import SpyNet
 from torch import Tensor, nn
 
-from adabm_basicsr.deployment.onnx.level import IMAGE, OUTPUT, Part
+from adabm_basicsr.deployment.onnx.level import IMAGE, OUTPUT, WHOLE, Part
+from adabm_basicsr.quantization.structure.clips import Clips
 
 NEXT = "next"
 NEXT_STATE = "next_state"
@@ -29,12 +30,21 @@ FORWARD_STATE = "forward_state"
 SCALE = 4
 FLOW_MULTIPLE = 32  # pixels; SpyNet halves frames five times
 
-
 BACKWARD = Part((IMAGE, NEXT, NEXT_STATE), (BACKWARD_STATE,))
 FORWARD = Part((IMAGE, PREVIOUS, PREVIOUS_STATE, BACKWARD_STATE), (OUTPUT, FORWARD_STATE))
 STEP = Part(
     (IMAGE, NEXT, NEXT_STATE, PREVIOUS, PREVIOUS_STATE), (OUTPUT, BACKWARD_STATE, FORWARD_STATE)
 )
+
+
+def graph_part(clips: Clips | None) -> Part:
+    """What the graph of a network takes and makes, beside the level.
+
+    Args:
+        clips: Clips that it takes; None of one that takes images.
+    """
+    is_recurrent = clips is not None and clips.any_length
+    return STEP if is_recurrent else WHOLE
 
 
 def has_steps(network: nn.Module) -> bool:
@@ -130,21 +140,21 @@ class TraceableSpyNet(nn.Module):
         images = self._pyramid(image, full_height, full_width)
         neighbours = self._pyramid(neighbour, full_height, full_width)
         flow = images[0][:, :2] * 0
-        for level, layer in enumerate(self.layers):
-            if level:
+        for number, layer in enumerate(self.layers):
+            if number > 0:
                 enlarged = F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
                 flow = 2.0 * enlarged
-            moved = warp(neighbours[level], flow, "border")
-            flow = flow + layer(torch.cat([images[level], moved, flow], dim=1))
+            moved = warp(neighbours[number], flow, "border")
+            flow = flow + layer(torch.cat([images[number], moved, flow], dim=1))
         flow = F.interpolate(flow, size=(height, width), mode="bilinear")
         to_the_right = flow[:, :1] * (width / full_width)
         down = flow[:, 1:] * (height / full_height)
         return torch.cat([to_the_right, down], dim=1)
 
     def _pyramid(self, image: Tensor, height: int, width: int) -> list[Tensor]:
-        """The image at a size that can be halved, and halved again and again, the smallest first.
+        """The image at this size and halved again and again, an image for each layer.
 
-        Their number is that of the layers.
+        The smallest comes first.
         """
         image = F.interpolate(image, size=(height, width), mode="bilinear")
         sizes = [(image - self.mean) / self.std]

@@ -36,6 +36,11 @@ class Clips:
     frames: int
     any_length: bool
 
+    @property
+    def window(self) -> int | None:
+        """Frames of a window, of which it makes one frame; None if it makes those of any clip."""
+        return None if self.any_length else self.frames
+
     def fit(self, shape: torch.Size) -> bool:
         """Whether a tensor of that shape is a clip of as many frames as the network takes."""
         return len(shape) == CLIP_AXES and (self.any_length or shape[1] == self.frames)
