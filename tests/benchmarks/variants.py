@@ -217,7 +217,7 @@ def ours(engine: str, bits: str) -> list[Variant]:
     start = "OpenVINO, float32"
     return [
         OurVariant(name, "OnnxNetwork", file, export, "ours", of_adaptive, checkpoint, True),
-        OurVariant(f"{name}, one level", start, one, export_one, "ours", of_one, checkpoint),
+        OurVariant(f"{name}, one image class", start, one, export_one, "ours", of_one, checkpoint),
     ]
 
 
