@@ -42,27 +42,27 @@ class Layout(NamedTuple):
     Attributes:
         cells: Number of cells.
         inner_cells: Length of the inner axis of cells.
-        outer_cell_step: Values from one cell to the next along the outer axis.
-        inner_cell_step: The same along the inner axis.
+        outer_cell_stride: Values from one cell to the next along the outer axis.
+        inner_cell_stride: The same along the inner axis.
         places: Number of places of a cell.
         inner_places: Length of the inner axis of places.
-        outer_place_step: Values from one place to the next along the outer axis.
-        inner_place_step: The same along the inner axis.
+        outer_place_stride: Values from one place to the next along the outer axis.
+        inner_place_stride: The same along the inner axis.
     """
 
     cells: int
     inner_cells: int
-    outer_cell_step: int
-    inner_cell_step: int
+    outer_cell_stride: int
+    inner_cell_stride: int
     places: int
     inner_places: int
-    outer_place_step: int
-    inner_place_step: int
+    outer_place_stride: int
+    inner_place_stride: int
 
     @property
     def tile(self) -> tuple[int, int]:
         """Cells and places of a tile whose values lie side by side."""
-        if self.cells > 1 and self.inner_cell_step == 1:
+        if self.cells > 1 and self.inner_cell_stride == 1:
             return MANY_CELLS
         return ONE_CELL
 
@@ -82,7 +82,7 @@ def find_layout(x: Tensor, tensors: Sequence[Tensor]) -> Layout | None:
     cell_shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])
     axes: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     latest: bool | None = None
-    for size, step, cells in zip(x.shape, x.stride(), cell_shape, strict=True):
+    for size, stride, cells in zip(x.shape, x.stride(), cell_shape, strict=True):
         if size == 1:
             continue
         is_of_cells = cells > 1
@@ -91,7 +91,7 @@ def find_layout(x: Tensor, tensors: Sequence[Tensor]) -> Layout | None:
             # It goes on in memory where the axis before it ends.
             before, _ = axes[is_of_cells].pop()
             length *= before
-        axes[is_of_cells].append((length, step))
+        axes[is_of_cells].append((length, stride))
         latest = is_of_cells
     if max(len(axes[True]), len(axes[False])) > 2:
         return None
@@ -99,10 +99,10 @@ def find_layout(x: Tensor, tensors: Sequence[Tensor]) -> Layout | None:
 
 
 def _numbers(axes: Sequence[tuple[int, int]]) -> tuple[int, int, int, int]:
-    """Their product, the inner length, the outer step and the inner step of two axes at most."""
+    """Of two axes at most their product, the inner length, the outer and the inner stride."""
     missing = 2 - len(axes)
-    (outer, outer_step), (inner, inner_step) = [*[(1, 0)] * missing, *axes]
-    return outer * inner, inner, outer_step, inner_step
+    (outer, outer_stride), (inner, inner_stride) = [*[(1, 0)] * missing, *axes]
+    return outer * inner, inner, outer_stride, inner_stride
 
 
 def quantize(out: Tensor, x: Tensor, tensors: Sequence[Tensor], layout: Layout) -> None:
@@ -194,12 +194,12 @@ _LAYOUT = Layout._fields
 def _find_tile(
     cells,
     inner_cells,
-    outer_cell_step,
-    inner_cell_step,
+    outer_cell_stride,
+    inner_cell_stride,
     places,
     inner_places,
-    outer_place_step,
-    inner_place_step,
+    outer_place_stride,
+    inner_place_stride,
     TILE_CELLS: tl.constexpr,
     TILE_PLACES: tl.constexpr,
 ):
@@ -208,8 +208,10 @@ def _find_tile(
     number = tl.program_id(0) % tiles
     cell = tl.program_id(0) // tiles * TILE_CELLS + tl.arange(0, TILE_CELLS)
     place = number * TILE_PLACES + tl.arange(0, TILE_PLACES)
-    of_cell = cell // inner_cells * outer_cell_step + cell % inner_cells * inner_cell_step
-    of_place = place // inner_places * outer_place_step + place % inner_places * inner_place_step
+    of_cell = cell // inner_cells * outer_cell_stride + cell % inner_cells * inner_cell_stride
+    of_place = (
+        place // inner_places * outer_place_stride + place % inner_places * inner_place_stride
+    )
     # Threads go along the last axis first, which is where values lie side by side.
     offsets = of_place[:, None] + of_cell[None, :]
     exists = (place < places)[:, None] & (cell < cells)[None, :]
@@ -272,12 +274,12 @@ def _quantize_kernel(
     table,
     cells,
     inner_cells,
-    outer_cell_step,
-    inner_cell_step,
+    outer_cell_stride,
+    inner_cell_stride,
     places,
     inner_places,
-    outer_place_step,
-    inner_place_step,
+    outer_place_stride,
+    inner_place_stride,
     IS_INTEGER: tl.constexpr,
     TILE_CELLS: tl.constexpr,
     TILE_PLACES: tl.constexpr,
@@ -285,12 +287,12 @@ def _quantize_kernel(
     cell, _, offsets, exists = _find_tile(
         cells,
         inner_cells,
-        outer_cell_step,
-        inner_cell_step,
+        outer_cell_stride,
+        inner_cell_stride,
         places,
         inner_places,
-        outer_place_step,
-        inner_place_step,
+        outer_place_stride,
+        inner_place_stride,
         TILE_CELLS,
         TILE_PLACES,
     )
@@ -309,12 +311,12 @@ def _gradient_kernel(
     table,
     cells,
     inner_cells,
-    outer_cell_step,
-    inner_cell_step,
+    outer_cell_stride,
+    inner_cell_stride,
     places,
     inner_places,
-    outer_place_step,
-    inner_place_step,
+    outer_place_stride,
+    inner_place_stride,
     IS_INTEGER: tl.constexpr,
     IS_LEARNED: tl.constexpr,
     TILE_CELLS: tl.constexpr,
@@ -323,12 +325,12 @@ def _gradient_kernel(
     cell, number, offsets, exists = _find_tile(
         cells,
         inner_cells,
-        outer_cell_step,
-        inner_cell_step,
+        outer_cell_stride,
+        inner_cell_stride,
         places,
         inner_places,
-        outer_place_step,
-        inner_place_step,
+        outer_place_stride,
+        inner_place_stride,
         TILE_CELLS,
         TILE_PLACES,
     )
