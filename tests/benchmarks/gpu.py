@@ -3,8 +3,8 @@
     python tests/benchmarks/gpu.py --out DIR [--recipes fast paper best] [--size 256]
 
 Quantizes EDSR x4 at W4A4 on 80 random images in patches of 64, whole runs: seconds, forward units
-(one float32 forward pass of the network on one patch), the most memory, kernels of a step and how
-often a step waits for the GPU. Then times inference: PyTorch, and ONNX Runtime where it has
+(one float32 forward pass of the network on one patch), the most memory, kernels of an iteration and
+how often it waits for the GPU. Then times inference: PyTorch, and ONNX Runtime where it has
 providers for GPUs, on graphs in float32, of plain integers, and of integers as TensorRT wants them.
 Prints tables and writes ``gpu.json``. Weights and images are random: costs don't depend on them.
 ``--device cpu`` tries the script out; a CPU has no kernels to count and isn't waited for.
@@ -95,7 +95,7 @@ def measure_recipe(setting: Setting, device: torch.device, iterations: int | Non
         result["finetuning_seconds"] = seconds_of(
             lambda: finetune(net, patches, iterations_per_epoch=len(batches)), device
         )
-        result.update(look_at_step(net, batches[0], device))
+        result.update(look_at_iteration(net, batches[0], device))
     result["seconds"] = result["calibration_seconds"] + result["finetuning_seconds"]
     result["unit_seconds"] = unit
     result["units"] = result["seconds"] / unit
@@ -105,21 +105,21 @@ def measure_recipe(setting: Setting, device: torch.device, iterations: int | Non
     return result
 
 
-def look_at_step(net: QuantizedNetwork, batch: Tensor, device: torch.device) -> dict:
-    """Kernels of a step of fine-tuning, where they take longest, and how often it waits."""
+def look_at_iteration(net: QuantizedNetwork, batch: Tensor, device: torch.device) -> dict:
+    """Kernels of an iteration of fine-tuning, where they take longest, and how often it waits."""
     tuner = Finetuner(net, FinetuneSettings(), 1, 10)
 
-    def step() -> None:
+    def iterate() -> None:
         tuner.step(batch, 1)
 
-    step()
+    iterate()
     with GpuWaits(device) as waits:
-        step()
+        iterate()
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
-        step()
+        iterate()
         synchronize(device)
     kernels = 0
     durations = {}
@@ -132,7 +132,7 @@ def look_at_step(net: QuantizedNetwork, batch: Tensor, device: torch.device) -> 
             durations[event.key] = event.self_cpu_time_total
     longest = sorted(durations, key=lambda name: durations[name], reverse=True)[:10]
     return {
-        "step_seconds": median_seconds(step, device),
+        "iteration_seconds": median_seconds(iterate, device),
         "kernels": kernels or None,
         "waits": waits.count,
         "longest_microseconds": {name: durations[name] for name in longest},
@@ -157,7 +157,7 @@ def table_of_recipes(results: list[dict]) -> str:
             ]
         )
     headers = ["recipe", "calibration s", "fine-tuning s", "all s", "meant s", "units"]
-    headers += ["peak GB", "kernels of a step", "waits of a step"]
+    headers += ["peak GB", "kernels of an iteration", "waits of an iteration"]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
