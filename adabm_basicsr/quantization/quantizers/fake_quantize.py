@@ -284,7 +284,9 @@ def _kernels_of(device: torch.device) -> Any:
     try:
         problem = "" if _are_right(kernels, device) else "it computes something else"
     except Exception as error:  # it compiles, with whatever compilers there are
-        problem = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        # Compilers give many lines, of which the first may be a place alone.
+        reason = " ".join(str(error).split())
+        problem = f"{type(error).__name__}: {reason[:200]}"
     if problem:
         LOGGER.warning(
             f"Fake quantization on {device} takes several kernels instead of one, which is slower: "

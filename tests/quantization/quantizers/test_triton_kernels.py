@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,15 @@ def test_kernels_are_tried_before_they_are_used(monkeypatch, kernels, caplog):
 def test_where_triton_fails_pytorch_takes_over(kernels, caplog):
     assert module._kernels_of.__wrapped__(torch.device("cpu")) is None
     assert "Fake quantization on cpu takes several kernels instead of one" in caplog.text
+
+
+def test_why_triton_fails_is_one_line(monkeypatch, caplog):
+    def find_layout(x, tensors):
+        raise RuntimeError("at 12:8:\n    no compiler\n")
+
+    monkeypatch.setitem(sys.modules, module.KERNELS, SimpleNamespace(find_layout=find_layout))
+    assert module._kernels_of.__wrapped__(torch.device("cpu")) is None
+    assert caplog.messages[-1].endswith("fails there: RuntimeError: at 12:8: no compiler")
 
 
 def test_without_triton_pytorch_takes_over(monkeypatch):
