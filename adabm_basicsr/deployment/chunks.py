@@ -96,15 +96,16 @@ def split_clip(frames: Iterable[np.ndarray], chunk: int, reach: int) -> Iterator
         yield Chunk(held, before, len(held) - before)
 
 
-def upscale_frames(
-    network: Callable[[Tensor], Tensor], frames: Iterable[np.ndarray], chunking: Chunking
+@torch.no_grad()
+def run_chunk(
+    network: Callable[[Tensor], Tensor], chunk: Chunk, window: int | None
 ) -> Iterator[np.ndarray]:
-    """Super-resolve the frames of a clip, one chunk at a time.
+    """Super-resolve the frames of a chunk whose output is kept.
 
     Args:
         network: Maps clips ``(1, T, C, H, W)`` in 0..1 to clips, or windows to ``(1, C, sH, sW)``.
-        frames: ``(H, W, C)`` each, RGB or grey, of any type that `decode_image` returns.
-        chunking: How the clip is cut.
+        chunk: Frames ``(H, W, C)``, RGB or grey, of any type that `decode_image` returns.
+        window: See `Chunking`.
 
     Yields:
         Frames ``(sH, sW, C)`` uint8, RGB or grey.
@@ -112,14 +113,6 @@ def upscale_frames(
     Raises:
         ImageError: The clip is shorter than the window.
     """
-    for chunk in split_clip(frames, chunking.kept, chunking.reach):
-        yield from _run(network, chunk, chunking.window)
-
-
-@torch.no_grad()
-def _run(
-    network: Callable[[Tensor], Tensor], chunk: Chunk, window: int | None
-) -> Iterator[np.ndarray]:
     clip = np.stack([to_unit_range(frame) for frame in chunk.frames])
     low = torch.from_numpy(np.ascontiguousarray(clip.transpose(0, 3, 1, 2)))[None]
     numbers = range(chunk.first, chunk.first + chunk.count)
@@ -156,7 +149,7 @@ def upscale_clip(
     Chunks whose frames are all there are left out, so that a run that was killed can go on.
 
     Args:
-        network: As in `upscale_frames`.
+        network: See `run_chunk`.
         source: Folder of frames or video file.
         out: Folder for the frames, named by eight digits.
         chunking: How the clip is cut.
@@ -178,7 +171,7 @@ def upscale_clip(
         number += chunk.count
         if not overwrite and all(is_file(path) for path in paths):
             continue
-        made = _run(network, chunk, chunking.window)
+        made = run_chunk(network, chunk, chunking.window)
         for path, pixels in zip(paths, made, strict=True):
             write_image(np.ascontiguousarray(pixels[..., ::-1]), path)
             height, width = pixels.shape[:2]

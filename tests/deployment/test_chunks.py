@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from clip_files import FRAME, moving, write_frames, write_video
 
 from adabm_basicsr import AdaBMError
-from adabm_basicsr.deployment.chunks import Chunking, split_clip, upscale_clip, upscale_frames
+from adabm_basicsr.deployment.chunks import Chunking, run_chunk, split_clip, upscale_clip
 
 KEPT = 0.4  # of what both directions carry over, from frame to frame
 
@@ -42,6 +42,11 @@ def windowed(window):
 
 def frames_of(count):
     return [np.ascontiguousarray(frame[..., ::-1]) for frame in moving(count)]
+
+
+def upscale_frames(network, frames, chunking):
+    for chunk in split_clip(frames, chunking.kept, chunking.reach):
+        yield from run_chunk(network, chunk, chunking.window)
 
 
 def whole(network, frames):
