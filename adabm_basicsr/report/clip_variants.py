@@ -180,7 +180,9 @@ def _run(
             figures = judged_figures(observed.of_frames, len(frames))
             judged.note(clip.place, frames, clip.truth, figures)
             if variant == variants.own:
-                _offer(worst, clip, frames, figures[next(iter(comparing))])
+                # Of several metrics of self-PSNR, the first says what is hurt most.
+                self_psnr = figures[next(iter(comparing))]
+                _offer(worst, clip, frames, self_psnr)
             else:
                 _keep_frames(store, clips.name, variant, clip, frames, kept)
     if variant == variants.own:

@@ -34,7 +34,7 @@ def check_values(network: nn.Module, shape: tuple[int, ...], name: str) -> None:
 
     Args:
         network: What is going to be traced; the first that it gives is an image.
-        shape: ``(1, C, H, W)`` of an image that it takes.
+        shape: That of what it takes: ``(1, C, H, W)``, or ``(1, T, C, H, W)`` of a window.
         name: What to call it.
 
     Raises:
@@ -64,7 +64,7 @@ def check_sizes(network: nn.Module, shape: tuple[int, ...], name: str, multiple:
 
     Args:
         network: See `check_values`.
-        shape: ``(1, C, H, W)`` of an image that it takes.
+        shape: That of what it takes: ``(1, C, H, W)``, or ``(1, T, C, H, W)`` of a window.
         name: What to call it.
         multiple: What the sizes that it takes are multiples of.
 

@@ -111,9 +111,8 @@ def estimate_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:
     """About how many bytes a forward pass of a large image takes, without running it.
 
     It is measured on two small parts of the image, one of four times the pixels of the other: the
-    whole takes more in the same way, in proportion to its pixels, to their square or between. Of a
-    clip that is longer than windows are it is measured on a few frames: more of them take more in
-    proportion.
+    whole takes more in the same way, in proportion to its pixels, to their square or between. A
+    clip that is longer than any window is measured by a few frames: more take more in proportion.
 
     Args:
         forward: Runs a network.
@@ -125,12 +124,12 @@ def estimate_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:
     small = centres(part, small_side, small_side).clone()
     large = centres(part, large_side, large_side).clone()
     large_bytes = forward_bytes(forward, large)
-    times_larger = image.numel() / large.numel()
-    step = large.numel() / small.numel()
+    times_longer = image.numel() / part.numel()
+    times_larger = part.numel() / large.numel()
+    ratio = large.numel() / small.numel()
     power = 1.0
-    if step > 1:
+    if ratio > 1:
         growth = large_bytes / max(forward_bytes(forward, small), 1)
         # 1 where memory grows with the pixels, 2 where it grows with their square.
-        power = math.log(growth) / math.log(step)
-    longer = image.shape[1] / part.shape[1]
-    return int(large_bytes * longer * (times_larger / longer) ** min(max(power, 1), 2))
+        power = math.log(growth) / math.log(ratio)
+    return int(large_bytes * times_longer * times_larger ** min(max(power, 1), 2))
