@@ -24,6 +24,7 @@ import yaml
 from networks import (
     NETWORKS,
     SHARED,
+    bits_argument,
     make_example_project_importable,
     option_file,
     parse_bits,
@@ -246,7 +247,13 @@ def read_arguments() -> argparse.Namespace:
         "--out", type=Path, required=True, help="folder for experiments and results"
     )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--bits", nargs="+", default=["W4A4"], help="such as W8A8 W4A8 W4A4")
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        type=bits_argument,
+        default=["W4A4"],
+        help="such as W8A8 W4A8 W4A4",
+    )
     parser.add_argument(
         "--variants", nargs="+", default=MAIN_VARIANTS, choices=list(VARIANTS), metavar="VARIANT"
     )

@@ -27,7 +27,7 @@ import torch
 from accuracy import PERCEPTUAL, SCALE, SETS, images_of, means, read_ground_truth, to_bgr
 from engine_process import EngineError, EngineProcess
 from machine import LIMIT, describe_cpu
-from networks import NETWORKS
+from networks import NETWORKS, bits_argument
 from peers import choice_path
 from tabulate import tabulate
 from variants import (
@@ -345,7 +345,13 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="256x256", help="of the LR image, height x width")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--bits", nargs="+", default=["W8A8"], help="such as W8A8 W4A8 W4A4")
+    parser.add_argument(
+        "--bits",
+        nargs="+",
+        type=bits_argument,
+        default=["W8A8"],
+        help="such as W8A8 W4A8 W4A4",
+    )
     parser.add_argument(
         "--all-peers", action="store_true", help="other tools at their defaults too"
     )

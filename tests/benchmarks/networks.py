@@ -3,7 +3,9 @@
 Their options, and their weights in ../shared.
 """
 
+import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,13 @@ def parse_bits(name: str) -> tuple[int, int]:
     """Bits of weights and of activations of a name such as "W4A8"."""
     w_bits, a_bits = name.removeprefix("W").split("A")
     return int(w_bits), int(a_bits)
+
+
+def bits_argument(given: str) -> str:
+    """A value of ``--bits``, checked."""
+    if not re.fullmatch(r"W\d+A\d+", given):
+        raise argparse.ArgumentTypeError(f"{given!r} names no bits; valid: W8A8, W4A8, W4A4, ...")
+    return given
 
 
 def option_file(

@@ -1,6 +1,7 @@
 """The accuracy benchmark's runs are valid options, and its table says what was measured."""
 
 import itertools
+import sys
 
 import accuracy
 import pytest
@@ -22,6 +23,13 @@ def test_names_of_runs_differ():
     cases = list(itertools.product(NETWORKS, ("W4A4", "W4A8"), accuracy.VARIANTS))
     names = {accuracy.options(*case, seed=1)["name"] for case in cases}
     assert len(names) == len(cases)
+
+
+def test_bits_that_are_none_are_rejected_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--out", "out", "--bits", "4"])
+    with pytest.raises(SystemExit):
+        accuracy.read_arguments()
+    assert "--bits: '4' names no bits; valid: W8A8, W4A8, W4A4, ..." in capsys.readouterr().err
 
 
 def test_table_averages_over_seeds(tmp_path):
