@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from adabm_basicsr.errors import one_line
 from adabm_basicsr.quantization.log import LOGGER
 
 # A dead layer has lower == upper; it then quantizes to that value instead of to NaN.
@@ -285,8 +286,7 @@ def _kernels_of(device: torch.device) -> Any:
         problem = "" if _are_right(kernels, device) else "it computes something else"
     except Exception as error:  # it compiles, with whatever compilers there are
         # Compilers give many lines, of which the first may be a place alone.
-        reason = " ".join(str(error).split())
-        problem = f"{type(error).__name__}: {reason[:200]}"
+        problem = f"{type(error).__name__}: {one_line(error)[:200]}"
     if problem:
         LOGGER.warning(
             f"Fake quantization on {device} takes several kernels instead of one, which is slower: "
