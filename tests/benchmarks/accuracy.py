@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import torch
 import yaml
+from kept_runs import run_missing
 from networks import (
     NETWORKS,
     SHARED,
@@ -34,7 +35,6 @@ from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
 from adabm_basicsr.data.images import list_images, read_image, to_unit_range
-from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
@@ -267,18 +267,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     make_example_project_importable()
     os.chdir(args.out)
-    results = Path("accuracy.json")
-    runs = {}
-    if results.is_file():
-        runs = json.loads(results.read_text())
+    asked = {}
     for seed, kind, bits, variant in itertools.product(
         args.seeds, args.networks, args.bits, args.variants
     ):
-        name = run_name(kind, bits, variant, seed)
-        if name not in runs:
-            runs[name] = run(kind, bits, variant, seed)
-            with atomic_path(results) as temporary:
-                temporary.write_text(json.dumps(runs, indent=2))
+        asked[run_name(kind, bits, variant, seed)] = partial(run, kind, bits, variant, seed)
+    runs = run_missing(Path("accuracy.json"), asked)
     table = make_table(runs)
     Path("accuracy.md").write_text(table + "\n")
     plot(runs, Path("accuracy.png"))

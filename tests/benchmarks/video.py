@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from basicsr.data.data_util import generate_frame_indices
+from kept_runs import run_missing
 from networks import ROOT, SHARED
 from paper_on_edsr import timed_run
 from tabulate import tabulate
@@ -35,7 +36,6 @@ from adabm_basicsr import QuantizedNetwork, load_checkpoint
 from adabm_basicsr.data.frames import FrameRange, read_clip
 from adabm_basicsr.data.images import to_unit_range
 from adabm_basicsr.data.prepare_clips import prepare_clips
-from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.bit_mapping import frames_of
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
@@ -360,17 +360,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     os.chdir(args.out)
     make_clips()
-    results = Path("video.json")
-    runs = {}
-    if results.is_file():
-        runs = json.loads(results.read_text())
+    asked = {}
     for kind, bits, recipe in itertools.product(args.networks, args.bits, args.recipes):
-        name = run_name(kind, bits, recipe)
-        if name not in runs:
-            opt = options(kind, bits, recipe, weights, args.iterations)
-            runs[name] = run(opt, args.frames, args.crop)
-            with atomic_path(results) as temporary:
-                temporary.write_text(json.dumps(runs, indent=2))
+        opt = options(kind, bits, recipe, weights, args.iterations)
+        asked[run_name(kind, bits, recipe)] = partial(run, opt, args.frames, args.crop)
+    runs = run_missing(Path("video.json"), asked)
     table = make_table(runs)
     Path("video.md").write_text(table + "\n")
     plot(runs, Path("video.png"))
