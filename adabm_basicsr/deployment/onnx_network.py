@@ -27,8 +27,7 @@ from adabm_basicsr.deployment.runtimes import (
     release_nothing,
 )
 from adabm_basicsr.errors import CheckpointError, OptionError, did_you_mean, first_line
-from adabm_basicsr.quantization.checks import check_clips, check_images
-from adabm_basicsr.quantization.layers.join import IMAGE_AXES
+from adabm_basicsr.quantization.checks import IMAGE_AXES, check_clips, check_images
 from adabm_basicsr.quantization.structure.sizes import run_one_by_one
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 
+IMAGE_AXES = 4  # of (B, C, H, W)
 CLIP_AXES = 5  # of (B, T, C, H, W)
 
 

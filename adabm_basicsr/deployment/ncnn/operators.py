@@ -13,10 +13,10 @@ import onnx
 from adabm_basicsr.deployment.ncnn.layers import Layer, Parameter, floats
 from adabm_basicsr.deployment.onnx.editing import EditedGraph, attribute
 from adabm_basicsr.errors import ExportError
+from adabm_basicsr.quantization.checks import IMAGE_AXES
 
 Converter = Callable[[EditedGraph, onnx.NodeProto], list[Layer]]
 
-IMAGE_AXES = 4  # batch, channels, rows, columns
 # Powers as operations of one value; others are computed by logarithms, which negative values lack.
 POWERS = {2.0: 4, 0.5: 5, -1.0: 15}
 TO_THE_END = -233  # instead of where a part ends

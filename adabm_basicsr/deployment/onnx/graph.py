@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import ExportError
+from adabm_basicsr.quantization.checks import IMAGE_AXES
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer, shifted
@@ -32,7 +33,6 @@ IMAGE_FACTORS = (-1, 0, 1)  # of the image classes 0, 1, 2
 TOP = 255  # of eight bits: nothing to clip
 SIGNED_TOP = 127
 MATRIX = 2  # axes of the weight of a linear layer
-IMAGE_AXES = 4
 
 
 class _QuantizeInput(torch.autograd.Function):

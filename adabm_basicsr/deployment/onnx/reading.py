@@ -18,14 +18,13 @@ from adabm_basicsr.deployment.onnx.seal import is_whole
 from adabm_basicsr.deployment.onnx.steps import STEP, graph_part
 from adabm_basicsr.errors import CheckpointError, first_line, not_found
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY
-from adabm_basicsr.quantization.checks import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES, IMAGE_AXES
 from adabm_basicsr.quantization.structure.blueprint import read_clips
 from adabm_basicsr.quantization.structure.clips import Clips
 from adabm_basicsr.quantization.structure.sizes import trial_size
 from adabm_basicsr.terminal import printable
 
 MAX_MULTIPLE = 4096  # pixels that the sides of images are multiples of
-IMAGE_AXES = 4
 MAX_VALUES = 2**28  # of a tensor, on an image of some twenty pixels: a gigabyte
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 

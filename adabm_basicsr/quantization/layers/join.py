@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from adabm_basicsr.quantization.checks import CLIP_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES, IMAGE_AXES
 from adabm_basicsr.quantization.layers.mixing import MadeType, made_type, set_aside
 from adabm_basicsr.quantization.layers.product import are_activations
 
 JOINS_KEY = "quantized_joins"  # child of a module whose joins are quantized
-IMAGE_AXES = 4  # of (B, C, H, W)
 CHANNEL_AXIS = 1
 Join = Callable[[Sequence[Tensor]], Tensor]
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.checks import CLIP_AXES
-from adabm_basicsr.quantization.layers.join import IMAGE_AXES
+from adabm_basicsr.quantization.checks import CLIP_AXES, IMAGE_AXES
 from adabm_basicsr.quantization.user_code import failure, is_out_of_memory
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
