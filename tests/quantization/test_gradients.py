@@ -116,6 +116,15 @@ def test_a_network_with_gradients_in_part_or_of_other_types_is_fine_tuned(
         assert self_psnr(net, IMAGES) > 35
 
 
+def assert_learned_alike(calibrated, output, twin):
+    """Fine-tuning moved both outputs the same way.
+
+    CPUs differ in last digits, which rounding can make a whole step of: one in 300 of the squared
+    move was seen. Half a gradient in one of ten blocks gives one in 20 at least.
+    """
+    assert (output - twin).square().sum() < 0.02 * (twin - calibrated).square().sum()
+
+
 @pytest.mark.parametrize("recipe", ["best", "paper"])
 def test_in_place_code_has_the_gradients_of_its_twin(recipe, warned):
     outputs = []
@@ -125,7 +134,7 @@ def test_in_place_code_has_the_gradients_of_its_twin(recipe, warned):
         finetune(net, [IMAGES[:2]] * 6, iterations_per_epoch=2)
         assert not torch.equal(output(net), calibrated)
         outputs.append(output(net))
-    torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
+    assert_learned_alike(calibrated, *outputs)
     assert not warned
 
 
@@ -140,7 +149,7 @@ def test_all_ways_to_write_in_place_have_the_gradients_of_their_twin(warned):
         assert net.overwrites == (network is InPlaceOperators)
         assert not torch.equal(output(net), calibrated)
         outputs.append(output(net))
-    torch.testing.assert_close(*outputs, rtol=0, atol=1e-4)
+    assert_learned_alike(calibrated, *outputs)
     assert not warned
 
 
