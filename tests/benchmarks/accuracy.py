@@ -1,11 +1,18 @@
-"""Accuracy of the recipes on Set5 and Set14: PSNR, SSIM and self-PSNR, with bits, BitOPs and cost.
+"""Accuracy of the recipes: PSNR, SSIM and self-PSNR on test sets, with bits, BitOPs and cost.
 
-    python tests/benchmarks/accuracy.py --out DIR [--networks EDSR IMDN] [--bits W4A4 W4A8]
-        [--variants paper best] [--seeds 1]
+    python tests/benchmarks/accuracy.py --out DIR [--networks EDSR IMDN] [--bits W4A4 W3A3]
+        [--variants paper best] [--scopes full] [--seeds 1 2 3] [--sets DIR]
+        [--scale 2 --weights FILE.pth]
 
 Each run goes through `adabm-basicsr train` with an option file; runs that are in
-``DIR/accuracy.json`` already aren't repeated. Prints a table, and writes ``accuracy.json``,
-``accuracy.md`` and ``accuracy.png`` (PSNR against BitOPs). Needs ../shared.
+``DIR/accuracy.json`` already aren't repeated. Prints our results, and what was published for the
+same networks and bits beside ours. Writes ``accuracy.json``, ``accuracy.md`` and ``accuracy.png``
+(PSNR against BitOPs). Needs ../shared; ``docs/generate_results.py`` takes the results into
+docs/results.md.
+
+Test sets are folders ``Set5``, ``Set14``, ``B100`` and ``Urban100`` of ``--sets``, with BasicSR's
+``LRbicx4`` and ``GTmod12`` or with ``LR_bicubic/X4`` and ``HR``. Those that aren't there are left
+out, and so are small networks of tests/weights.
 """
 
 from __future__ import annotations
@@ -13,36 +20,47 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-import numpy as np
 import torch
 import yaml
+from image_sets import ImageSet, find_sets, images_of, to_bgr
 from kept_runs import run_missing
+from machine import describe_cpu
 from networks import (
     NETWORKS,
+    PERCEPTUAL,
     SHARED,
+    SMALL_NETWORKS,
     bits_argument,
+    calibration_folder,
     make_example_project_importable,
     option_file,
     parse_bits,
+    weights_path,
 )
 from paper_on_edsr import timed_run
+from results import (
+    SCOPES,
+    means,
+    published_beside,
+    summarise,
+    table_of_comparison,
+    table_of_results,
+)
 from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
-from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
+from adabm_basicsr.quantization.recipes import RECIPES
 
-SCALE = 4
-SETS = ("Set5", "Set14")
-# Networks that were trained for looks: they are quantized in the body alone, and their self-PSNR
-# counts.
-PERCEPTUAL = ("SRVGGNetCompact", "RRDBNet")
+SCALES = (2, 4)  # of the calibration images in ../shared
+SHOWN_SET = "Set14"
 OBSERVERS = ("minmax", "percentile", "omse")
 VARIANTS = {
     "paper": {"recipe": "paper"},
@@ -70,73 +88,92 @@ for observer in OBSERVERS:
 MAIN_VARIANTS = ("static, omse", "paper", "fast", "best")
 
 
-def options(kind: str, bits: str, variant: str, seed: int) -> dict:
+@dataclass(frozen=True)
+class Setting:
+    """One run.
+
+    Args:
+        network: Architecture, a key of `NETWORKS` or `SMALL_NETWORKS`.
+        scale: Its factor.
+        scope: What is quantized, a key of `SCOPES`.
+        bits: Bits of weights and activations, such as "W4A4".
+        variant: A key of `VARIANTS`.
+        seed: ``manual_seed``.
+    """
+
+    network: str
+    scale: int
+    scope: str
+    bits: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Key of the run in the results."""
+        network = f"{self.network} x{self.scale}"
+        return f"{network}, {self.scope}, {self.bits}, {self.variant}, seed {self.seed}"
+
+
+def options(setting: Setting, weights: Path) -> dict:
     """An option file, as a user would write it."""
-    own = dict(VARIANTS[variant])
+    own = dict(VARIANTS[setting.variant])
     iterations = {}
     if "total_iter" in own:
         iterations["total_iter"] = own.pop("total_iter")
-    w_bits, a_bits = parse_bits(bits)
+    w_bits, a_bits = parse_bits(setting.bits)
     return option_file(
-        run_name(kind, bits, variant, seed).replace(", ", "_").replace(" ", "_"),
-        kind,
-        seed,
+        setting.name.replace(", ", "_").replace(" ", "_"),
+        setting.network,
+        setting.seed,
         images=80,
         lq_size=64,
         iterations=iterations,
+        scale=setting.scale,
+        weights=weights,
         w_bits=w_bits,
         a_bits=a_bits,
-        fully_quantized=kind not in PERCEPTUAL,
+        **SCOPES[setting.scope],
         **own,
     )
 
 
-def run_name(kind: str, bits: str, variant: str, seed: int) -> str:
-    """Key of a run in the results."""
-    return f"{kind}, {bits}, {variant}, seed {seed}"
-
-
-def run(kind: str, bits: str, variant: str, seed: int) -> dict:
+def run(setting: Setting, weights: Path, sets: list[ImageSet]) -> dict:
     """Quantize and measure once."""
     from basicsr.archs import build_network
 
-    opt = options(kind, bits, variant, seed)
+    opt = options(setting, weights)
     Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
     cost = timed_run(["-opt", "options.yml"])
 
     net = build_network(opt["network_g"])
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
-    sets = {}
-    for name in SETS:
-        sets[name] = measure(net, name)
-    bits_of_images = [float(net.bits_for(image)) for _, image in images_of("calibration")]
-    sets["calibration"] = {"fab": mean(bits_of_images)}
+    figures = {image_set.name: measure(net, image_set) for image_set in sets}
+    bits_of_images = []
+    for image in images_of(calibration_folder(setting.scale)):
+        bits_of_images.append(float(net.bits_for(image)))
 
+    cpu = describe_cpu()
     return {
-        "network": kind,
-        "bits": bits,
-        "variant": variant,
-        "seed": seed,
+        **asdict(setting),
+        "weights": weights.name,
+        "date": date.today().isoformat(),
+        "cpu": f"{cpu['model']}, {cpu['flags']}",
         "bytes": size_bytes(net),
         **cost,
-        "sets": sets,
+        "sets": figures,
+        "calibration_fab": mean(bits_of_images),
     }
 
 
-def images_of(name: str) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Path and pixels, ``(1, 3, H, W)`` in 0..1, of each LR image of a set."""
-    for path in list_images(SHARED / "data" / name / f"LRbicx{SCALE}", "--images"):
-        pixels = torch.from_numpy(to_unit_range(read_image(path)))
-        yield path, pixels.permute(2, 0, 1).unsqueeze(0)
-
-
 @torch.no_grad()
-def measure(net: torch.nn.Module, name: str) -> dict[str, float]:
+def measure(net: torch.nn.Module, image_set: ImageSet) -> dict[str, float]:
     """Means over the images of a set."""
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
+    border = {"crop_border": image_set.scale, "test_y_channel": True}
     rows = []
-    for path, image in images_of(name):
+    for image, truth in image_set.pairs():
         with CostMeter(net) as meter:
             quantized = net(image, details=True)
             cost = meter.read()
@@ -147,88 +184,47 @@ def measure(net: torch.nn.Module, name: str) -> dict[str, float]:
             "bitops": cost.bitops,
             "self_psnr": pixel_psnr(quantized.output, teacher),
         }
-        gt = read_ground_truth(name, path)
         for prefix, result in (("", quantized.output), ("full_precision_", teacher)):
             made = to_bgr(result)
-            row[f"{prefix}psnr"] = calculate_psnr(made, gt, crop_border=SCALE, test_y_channel=True)
-            row[f"{prefix}ssim"] = calculate_ssim(made, gt, crop_border=SCALE, test_y_channel=True)
+            row[f"{prefix}psnr"] = calculate_psnr(made, truth, **border)
+            row[f"{prefix}ssim"] = calculate_ssim(made, truth, **border)
         rows.append(row)
     return means(rows)
 
 
-def means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the rows, which have the same keys."""
-    return {key: mean(row[key] for row in rows) for key in rows[0]}
-
-
-def read_ground_truth(name: str, path: Path) -> np.ndarray:
-    """The HR image that belongs to the LR image ``path`` of a set: ``(H, W, 3)`` uint8, BGR."""
-    return read_image(SHARED / "data" / name / "GTmod12" / path.name)[..., ::-1]
-
-
-def to_bgr(image: torch.Tensor) -> np.ndarray:
-    """An image ``(1, 3, H, W)`` in 0..1 as BasicSR's metrics take it: ``(H, W, 3)`` in 0..255."""
-    pixels = (image.clamp(0, 1) * 255).round()
-    return pixels[0].permute(1, 2, 0).flip(2).numpy()
-
-
-def make_table(runs: dict[str, dict]) -> str:
-    """A line for each network, bits and variant: means over the seeds, and spread of PSNR losses.
-
-    The spread is the standard deviation.
-    """
-    groups: dict[tuple, list[dict]] = {}
-    for result in runs.values():
-        group = (result["network"], result["bits"], result["variant"])
-        groups.setdefault(group, []).append(result)
-
-    rows = []
-    for (network, bits, variant), seeds in groups.items():
-        row = {"network": network, "bits": bits, "variant": variant}
-        row["seeds"] = str(len(seeds))
-        for name in SETS:
-            row |= _cells_of_set(name, [result["sets"][name] for result in seeds])
-        fab = mean(result["sets"]["calibration"]["fab"] for result in seeds)
-        row["calibration FAB"] = f"{fab:.3f}"
-        row["size (MB)"] = f"{mean(result['bytes'] for result in seeds) / 1e6:.3f}"
-        row["forward units"] = f"{mean(result['units'] for result in seeds):.0f}"
-        rows.append(row)
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def _cells_of_set(name: str, figures: list[dict]) -> dict[str, str]:
-    """Cells of one set; ``figures`` has those of each seed."""
-    losses = [found["full_precision_psnr"] - found["psnr"] for found in figures]
-    loss = f"{mean(losses):.3f}"
-    if len(losses) > 1:
-        loss += f" ± {stdev(losses):.3f}"
-    average = means(figures)
-    return {
-        f"{name} loss (dB)": loss,
-        f"{name} SSIM": f"{average['ssim']:.4f}",
-        f"{name} self-PSNR": f"{average['self_psnr']:.2f}",
-        f"{name} FAB": f"{average['fab']:.2f}",
-    }
+def make_tables(runs: dict[str, dict]) -> str:
+    """Our results, means over the seeds, and published losses beside ours."""
+    rows = summarise(runs.values())
+    tables = [table_of_results(rows), table_of_comparison(rows, published_beside(rows))]
+    texts = []
+    for table in tables:
+        if table:
+            texts.append(tabulate(table, headers="keys", tablefmt="github", disable_numparse=True))
+    return "\n\n".join(texts)
 
 
 def plot(runs: dict[str, dict], path: Path) -> None:
-    """PSNR against BitOPs on Set14, a panel for each network."""
+    """PSNR against BitOPs on `SHOWN_SET`, a panel for each network."""
     import matplotlib.pyplot as plt
 
-    kinds = list(dict.fromkeys(result["network"] for result in runs.values()))
+    shown = [result for result in runs.values() if SHOWN_SET in result["sets"]]
+    kinds = list(dict.fromkeys(result["network"] for result in shown))
+    if not kinds:
+        return
     figure, panels = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 4), squeeze=False)
     for kind, panel in zip(kinds, panels[0], strict=True):
         metric = "self_psnr" if kind in PERCEPTUAL else "psnr"
         lines: dict[str, list[dict]] = {}
-        for result in runs.values():
+        for result in shown:
             if result["network"] == kind:
-                lines.setdefault(result["variant"], []).append(result["sets"]["Set14"])
-        for variant, points in lines.items():
+                label = f"x{result['scale']}, {result['scope']}, {result['variant']}"
+                lines.setdefault(label, []).append(result["sets"][SHOWN_SET])
+        for label, points in lines.items():
             points.sort(key=lambda point: point["bitops"])
             x = [point["bitops"] / 1e12 for point in points]
             y = [point[metric] for point in points]
-            panel.plot(x, y, "o-", label=variant, alpha=0.8)
-        panel.set_title(f"{kind} x4, Set14")
+            panel.plot(x, y, "o-", label=label, alpha=0.8)
+        panel.set_title(f"{kind}, {SHOWN_SET}")
         panel.set_xlabel("TeraBitOPs per image")
         panel.set_ylabel(f"{metric.replace('_', '-')} (dB)")
         panel.grid(alpha=0.3)
@@ -239,26 +235,100 @@ def plot(runs: dict[str, dict], path: Path) -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    """What the command line asks for."""
+    """What the command line asks for: test sets, and networks with their weights."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for experiments and results"
     )
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    known = [*NETWORKS, *SMALL_NETWORKS]
+    parser.add_argument("--networks", nargs="+", choices=known, help="all that there are")
+    parser.add_argument("--scale", type=int, default=4, choices=SCALES)
+    parser.add_argument("--weights", type=Path, help="your own weights of the only network")
+    parser.add_argument(
+        "--scopes",
+        nargs="+",
+        choices=list(SCOPES),
+        help="full: all layers; body: the blocks with products of attention; by default full, and "
+        "body for networks that were trained for looks",
+    )
     parser.add_argument(
         "--bits",
         nargs="+",
         type=bits_argument,
-        default=["W4A4"],
+        default=["W4A4", "W3A3", "W2A2"],
         help="such as W8A8 W4A8 W4A4",
     )
     parser.add_argument(
         "--variants", nargs="+", default=MAIN_VARIANTS, choices=list(VARIANTS), metavar="VARIANT"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    return parser.parse_args()
+    parser.add_argument(
+        "--sets", type=Path, default=SHARED / "data", help="folder of the test sets"
+    )
+    args = parser.parse_args()
+    try:
+        args.weights = find_weights(args.networks, args.scale, args.weights)
+        args.sets = find_sets(args.sets.resolve(), args.scale)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def find_weights(networks: list[str] | None, scale: int, weights: Path | None) -> dict[str, Path]:
+    """The file of weights of each network to measure.
+
+    Args:
+        networks: What was asked for; None for all whose weights are there. A line is printed for
+            each of them that is left out.
+        scale: Factor of the networks.
+        weights: The user's own weights.
+
+    Raises:
+        ValueError: A file is missing, or weights of one network can't be those of several.
+    """
+    if weights is not None:
+        if networks is None or len(networks) != 1:
+            raise ValueError("--weights: --networks must name the one network that they are of")
+        if not weights.is_file():
+            raise ValueError(f"--weights: there is no file {weights}")
+        return {networks[0]: weights.resolve()}
+    if scale != 4:
+        raise ValueError(f"--scale {scale}: needs --weights, as the weights at hand are of x4")
+
+    found = {}
+    for kind in networks or [*NETWORKS, *SMALL_NETWORKS]:
+        path = weights_path(kind)
+        if path.is_file():
+            found[kind] = path
+        elif networks is None:
+            print(f"{kind} is left out: there are no weights {path}")
+        else:
+            raise ValueError(f"--networks {kind}: there are no weights {path}")
+    return found
+
+
+def list_settings(args: argparse.Namespace) -> list[Setting]:
+    """The runs that are asked for, those of the first seed first.
+
+    A line says what a recipe doesn't take.
+    """
+    choices = []
+    for bits, variant in itertools.product(args.bits, args.variants):
+        _, a_bits = parse_bits(bits)
+        recipe = VARIANTS[variant]["recipe"]
+        if a_bits < RECIPES[recipe].arithmetic.min_a_bits:
+            print(f"{variant} at {bits} is left out: the recipe takes no {a_bits} bits")
+        else:
+            choices.append((bits, variant))
+
+    settings = []
+    for seed, kind in itertools.product(args.seeds, args.weights):
+        scopes = args.scopes or ["body" if kind in PERCEPTUAL else "full"]
+        for (bits, variant), scope in itertools.product(choices, scopes):
+            settings.append(Setting(kind, args.scale, scope, bits, variant, seed))
+    return settings
 
 
 def main() -> None:
@@ -268,15 +338,13 @@ def main() -> None:
     make_example_project_importable()
     os.chdir(args.out)
     asked = {}
-    for seed, kind, bits, variant in itertools.product(
-        args.seeds, args.networks, args.bits, args.variants
-    ):
-        asked[run_name(kind, bits, variant, seed)] = partial(run, kind, bits, variant, seed)
+    for setting in list_settings(args):
+        asked[setting.name] = partial(run, setting, args.weights[setting.network], args.sets)
     runs = run_missing(Path("accuracy.json"), asked)
-    table = make_table(runs)
-    Path("accuracy.md").write_text(table + "\n")
+    tables = make_tables(runs)
+    Path("accuracy.md").write_text(tables + "\n")
     plot(runs, Path("accuracy.png"))
-    print(table)
+    print(tables)
 
 
 if __name__ == "__main__":

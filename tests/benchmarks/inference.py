@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import PERCEPTUAL, SCALE, SETS, images_of, means, read_ground_truth, to_bgr
 from engine_process import EngineError, EngineProcess
+from image_sets import ImageSet, to_bgr
 from machine import LIMIT, describe_cpu
-from networks import NETWORKS, bits_argument
+from networks import NETWORKS, PERCEPTUAL, SHARED, bits_argument
 from peers import choice_path
+from results import means
 from tabulate import tabulate
 from variants import (
     ALL_PROGRAMS,
@@ -47,6 +48,8 @@ from adabm_basicsr.errors import one_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
+SCALE = 4
+SETS = ("Set5", "Set14")
 ROUNDS = 5
 REPEATS = 2  # in each round, after one that doesn't count
 Row = dict[str, Any]
@@ -172,10 +175,16 @@ def size_of(path: Path) -> float:
 def image_of_size(size: str) -> np.ndarray:
     """An image of the test set, repeated or cut to "HxW": ``(1, 3, H, W)`` in 0..1."""
     height, width = map(int, size.split("x"))
-    _, image = next(images_of("Set14"))
+    image = next(image_set("Set14").images())
     rows = np.arange(height) % image.shape[2]
     columns = np.arange(width) % image.shape[3]
     return np.ascontiguousarray(image.numpy()[:, :, rows][..., columns])
+
+
+def image_set(name: str) -> ImageSet:
+    """One of `SETS`."""
+    folder = SHARED / "data" / name
+    return ImageSet(name, SCALE, folder / f"LRbicx{SCALE}", folder / "GTmod12")
 
 
 def accuracy(
@@ -194,9 +203,8 @@ def accuracy(
     figures = []
     options = {"crop_border": SCALE, "test_y_channel": True}
     with EngineProcess(variant.start, folder / variant.file, threads) as process:
-        for (path, image), full in zip(images_of(name), expected, strict=True):
+        for (image, gt), full in zip(image_set(name).pairs(), expected, strict=True):
             output = torch.from_numpy(process.output(image.numpy()))
-            gt = read_ground_truth(name, path)
             of_full = calculate_psnr(to_bgr(full), gt, **options)
             loss = of_full - calculate_psnr(to_bgr(output), gt, **options)
             figures.append({"loss": loss, "self-PSNR": pixel_psnr(output, full)})
@@ -214,7 +222,7 @@ def full_precision(kind: str, folder: Path, name: str) -> list[torch.Tensor]:
     if not path.exists():
         net = base_network(kind)
         with torch.no_grad(), atomic_path(path) as temporary:
-            torch.save([net(image) for _, image in images_of(name)], temporary)
+            torch.save([net(image) for image in image_set(name).images()], temporary)
     return torch.load(path, weights_only=True)
 
 

@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from accuracy import images_of
 from engine_process import STARTS
+from image_sets import images_of
+from networks import calibration_folder
 
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
@@ -46,7 +47,7 @@ def calibration_arrays() -> list[np.ndarray]:
     All have one size, as ONNX Runtime's histograms need it.
     """
     middles = []
-    for _, image in itertools.islice(images_of("calibration"), IMAGES):
+    for image in itertools.islice(images_of(calibration_folder()), IMAGES):
         top = (image.shape[2] - SIDE) // 2
         left = (image.shape[3] - SIDE) // 2
         middles.append(image.numpy()[:, :, top : top + SIDE, left : left + SIDE])

@@ -13,7 +13,6 @@ from adabm_basicsr.quantization.checkpoint import save_checkpoint
 
 inference = pytest.importorskip("inference", reason="needs onnx, onnxruntime and openvino")
 
-import accuracy  # noqa: E402
 import networks  # noqa: E402
 import peers  # noqa: E402
 import variants  # noqa: E402
@@ -51,7 +50,7 @@ def run(measured, monkeypatch):
     """Runs the benchmark with some flags; returns its rows by program and name."""
     monkeypatch.setitem(networks.NETWORKS, KIND, TINY)
     monkeypatch.setitem(networks.WEIGHTS, KIND, "tiny.pth")
-    for module in (accuracy, networks, variants):
+    for module in (inference, networks, variants):
         monkeypatch.setattr(module, "SHARED", measured)
     monkeypatch.setattr(peers, "SCORED", 1)
     # Half as many processes, and CPUs that lack it would take minutes.
