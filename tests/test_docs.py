@@ -1,6 +1,7 @@
 """The documentation's snippets and commands run, and what it names exists."""
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -222,6 +223,29 @@ def test_api_reference_is_current():
     """``python docs/generate_api.py`` writes it."""
     names = runpy.run_path(str(ROOT / "docs" / "generate_api.py"))
     assert read("api.md") == names["render"]()
+
+
+@pytest.fixture
+def results_of_accuracy():
+    """``python docs/generate_results.py`` takes the one and writes the other."""
+    names = runpy.run_path(str(ROOT / "docs" / "generate_results.py"))
+    return names["render_page"], json.loads(read("accuracy.json"))
+
+
+def test_tables_of_accuracy_are_current(results_of_accuracy):
+    render_page, results = results_of_accuracy
+    assert render_page(read("results.md"), results) == read("results.md")
+
+
+def test_a_run_is_shown_once_it_is_there(results_of_accuracy):
+    """A run of a network that has no line yet, in the table of accuracy and beside published."""
+    render_page, results = results_of_accuracy
+    run = dict(next(iter(results["runs"].values())))
+    run.update(network="SwinIR", scope="body", bits="W2A2", variant="best", date="2030-01-01")
+    results["runs"]["new"] = run
+    page = render_page(read("results.md"), results)
+    assert "| SwinIR x4 | body | best | W2A2 |" in page
+    assert "| SwinIR x4 | W2A2 | ours, `best` | body |" in page
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ CONDIQUANT = "CondiQuant (arXiv 2502.15478), SwinIR-light"
 
 PUBLISHED = (
     Published(
-        source="minimum and maximum",
+        source="ranges of minimum and maximum",
         network="EDSR",
         bits="W4A4",
         scope="full",

@@ -1,0 +1,83 @@
+"""Writes the tables of docs/results.md that the accuracy benchmark measures.
+
+    python docs/generate_results.py [DIR/accuracy.json ...]
+
+Files that ``tests/benchmarks/accuracy.py`` wrote are taken into docs/accuracy.json first. That has
+the runs, and of earlier ones, which weren't kept, the means over their seeds. Of the same setting
+those with most seeds are shown, of equally many the newest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from adabm_basicsr.files import atomic_path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent / "tests" / "benchmarks"))
+
+from networks import PERCEPTUAL  # noqa: E402
+from results import (  # noqa: E402
+    Row,
+    choose,
+    markdown,
+    summarise,
+    table_of_comparison,
+    table_of_results,
+)
+
+RESULTS_PATH = DOCS / "accuracy.json"
+PAGE_PATH = DOCS / "results.md"
+BEGIN = "<!-- {name}: begin -->"
+END = "<!-- {name}: end -->"
+
+
+def render_page(page: str, results: dict) -> str:
+    """The page with the tables of these results.
+
+    Args:
+        page: The page of before; each table stands between two comments that have its name.
+        results: `earlier`, rows of runs that weren't kept, and `runs` by name.
+    """
+    earlier = [Row(**row) for row in results["earlier"]]
+    rows = choose([*earlier, *summarise(results["runs"].values())])
+    networks = list(dict.fromkeys(row.network for row in rows))
+    rows.sort(key=lambda row: networks.index(row.network))
+    perceptual = [row for row in rows if row.network in PERCEPTUAL]
+    others = [row for row in rows if row.network not in PERCEPTUAL]
+    tables = {
+        "accuracy": table_of_results(others),
+        "perceptual networks": table_of_results(perceptual),
+        "published": table_of_comparison(rows),
+    }
+    for name, table in tables.items():
+        begin = BEGIN.format(name=name)
+        end = END.format(name=name)
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = f"{before}{begin}\n\n{markdown(table)}\n\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Read what is there, take runs in, and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="results of accuracy.py")
+    args = parser.parse_args()
+    results = json.loads(RESULTS_PATH.read_text(encoding="utf-8"))
+    for path in args.files:
+        results["runs"].update(json.loads(path.read_text(encoding="utf-8")))
+    page = render_page(PAGE_PATH.read_text(encoding="utf-8"), results)
+    with atomic_path(RESULTS_PATH) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(PAGE_PATH) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
