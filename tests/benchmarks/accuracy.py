@@ -250,8 +250,8 @@ def read_arguments() -> argparse.Namespace:
         "--scopes",
         nargs="+",
         choices=list(SCOPES),
-        help="full: all layers; body: the blocks with products of attention; by default full, and "
-        "body for networks that were trained for looks",
+        help="full: all layers; body: the body alone, as transformers are published; by default "
+        "full, and body for networks that were trained for looks",
     )
     parser.add_argument(
         "--bits",
