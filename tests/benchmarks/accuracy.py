@@ -245,7 +245,11 @@ def read_arguments() -> argparse.Namespace:
     known = [*NETWORKS, *SMALL_NETWORKS]
     parser.add_argument("--networks", nargs="+", choices=known, help="all that there are")
     parser.add_argument("--scale", type=int, default=4, choices=SCALES)
-    parser.add_argument("--weights", type=Path, help="your own weights of the only network")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="your own weights of the only network; they need an --out of their own",
+    )
     parser.add_argument(
         "--scopes",
         nargs="+",
