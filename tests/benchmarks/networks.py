@@ -36,7 +36,7 @@ SMALL_NETWORKS = {
         "upscale": 4,
     },
     "RDN": {"num_feat": 32, "num_block": 4, "num_conv": 4, "num_grow_ch": 32, "upscale": 4},
-    "MSRResNet": {**SR, "num_feat": 64, "num_block": 8, "upscale": 4},
+    "SRResNet": {"num_feat": 32, "num_block": 8, "upscale": 4},
 }
 WEIGHTS = {
     "EDSR": "EDSR_Mx4_f64b16_BSDS400.pth",
@@ -45,7 +45,7 @@ WEIGHTS = {
     "RRDBNet": "RealESRGAN_x4plus_anime_6B_fp16.pth",
     "SwinIR": "SwinIR_x4_e60d66.pth",
     "RDN": "RDN_x4_f32b4.pth",
-    "MSRResNet": "MSRResNet_x4_f64b8.pth",
+    "SRResNet": "SRResNet_x4_f32b8.pth",
 }
 
 
