@@ -47,13 +47,29 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "EDVR": {"num_feat": 32, "num_frame": 5},
 }
 WEIGHTS = {"BasicVSR": "BasicVSR_x4_f32b5.pth", "EDVR": "EDVR_x4_f32.pth"}
-# Frames of the stretches that each network is calibrated on.
-STRETCH = {"BasicVSR": 7, "EDVR": 5}
 STRETCHES_OF_CLIP = 20
 RECIPES = ("paper", "fast", "best")
 # An error that lives on from frame to frame shows in frames that are run within longer clips.
 LENGTHS = (10, 26, 50)
 SHOWN_CLIP = "bikes"
+
+
+class Stretches(NamedTuple):
+    """What a network is calibrated and fine-tuned on.
+
+    Attributes:
+        frames: Of each stretch.
+        crop: LR pixels along each side.
+        batch: Stretches at a time.
+    """
+
+    frames: int
+    crop: int
+    batch: int
+
+
+# BasicVSR estimates flow on six sizes, which takes 64 pixels.
+STRETCHES = {"BasicVSR": Stretches(7, 64, 1), "EDVR": Stretches(5, 32, 2)}
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,7 @@ def options(
     kind: str, bits: int, recipe: str, weights: Path, iterations: int | None = None
 ) -> dict[str, Any]:
     """An option file, as a user would write it."""
+    stretches = STRETCHES[kind]
     return {
         "name": run_name(kind, bits, recipe).replace(", ", "_"),
         "model_type": "AdaBMModel",
@@ -133,10 +150,10 @@ def options(
                 "name": "Clips",
                 "type": "ClipCalibrationDataset",
                 "dataroot_lq": "clips/calibration/LR",
-                "lq_size": 64,
-                "num_frame": STRETCH[kind],
+                "lq_size": stretches.crop,
+                "num_frame": stretches.frames,
                 "dataset_enlarge_ratio": STRETCHES_OF_CLIP,
-                "batch_size_per_gpu": 2,
+                "batch_size_per_gpu": stretches.batch,
                 "num_worker_per_gpu": 0,
             }
         },
@@ -267,9 +284,12 @@ def errors_by_length(net: QuantizedNetwork, low: Tensor) -> dict[int, float]:
     """Mean squared error against full precision of the same frames within clips of `LENGTHS`.
 
     The frames are those of the shortest clip, in the middle of all longer ones. Lengths that the
-    clip doesn't have are left out.
+    clip doesn't have are left out, and all lengths of networks that take windows: a frame's window
+    is the same in all of them.
     """
-    errors = {}
+    errors: dict[int, float] = {}
+    if not net.clips.any_length:
+        return errors
     shortest = LENGTHS[0]
     for length in LENGTHS:
         if length > len(low):
