@@ -127,6 +127,14 @@ class QuantizationConfig:
         {},
         keys=tuple(TARGETS),
     )
+    full_precision_images: float = option(
+        "Share of the calibration images, the most complex ones; images as complex as these run in "
+        "full precision, and files hold the float weights too. A target of quality chooses them "
+        "itself.",
+        0.0,
+        minimum=0,
+        valid="0, or a share below 1",
+    )
     ingredients: Mapping[str, object] = option(
         "Single choices of the recipe replaced: {allocate: false}; see quantization/recipes.py.",
         {},
@@ -138,6 +146,7 @@ class QuantizationConfig:
         _check_choice("engine", self.engine, ENGINES)
         check_ingredients(self.recipe, self.ingredients)
         self._check_target()
+        self._check_full_precision_images()
         if self.observer is not None:
             _check_choice("observer", self.observer, OBSERVERS)
         for key in ("fully_quantized", "attention_products"):
@@ -202,6 +211,21 @@ class QuantizationConfig:
             able = [name for name, recipe in RECIPES.items() if recipe.calibration.allocate]
             raise OptionError(
                 f"target: recipe {self.recipe!r} doesn't allocate bits; valid: {', '.join(able)}"
+            )
+
+    def _check_full_precision_images(self) -> None:
+        share = self.full_precision_images
+        where = f"full_precision_images: {share!r}"
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not is_number or not 0 <= share < 1:
+            raise OptionError(f"{where} is out of range; valid: 0, or a share below 1")
+        if share and self.target:
+            raise OptionError(f"{where} with target: {dict(self.target)}: give one of the two")
+        if share and not self.integers_of.image_classes:
+            able = [name for name, engine in ENGINES.items() if engine.image_classes]
+            raise OptionError(
+                f"{where} with engine: {self.engine}, whose files hold one graph for all images; "
+                f"valid: engine: {', '.join(able)}"
             )
 
     def _check_engine(self) -> None:

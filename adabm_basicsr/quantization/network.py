@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
-from adabm_basicsr.quantization.bit_mapping import ImageBitMapping, frames_of
+from adabm_basicsr.quantization.bit_mapping import (
+    ImageBitMapping,
+    frames_of,
+    image_complexity,
+)
 from adabm_basicsr.quantization.checkpoint import (
     BASE_PREFIX,
     BLUEPRINT_KEY,
@@ -24,8 +29,13 @@ from adabm_basicsr.quantization.checkpoint import (
     named_as,
     unwrap,
 )
-from adabm_basicsr.quantization.checks import check_clips, check_images
-from adabm_basicsr.quantization.config import MAX_BITS, MIN_BITS, QuantizationConfig
+from adabm_basicsr.quantization.checks import CLIP_AXES, check_clips, check_images
+from adabm_basicsr.quantization.config import (
+    FLOAT_BITS,
+    MAX_BITS,
+    MIN_BITS,
+    QuantizationConfig,
+)
 from adabm_basicsr.quantization.engines import DEFAULT_ENGINE
 from adabm_basicsr.quantization.layers import QuantizedLayer, QuantizedProduct
 from adabm_basicsr.quantization.patterns import match_all
@@ -68,6 +78,8 @@ if TYPE_CHECKING:
     from adabm_basicsr.quantization.calibration.quality import KeptInFloat
 
 ENGINE_KEY = "engine"  # in quantized checkpoints for other engines than the default
+# In those of networks that run the most complex images in full precision.
+FULL_PRECISION_KEY = "full_precision_above"
 OTHER_OPTIONS = "the checkpoint was quantized with other options"
 QUANTIZERS = (ActivationQuantizer, WeightQuantizer)
 
@@ -147,16 +159,23 @@ class QuantizedNetwork(nn.Module):
             calibration.
         gradient_problem: Why gradients don't go through the network, once that was tried; empty
             where they do.
-        kept: What layers that calibration kept in float cost and bought; None where it kept none.
+        full_precision_above: Complexity above which images run in full precision, a float32 scalar;
+            None where all are quantized.
+        full_precision_share: Share of the images of the last pass that ran in full precision.
+        kept: What layers or images that calibration kept in float cost and bought; None where it
+            kept none.
         overwrites: Whether the network changes in place what gradients need, once that was tried.
 
     Raises:
         AdaBMError: A pattern matches nothing, nothing can be quantized, the network isn't in
-            float32, or ``in_channels`` are others than those of ``example``.
+            float32, ``in_channels`` are others than those of ``example``, or
+            ``full_precision_images`` are asked of a network that takes clips.
     """
 
     layer_bits: Tensor
     stage: Tensor
+    full_precision_above: Tensor | None
+    full_precision_share = 0.0
     gradient_problem = ""
     overwrites = False
     kept: KeptInFloat | None = None
@@ -177,6 +196,11 @@ class QuantizedNetwork(nn.Module):
         channels = example.shape[-3]
         if config.in_channels not in (None, channels):
             raise OptionError(f"in_channels: {config.in_channels}, but the example has {channels}")
+        if config.full_precision_images and example.dim() == CLIP_AXES:
+            raise OptionError(
+                f"full_precision_images: {config.full_precision_images:g}, but the network takes "
+                "clips, whose frames run side by side; valid: 0"
+            )
         self.config = config
         self.lock = _Lock()
         self._example = (example,)  # in a tuple, so as to be no part of the state
@@ -195,6 +219,7 @@ class QuantizedNetwork(nn.Module):
         self.image_mapping = ImageBitMapping() if config.arithmetic.adaptive else None
         self.reached = int(Stage.FRESH)
         self.register_buffer("stage", torch.tensor(Stage.FRESH, dtype=torch.uint8))
+        self.register_buffer(FULL_PRECISION_KEY, None)
         if config.engine != DEFAULT_ENGINE:
             # Its name, so that no other arithmetic is read from it.
             letters = list(config.engine.encode())
@@ -287,11 +312,36 @@ class QuantizedNetwork(nn.Module):
         self.adopt(replace(self.blueprint, plan=plan))
 
     def quantize_kept(self) -> None:
-        """Quantize again what `keep_in_float` left in full precision; quantizers are fresh then."""
+        """Quantize again all images, and what `keep_in_float` left in full precision.
+
+        Quantizers are fresh then, if there were such layers.
+        """
         if self.kept_in_float:
             plan = plan_layers(self.structure, self.config)
             self.adopt(replace(self.blueprint, plan=plan))
+        self.full_precision_above = None
         self.kept = None
+
+    def keep_images_in_float(self, above: float) -> None:
+        """Run the most complex images in full precision from now on.
+
+        Args:
+            above: The complexity above which images do; see `image_complexity`.
+        """
+        self.full_precision_above = torch.tensor(above, device=self.stage.device)
+
+    def in_full_precision(self, image: Tensor) -> Tensor:
+        """Which images are so complex that they run in full precision.
+
+        Args:
+            image: ``(B, C, H, W)`` in 0..1.
+
+        Returns:
+            ``(B,)``, true or false.
+        """
+        if self.full_precision_above is None:
+            return torch.zeros(len(image), dtype=torch.bool, device=image.device)
+        return image_complexity(image) > self.full_precision_above
 
     @property
     def kept_in_float(self) -> list[str]:
@@ -360,6 +410,9 @@ class QuantizedNetwork(nn.Module):
                 self._check_state(state)
         else:
             state = self._with_base(state, strict)
+        self.full_precision_above = None
+        if FULL_PRECISION_KEY in state:
+            self.keep_images_in_float(math.inf)  # room for what is loaded
         return super().load_state_dict(state, strict, assign)
 
     def load_saved(self, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -407,8 +460,29 @@ class QuantizedNetwork(nn.Module):
         count = len(saved) if saved.dim() else 0
         if count != len(self.layer_bits):
             raise _other_count(count, len(self.layer_bits))
-        check_same(self.state_dict(), state, f"quantized {type(self.network).__name__}")
+        self._check_full_precision(state)
+        expected = self.state_dict()
+        if FULL_PRECISION_KEY in state:
+            expected[FULL_PRECISION_KEY] = torch.tensor(math.inf)
+        else:
+            expected.pop(FULL_PRECISION_KEY, None)
+        check_same(expected, state, f"quantized {type(self.network).__name__}")
         self.check_values(state)
+
+    def _check_full_precision(self, state: Mapping[str, Tensor]) -> None:
+        """Reject a quantized state whose images in full precision aren't those of the options."""
+        asked = self.config.full_precision_images
+        has_images = FULL_PRECISION_KEY in state
+        if asked and not has_images and int(state["stage"]) != Stage.FRESH:
+            raise CheckpointError(
+                f"{OTHER_OPTIONS}: it quantizes all images, the options say "
+                f"full_precision_images: {asked:g}"
+            )
+        if has_images and not asked and not self.config.target:
+            raise CheckpointError(
+                f"{OTHER_OPTIONS}: it runs complex images in full precision, the options say "
+                "full_precision_images: 0"
+            )
 
     def check_values(self, state: Mapping[str, Tensor]) -> None:
         """Reject a quantized state whose bits, stage or scales can't be those of this network.
@@ -425,6 +499,10 @@ class QuantizedNetwork(nn.Module):
         stage = int(state["stage"])
         if stage not in set(Stage):
             raise CheckpointError(f"the checkpoint is damaged: it is of a stage {stage}")
+        if FULL_PRECISION_KEY in state and not bool(state[FULL_PRECISION_KEY] >= 0):
+            raise CheckpointError(
+                f"the checkpoint is damaged: {FULL_PRECISION_KEY} is no complexity"
+            )
         for key, value in state.items():
             if key.endswith("_quantizer.channel_scale") and not bool((value > 0).all()):
                 raise CheckpointError(f"the checkpoint is damaged: {key} isn't above 0")
@@ -444,6 +522,7 @@ class QuantizedNetwork(nn.Module):
         if strict:
             check_same(expected, base, type(self.network).__name__)
         state = self.state_dict()
+        state.pop(FULL_PRECISION_KEY, None)
         state["stage"] = torch.zeros_like(state["stage"])
         for key, value in self.prepared_state(base, strict).items():
             state[BASE_PREFIX + key] = value
@@ -547,12 +626,13 @@ class QuantizedNetwork(nn.Module):
                     quantizer.enabled = was_enabled
 
     def forward(self, image: Tensor, details: bool = False) -> Tensor | Details:
-        """Super-resolve ``image``, each sample at its own bits.
+        """Super-resolve ``image``, each sample at its own bits or in full precision.
 
         Args:
             image: ``(B, C, H, W)`` in 0..1, of any height and width; of a network that takes clips
                 ``(B, T, C, H, W)``.
-            details: Whether to return `Details` instead of the output alone.
+            details: Whether to return `Details` instead of the output alone. Every image is
+                quantized then, as fine-tuning has nothing to learn of others.
 
         Returns:
             ``(B, C, sH, sW)``, a frame for each of the clip's, ``(B, T, C, sH, sW)``, or `Details`.
@@ -563,7 +643,26 @@ class QuantizedNetwork(nn.Module):
         """
         self.check_input(image)
         with self.lock:
-            return self._forward(image, details)
+            self.full_precision_share = 0.0
+            if self.full_precision_above is None or details:
+                return self._forward(image, details)
+            return self._forward_by_complexity(image)
+
+    def _forward_by_complexity(self, image: Tensor) -> Tensor:
+        """Output for a batch whose most complex images run in full precision."""
+        is_full = self.in_full_precision(image)
+        parts = []
+        if is_full.any():
+            with self.full_precision():
+                parts.append((is_full, self._forward(image[is_full], False)))
+        # Last, so that the bits that are left of the pass are theirs.
+        if not is_full.all():
+            parts.append((~is_full, self._forward(image[~is_full], False)))
+        self.full_precision_share = float(is_full.float().mean())
+        output = image.new_empty((len(image), *parts[0][1].shape[1:]))
+        for chosen, of_chosen in parts:
+            output[chosen] = of_chosen
+        return output
 
     def check_input(self, image: Tensor) -> None:
         """Reject what the network can't take: images where it takes clips, say.
@@ -576,7 +675,7 @@ class QuantizedNetwork(nn.Module):
         else:
             check_clips(image, self.in_channels, self.clips.window)
 
-    def _forward(self, image: Tensor, details: bool) -> Tensor | Details:
+    def _forward(self, image: Tensor, details: bool) -> Any:
         # Found anew in each pass: a replica (DataParallel) has modules of its own.
         quantizers = [m for m in self.network.modules() if isinstance(m, ActivationQuantizer)]
         blocks = self._blocks()
@@ -640,7 +739,8 @@ class QuantizedNetwork(nn.Module):
             image: ``(B, C, H, W)`` in 0..1.
 
         Returns:
-            ``(B,)``: what `Details` calls ``bits``, as long as every layer runs.
+            ``(B,)``: what `Details` calls ``bits``, as long as every layer runs; 32 for images in
+            full precision.
         """
         with self.lock:
             image_factor = self._image_factor(image)
@@ -649,7 +749,8 @@ class QuantizedNetwork(nn.Module):
                 for quantizer in layer.inputs(name).values():
                     if isinstance(quantizer, ActivationQuantizer):
                         _count_bits(quantizer, factors.get(name, [image_factor]), len(image))
-            return mean_bits(self.network, image.device).expand(len(image))
+            bits = mean_bits(self.network, image.device).expand(len(image))
+        return bits.masked_fill(self.in_full_precision(image), FLOAT_BITS)
 
     @torch.no_grad()
     def bits_of_frames(self, clips: Tensor) -> Tensor:

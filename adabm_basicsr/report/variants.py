@@ -117,7 +117,7 @@ class Variants:
         asked = options["network_g"]
         asked.pop("type", None)
         asked.pop("custom_imports", None)
-        asked |= {"recipe": STATIC, "ingredients": {}, "target": {}}
+        asked |= {"recipe": STATIC, "ingredients": {}, "target": {}, "full_precision_images": 0}
         net = AdaBMNetwork(custom_imports=self.custom_imports, **asked)
         weights = options["path"].get("pretrain_network_g")
         if weights:

@@ -29,6 +29,7 @@ from adabm_basicsr.quantization.calibration.allocation import (
     measure_sensitivities,
 )
 from adabm_basicsr.quantization.calibration.budget import budgets
+from adabm_basicsr.quantization.calibration.complex_images import share_of_images
 from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
 from adabm_basicsr.quantization.calibration.equalisation import equalise, keep_pixels
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
@@ -48,7 +49,7 @@ from adabm_basicsr.quantization.calibration.statistics import Statistics, observ
 from adabm_basicsr.quantization.calibration.visits import layers_with_weights
 from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.config import FIXED_BITS
-from adabm_basicsr.quantization.distributed import copy_from_first
+from adabm_basicsr.quantization.distributed import copy_from_first, from_first
 from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.log import LOGGER
 from adabm_basicsr.quantization.measures.memory import within_memory
@@ -121,7 +122,15 @@ def calibrate(
             _calibrate_to_quality(net, images, goal, _shown(net, images))
         else:
             _calibrate(net, images)
+            if net.config.full_precision_images:
+                _keep_images_in_float(net, images)
     return net
+
+
+def _keep_images_in_float(net: QuantizedNetwork, images: list[Tensor]) -> None:
+    """Run as large a share of the images in full precision as was asked for."""
+    chosen = from_first(share_of_images(images, net.config.full_precision_images))
+    net.keep_images_in_float(chosen.above)
 
 
 def _calibrate_to_quality(

@@ -23,9 +23,10 @@ class Cost:
     """Cost of one forward pass, averaged over its samples.
 
     Attributes:
-        fab: Feature average bit: the mean bit-width over quantized layers not fixed at 8 bits.
+        fab: Feature average bit: the mean bit-width over quantized layers not fixed at 8 bits; 32
+            for images in full precision.
         bitops: Sum over layers of MACs x weight bits x bit-width of activations; 32 x 32 for what
-            isn't quantized.
+            isn't quantized, and for images in full precision.
         float_bitops: The same with 32 x 32 for all: what full precision costs, which measures no
             image's complexity.
     """
@@ -43,18 +44,27 @@ class CostMeter(MacCounter):
 
     def read(self, samples: int = 1) -> Cost:
         """Cost per sample of the forward pass of ``samples`` images since the last reading."""
+        in_full = 0.0
+        if isinstance(self.network, QuantizedNetwork):
+            in_full = self.network.full_precision_share
         bitops: float = 0
         float_macs = 0
         for (module, _), macs in self.macs.items():
-            bitops += macs * bit_product(module)
-            if not isinstance(module, ImageBitMapping):
+            bitops += macs * _mixed(bit_product(module), FLOAT_BITS**2, in_full)
+            # The network's own is the complexity of an image.
+            if not isinstance(module, (ImageBitMapping, QuantizedNetwork)):
                 float_macs += macs
         self.macs.clear()
         return Cost(
-            fab=float(mean_bits(self.network).mean()),
+            fab=_mixed(float(mean_bits(self.network).mean()), FLOAT_BITS, in_full),
             bitops=bitops / samples,
             float_bitops=float_macs * FLOAT_BITS**2 / samples,
         )
+
+
+def _mixed(of_quantized: float, of_full: float, in_full: float) -> float:
+    """Mean over images, of which the share ``in_full`` runs in full precision."""
+    return (1 - in_full) * of_quantized + in_full * of_full
 
 
 def weight_bits(layer: nn.Module) -> int:
@@ -88,7 +98,11 @@ def _last_bits(quantizer: nn.Module) -> torch.Tensor | float:
 
 
 def size_bytes(network: nn.Module) -> int:
-    """Bytes that the network's parameters take: weights at their bits, everything else at 32."""
+    """Bytes that the network's parameters take: weights at their bits, everything else at 32.
+
+    With images in full precision, quantized weights are there in float too.
+    """
+    has_both = isinstance(network, QuantizedNetwork) and network.full_precision_above is not None
     bits = dict.fromkeys(network.parameters(), FLOAT_BITS)
     for layer in network.modules():
         if not isinstance(layer, QuantizedLayer):
@@ -100,7 +114,9 @@ def size_bytes(network: nn.Module) -> int:
         # A correction is rounded away with the weight, and one of the bias becomes one with it.
         if quantizer.correction is not None:
             del bits[quantizer.correction]
-        if quantizer.bias_correction is not None and layer.bias is not None:
+        if has_both:
+            bits[layer.weight] += FLOAT_BITS
+        elif quantizer.bias_correction is not None and layer.bias is not None:
             del bits[quantizer.bias_correction]
     total = 0
     for parameter, parameter_bits in bits.items():

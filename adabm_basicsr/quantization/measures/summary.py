@@ -137,6 +137,7 @@ def summarize(net: QuantizedNetwork, images: Tensor) -> Summary:
         hooks.append(quantizer.register_forward_hook(measure))
     try:
         bits = net(images, details=True).bits
+        bits = bits.masked_fill(net.in_full_precision(images), FLOAT_BITS)
     finally:
         for hook in hooks:
             hook.remove()
