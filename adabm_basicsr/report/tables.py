@@ -128,6 +128,14 @@ def _activation_bits(bits: int) -> str:
     return f"{bits} (engines multiply integers of {KERNEL_BITS} bits: those are as fast)"
 
 
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or MISSING
+
+
+def _share(share: float) -> str:
+    return format_percent(share) if share else MISSING
+
+
 def _decibels(psnr: float) -> str:
     return f"{psnr:.2f} dB"
 
@@ -146,11 +154,12 @@ SUMMARY: dict[str, tuple[Where, Writer]] = {
     "activation bits reached (calibration images)": (("reached", "a_bits"), "fab"),
     "target asked": (("asked", "target"), _target),
     "quantized share of MACs": (("coverage", "macs"), format_percent),
-    "kept in float for the target": (("kept", "layers"), ", ".join),
+    "layers kept in float": (("kept", "layers"), _names),
+    "images kept in float, the most complex ones": (("kept", "images_share"), _share),
     "their share of MACs": (("kept", "macs_share"), format_percent),
     "what they add to BitOPs (of full)": (("kept", "bitops_share"), format_percent),
     "what they add to the size": (("kept", "bytes"), "weight_bytes"),
-    "self-PSNR with 8 bits alone (held-back images)": (("kept", "before"), _decibels),
+    "self-PSNR without them (held-back images)": (("kept", "before"), _decibels),
     "self-PSNR with them (held-back images)": (("kept", "after"), _decibels),
     "size": (("size", "bytes"), "weight_bytes"),
     "size in full precision": (("size", "float_bytes"), "weight_bytes"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.allocation import Sensitivities, assign, base_bits
 from adabm_basicsr.quantization.calibration.quality import Goal
-from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
+from adabm_basicsr.quantization.measures.cost import cost_of, size_bytes
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 LEAST = 2.0
@@ -75,7 +74,6 @@ def _largest_within(
     return high / GRAIN
 
 
-@torch.no_grad()
 def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
     """What the network costs at the bits it has, as a share of full precision.
 
@@ -86,9 +84,7 @@ def cost_share(net: QuantizedNetwork, kind: str, images: Tensor) -> float:
     """
     if kind == "size":
         return size_bytes(net) / net.full_precision_bytes()
-    with CostMeter(net) as meter:
-        net(images)
-        cost = meter.read()
+    cost = cost_of(net, images)
     return cost.bitops / cost.float_bitops
 
 

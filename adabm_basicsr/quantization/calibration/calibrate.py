@@ -15,6 +15,7 @@ Recipe ``paper`` ends with 4; docs/paper.md has its equations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -29,7 +30,7 @@ from adabm_basicsr.quantization.calibration.allocation import (
     measure_sensitivities,
 )
 from adabm_basicsr.quantization.calibration.budget import budgets
-from adabm_basicsr.quantization.calibration.complex_images import share_of_images
+from adabm_basicsr.quantization.calibration.complex_images import fewest_images, share_of_images
 from adabm_basicsr.quantization.calibration.contents import warn_of_empty_images
 from adabm_basicsr.quantization.calibration.equalisation import equalise, keep_pixels
 from adabm_basicsr.quantization.calibration.folding import fold_channel_scales
@@ -40,6 +41,7 @@ from adabm_basicsr.quantization.calibration.quality import (
     SelfPsnrGoal,
     choose_for_float,
     describe_kept,
+    describe_kept_images,
     hold_back,
     pooled_psnr,
     worst_images,
@@ -131,6 +133,7 @@ def _keep_images_in_float(net: QuantizedNetwork, images: list[Tensor]) -> None:
     """Run as large a share of the images in full precision as was asked for."""
     chosen = from_first(share_of_images(images, net.config.full_precision_images))
     net.keep_images_in_float(chosen.above)
+    net.kept = describe_kept_images(net, chosen.share, _shown(net, images, VERIFIED))
 
 
 def _calibrate_to_quality(
@@ -138,13 +141,14 @@ def _calibrate_to_quality(
 ) -> None:
     """Calibrate until a quality is met.
 
-    First with as few bits as reach it. Where 8 bits don't, layers are kept in float until it holds.
+    First with as few bits as reach it. Where 8 bits don't, layers are kept in float until it holds,
+    or the most complex images, where fewer MACs are in float then.
 
     Args:
         net: The network.
         images: Batches of LR images to fit to.
         goal: The quality.
-        judged: LR images by whose errors layers are chosen, and on which it is told what they
+        judged: LR images by whose errors layers are chosen, and on which it is told what was
             bought, ``(B, C, H, W)``.
 
     Raises:
@@ -152,17 +156,36 @@ def _calibrate_to_quality(
     """
     _calibrate(net, images, goal)
     missing = goal.missing(net)
+    if missing <= 0:
+        return
     before = pooled_psnr(net, judged)
+    complex_images = from_first(fewest_images(net, goal))
+    at_eight_bits = copy.deepcopy(net.state_dict())
     while missing > 0:
-        if len(net.plan.layers) == 1:
+        names = []
+        if len(net.plan.layers) > 1:
+            names = choose_for_float(net, worst_images(net, judged, PROBED), missing)
+        share_of_layers = _share_of_macs(net, [*net.kept_in_float, *names])
+        if complex_images is not None and (not names or complex_images.share < share_of_layers):
+            net.quantize_kept()
+            net.load_state_dict(at_eight_bits)
+            net.keep_images_in_float(complex_images.above)
+            net.kept = describe_kept_images(net, complex_images.share, judged)
+            return
+        if not names:
             raise goal.out_of_reach(net)
-        names = choose_for_float(net, worst_images(net, judged, PROBED), missing)
         LOGGER.info(f"Kept in float, as {missing:.2f} dB are missing: {', '.join(names)}")
         net.keep_in_float(names)
         _calibrate(net, images, goal)
         missing = goal.missing(net)
-    if net.kept_in_float:
-        net.kept = describe_kept(net, before, pooled_psnr(net, judged))
+    net.kept = describe_kept(net, before, pooled_psnr(net, judged))
+
+
+def _share_of_macs(net: QuantizedNetwork, names: Sequence[str]) -> float:
+    """Share of layers in the MACs of all that are quantized or kept in float, 0..1."""
+    macs = net.structure.macs
+    total = sum(macs[name] for name in {*net.plan.layers, *net.kept_in_float})
+    return sum(macs[name] for name in names) / total
 
 
 def _calibrate(net: QuantizedNetwork, images: list[Tensor], goal: Goal | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which images run in full precision: the most complex ones.
+"""Which images run in full precision: the most complex ones, as many as asked for or needed.
 
 Complexity says which images lose much by quantization, though not in every network.
 """
@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from adabm_basicsr.quantization.bit_mapping import image_complexity
+from adabm_basicsr.quantization.calibration.quality import Goal
+from adabm_basicsr.quantization.network import QuantizedNetwork
+
+MOST = 0.5  # of the images; with more of them, little is quantized
 
 
 class ComplexImages(NamedTuple):
@@ -48,3 +52,34 @@ def share_of_images(batches: Sequence[Tensor], share: float) -> ComplexImages:
     """
     complexities = torch.cat([image_complexity(batch) for batch in batches])
     return most_complex(complexities, max(round(share * len(complexities)), 1))
+
+
+def fewest_images(net: QuantizedNetwork, goal: Goal) -> ComplexImages | None:
+    """The fewest images with which in full precision a calibrated network meets a goal.
+
+    They are found by halving, each time measured; they are at most `MOST` of the images.
+
+    Args:
+        net: The network, which quantizes all images, and does so afterwards.
+        goal: The goal.
+
+    Returns:
+        None if there are none, or if the network's files can't choose by the image.
+    """
+    if net.clips is not None or not net.config.integers_of.image_classes:
+        return None
+    complexities = torch.cat([image_complexity(images) for images in goal.images()])
+    found = None
+    low = 1
+    high = int(MOST * len(complexities))
+    while low <= high:
+        middle = (low + high) // 2
+        tried = most_complex(complexities, middle)
+        net.keep_images_in_float(tried.above)
+        if goal.missing(net) <= 0:
+            found = tried
+            high = middle - 1
+        else:
+            low = middle + 1
+    net.full_precision_above = None
+    return found

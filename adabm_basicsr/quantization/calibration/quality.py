@@ -1,4 +1,4 @@
-"""Quality that was asked for: how much of it is missing, and which layers to keep in float for it.
+"""Quality that was asked for: how much of it is missing, and what to keep in float for it.
 
 A `Goal` says what is missing. A target of self-PSNR is met where the squared error of a set of
 images, pooled, is small enough and no image lies far below it. It is measured on images that
@@ -8,7 +8,8 @@ others, so that it is met with a margin, which is smaller the more images there 
 Where 8 bits don't do, layers are kept in float: those whose quantizers cost most of the image for
 each MAC. What each of them costs is measured (`noise`); squared errors of independent roundings add
 up, nearly, so what is left is the sum of what the others cost. Whether that was right is measured
-after the next calibration, and corrected.
+after the next calibration, and corrected. Or the most complex images are (`complex_images`), where
+that costs less.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.calibration.noise import measure_errors, measure_gains
 from adabm_basicsr.quantization.config import FIXED_BITS, FLOAT_BITS
 from adabm_basicsr.quantization.layers import QuantizedLayer
+from adabm_basicsr.quantization.measures.cost import cost_of, size_bytes
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr, psnr_of_errors, self_errors
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
@@ -36,19 +38,22 @@ MARGIN = 0.1  # dB above the target that layers are chosen for
 
 @dataclass
 class KeptInFloat:
-    """What layers in float cost, and what they bought.
+    """What layers or images in float cost, and what they bought.
 
     Attributes:
-        layers: Their names, in execution order.
-        macs_share: Their share of the network's MACs, 0..1.
-        bitops_share: What they add to BitOPs over 8 bits, as a share of full precision.
-        bytes: What they add to the size over 8 bits.
-        before: Self-PSNR in dB that 8 bits gave: that of the pooled squared error of the images
-            that were held back.
-        after: The same with these layers in float.
+        layers: Names of the layers, in execution order; none where images are kept in float.
+        images_share: Share of the images that were looked at, the most complex ones, 0..1; 0 where
+            layers are.
+        macs_share: Their share of the network's MACs, over layers and images, 0..1.
+        bitops_share: What they add to BitOPs, as a share of full precision.
+        bytes: What they add to the size.
+        before: Self-PSNR in dB without them: that of the pooled squared error of the images that
+            were held back.
+        after: The same with them.
     """
 
     layers: list[str]
+    images_share: float
     macs_share: float
     bitops_share: float
     bytes: int
@@ -56,8 +61,11 @@ class KeptInFloat:
     after: float
 
     def __str__(self) -> str:
+        what = f"{len(self.layers)} layers"
+        if self.images_share:
+            what = f"the most complex {100 * self.images_share:.1f} % of the images"
         return (
-            f"{len(self.layers)} layers kept in float, {100 * self.macs_share:.1f} % of the MACs: "
+            f"{what} kept in float, {100 * self.macs_share:.1f} % of the MACs: "
             f"self-PSNR {self.after:.2f} dB instead of {self.before:.2f} dB, for "
             f"{100 * self.bitops_share:.1f} % of full BitOPs and {self.bytes / 1e6:.3f} MB"
         )
@@ -103,6 +111,10 @@ class Goal:
         """Self-PSNR in dB that about meets the goal."""
         raise NotImplementedError
 
+    def images(self) -> list[Tensor]:
+        """LR images that it is measured on, each batch ``(B, C, H, W)``."""
+        raise NotImplementedError
+
     def out_of_reach(self, net: QuantizedNetwork) -> AdaBMError:
         """The error for a network that not even layers in float bring there."""
         raise NotImplementedError
@@ -136,6 +148,10 @@ class SelfPsnrGoal(Goal):
     def self_psnr(self, net: QuantizedNetwork) -> float:
         """See `Goal`."""
         return self.wanted
+
+    def images(self) -> list[Tensor]:
+        """See `Goal`."""
+        return list(self.sets)
 
     def out_of_reach(self, net: QuantizedNetwork) -> AdaBMError:
         """See `Goal`."""
@@ -178,6 +194,10 @@ class PsnrDropGoal(Goal):
         with net.full_precision():
             of_full = self._psnr(net)
         return of_full - self._decibels(self.allowed)
+
+    def images(self) -> list[Tensor]:
+        """See `Goal`."""
+        return [low for low, _ in self.pairs]
 
     def out_of_reach(self, net: QuantizedNetwork) -> AdaBMError:
         """See `Goal`."""
@@ -281,9 +301,39 @@ def describe_kept(net: QuantizedNetwork, before: float, after: float) -> KeptInF
     share = macs / structure.total_macs
     return KeptInFloat(
         layers=net.kept_in_float,
+        images_share=0.0,
         macs_share=share,
         bitops_share=share * (1 - (FIXED_BITS / FLOAT_BITS) ** 2),
         bytes=size,
+        before=before,
+        after=after,
+    )
+
+
+def describe_kept_images(net: QuantizedNetwork, share: float, images: Tensor) -> KeptInFloat:
+    """What images that are kept in float cost and bought; see `KeptInFloat`.
+
+    Args:
+        net: The calibrated network, with which they are.
+        share: Their share of all images, 0..1.
+        images: LR images that it is measured on, ``(B, C, H, W)`` in 0..1.
+    """
+    after = pooled_psnr(net, images)
+    size = size_bytes(net)
+    above = net.full_precision_above
+    net.full_precision_above = None
+    before = pooled_psnr(net, images)
+    quantized_size = size_bytes(net)
+    cost = cost_of(net, images)
+    net.full_precision_above = above
+    structure = net.structure
+    macs = sum(structure.macs[name] for name in net.plan.layers)
+    return KeptInFloat(
+        layers=[],
+        images_share=share,
+        macs_share=share * macs / structure.total_macs,
+        bitops_share=share * (1 - cost.bitops / cost.float_bitops),
+        bytes=size - quantized_size,
         before=before,
         after=after,
     )

@@ -62,6 +62,19 @@ class CostMeter(MacCounter):
         )
 
 
+@torch.no_grad()
+def cost_of(net: QuantizedNetwork, images: torch.Tensor) -> Cost:
+    """Cost of a calibrated network per image.
+
+    Args:
+        net: The network.
+        images: LR images that it is counted on, ``(B, C, H, W)`` in 0..1.
+    """
+    with CostMeter(net) as meter:
+        net(images)
+        return meter.read(len(images))
+
+
 def _mixed(of_quantized: float, of_full: float, in_full: float) -> float:
     """Mean over images, of which the share ``in_full`` runs in full precision."""
     return (1 - in_full) * of_quantized + in_full * of_full

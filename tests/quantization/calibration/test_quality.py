@@ -1,10 +1,11 @@
-"""A quality that was asked for is reached, with layers in float where 8 bits don't do."""
+"""A quality that was asked for is reached, with layers or images in float where 8 bits don't do."""
 
 import copy
 
 import pytest
 import torch
 from conftest import TINY_EDSR, photograph
+from torch import nn
 
 from adabm_basicsr import (
     AdaBMError,
@@ -16,7 +17,9 @@ from adabm_basicsr import (
     save_packed,
 )
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.budget import cost_share
+from adabm_basicsr.quantization.calibration.complex_images import fewest_images, most_complex
 from adabm_basicsr.quantization.calibration.quality import (
     LOWEST,
     PsnrDropGoal,
@@ -26,6 +29,7 @@ from adabm_basicsr.quantization.calibration.quality import (
     pooled_psnr,
     worst_images,
 )
+from adabm_basicsr.quantization.measures.cost import size_bytes
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
 from adabm_basicsr.quantization.structure.surgery import KEPT_IN_FLOAT
@@ -202,3 +206,96 @@ def test_loss_of_psnr_stays_within_the_target(allowed):
 def test_loss_of_psnr_needs_ground_truth():
     with pytest.raises(AdaBMError, match="target: psnr_drop needs images with ground truth"):
         calibrate(network(target={"psnr_drop": 0.1}), [IMAGES[:4]])
+
+
+class Details(nn.Module):
+    """Adds what it makes of details alone, so that quantization costs flat images nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, padding_mode="replicate", bias=False)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.last = nn.Conv2d(8, 3, 3, padding=1, bias=False)
+        weight = self.first.weight.data
+        weight -= weight.mean((2, 3), keepdim=True)
+
+    def forward(self, x):
+        return x + self.last(self.second(self.first(x).relu()).relu())
+
+
+def few_details():
+    """Of eight images two are photographs and the others flat."""
+    images = torch.full((24, 3, 24, 24), 0.2)
+    images[0::8] = IMAGES[0:3]
+    images[3::8] = IMAGES[3:6]
+    return images
+
+
+def of_details(**options):
+    torch.manual_seed(0)
+    options = {**OPTIONS, "w_bits": 8, "a_bits": 8, **options}
+    return quantize(Details(), IMAGES[:1], **options)
+
+
+@pytest.fixture(scope="module")
+def kept_images():
+    """A network that meets its target with the most complex images in float."""
+    net = calibrate(of_details(), [few_details()])
+    _, held = hold_back([few_details()])
+    wanted = 1 - SelfPsnrGoal(0, held).missing(net)
+    return calibrate(of_details(target={"self_psnr": wanted}), [few_details()])
+
+
+def test_images_are_kept_in_float_where_that_is_cheaper(kept_images):
+    found = kept_images.kept
+    assert found.layers == []
+    assert kept_images.kept_in_float == []
+    assert 0 < found.images_share <= 0.25
+    fitted, held = hold_back([few_details()])
+    goal = SelfPsnrGoal(
+        kept_images.config.target["self_psnr"], [torch.cat(held), torch.cat(fitted)]
+    )
+    assert goal.missing(kept_images) <= 0
+    assert found.before < found.after
+    assert f"the most complex {100 * found.images_share:.1f} % of the images" in str(found)
+    assert found.bytes == size_bytes(kept_images) - size_bytes(of_details())
+
+
+def test_fewest_images_are_found(kept_images):
+    net = copy.deepcopy(kept_images)
+    net.full_precision_above = None
+    fitted, held = hold_back([few_details()])
+    goal = SelfPsnrGoal(
+        kept_images.config.target["self_psnr"], [torch.cat(held), torch.cat(fitted)]
+    )
+    found = fewest_images(net, goal)
+    assert 0 < found.share <= 0.25
+    assert net.full_precision_above is None
+    complexities = torch.cat([image_complexity(images) for images in goal.images()])
+    fewer = most_complex(complexities, round(found.share * len(complexities)) - 1)
+    net.keep_images_in_float(fewer.above)
+    assert goal.missing(net) > 0
+
+
+def test_half_of_the_images_at_most_are_kept_in_float(kept_images):
+    net = copy.deepcopy(kept_images)
+    net.full_precision_above = None
+    assert fewest_images(net, SelfPsnrGoal(140, [IMAGES])) is None
+
+
+def test_another_calibration_begins_with_all_images(kept_images):
+    net = copy.deepcopy(kept_images)
+    net.quantize_kept()
+    assert net.full_precision_above is None
+    calibrate(net, [few_details()])
+    assert net.kept == kept_images.kept
+
+
+def test_images_that_were_asked_for_are_described():
+    net = calibrate(of_details(full_precision_images=0.125), [few_details()])
+    assert net.kept.images_share == 0.125
+    assert net.kept.before < net.kept.after
+    added = net.kept.bitops_share / 0.125
+    assert added == pytest.approx(
+        1 - cost_share(calibrate(of_details(), [IMAGES]), "bitops", IMAGES)
+    )
