@@ -36,8 +36,9 @@ class WeightedLayer(NamedTuple):
 def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
     """A copy of a calibrated network whose weights lie on their grid points.
 
-    What was learned of the rounding goes over into weights and biases. The copy computes the same,
-    to the bit.
+    What was learned of the rounding goes over into weights and biases. Of networks that run images
+    in full precision these stay as they are, and what is added to weights brings them to their grid
+    points. The copy computes the same, to the bit.
 
     Raises:
         ExportError: The network hasn't been calibrated, or a weight isn't finite.
@@ -48,10 +49,13 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         )
     frozen = copy_of(net).requires_grad_(False)
     untie(frozen)
+    keeps_float = net.full_precision_above is not None
     for own, original in zip(weighted_layers(frozen), weighted_layers(net), strict=True):
         name, layer, quantizer = own
-        set_grid_indices(layer, quantizer, quantizer.grid_indices(layer.weight))
-        if quantizer.bias_correction is not None and layer.bias is not None:
+        indices = quantizer.grid_indices(layer.weight)
+        set_grid_indices(layer, quantizer, indices, keeps_float)
+        has_correction = quantizer.bias_correction is not None and layer.bias is not None
+        if has_correction and not keeps_float:
             layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
         if not torch.equal(own.quantized_weight(), original.quantized_weight()):
@@ -82,14 +86,23 @@ def untie(net: QuantizedNetwork) -> None:
 
 
 @torch.no_grad()
-def set_grid_indices(layer: QuantizedLayer, quantizer: WeightQuantizer, indices: Tensor) -> None:
+def set_grid_indices(
+    layer: QuantizedLayer, quantizer: WeightQuantizer, indices: Tensor, keeps_float: bool = False
+) -> None:
     """Write weights to a quantized layer that owns its weight.
 
     Args:
         layer: The layer.
         quantizer: Of its weight.
         indices: Of their grid points, see `WeightQuantizer.grid_indices`; the weight's shape.
+        keeps_float: Whether the weight stays what it is, for images in full precision. What is
+            added to it before rounding brings it to the grid points; if nothing is, they are those
+            that it is rounded to.
     """
+    if keeps_float:
+        if quantizer.correction is not None:
+            quantizer.correction.copy_(quantizer.from_grid_indices(indices) - layer.weight)
+        return
     if quantizer.correction is not None:
         quantizer.correction.zero_()
     layer.weight.copy_(quantizer.from_grid_indices(indices))

@@ -2,7 +2,8 @@
 
 Weights are integers at their own bit-width, many to a byte where they are narrow. Everything small
 stands in one tensor per type, as an entry of the header takes as much as a small tensor itself.
-Floats that bfloat16 holds exactly take two bytes. Complex numbers are pairs of floats.
+Floats that bfloat16 holds exactly take two bytes. Complex numbers are pairs of floats. Weights are
+there as floats too where complex images run in full precision.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from adabm_basicsr.errors import AdaBMError, CheckpointError, ExportError, not_f
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.checkpoint import DESCRIPTION_KEY, parse_description
 from adabm_basicsr.quantization.config import MIN_BITS
-from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.network import FULL_PRECISION_KEY, QuantizedNetwork
 from adabm_basicsr.quantization.progress import tracked
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def pack(net: QuantizedNetwork) -> tuple[dict[str, Tensor], str]:
     for kind, values in small.items():
         if values:
             tensors[SMALL + kind] = torch.cat(values)
+    if net.full_precision_above is not None:
+        tensors[FULL_PRECISION_KEY] = net.full_precision_above.cpu()
     return tensors, kinds
 
 
@@ -207,6 +210,9 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
     """
     untie(net)
     left = dict(tensors)
+    above = left.pop(FULL_PRECISION_KEY, None)
+    if above is not None:
+        net.keep_images_in_float(_complexity(above))
     small = _SmallTensors(left, kinds)
     for key, own in _kept_tensors(net).items():
         count = _count(own)
@@ -225,13 +231,21 @@ def unpack(net: QuantizedNetwork, tensors: Mapping[str, Tensor], kinds: object) 
             # Surgery gives a layer's input and weight scales of channels together.
             assert quantizer.channel_scale is not None
             quantizer.channel_scale.copy_(of_weight)
-        set_grid_indices(layer, quantizer, indices.to(layer.weight.device))
+        indices = indices.to(layer.weight.device)
+        set_grid_indices(layer, quantizer, indices, keeps_float=above is not None)
 
     names = [*left, *small.left()]
     if names:
         raise CheckpointError(
             f"the packed file holds more than the network: {', '.join(names[:4])}"
         )
+
+
+def _complexity(above: Tensor) -> float:
+    """The complexity above which images run in full precision, as a packed file holds it."""
+    if above.dtype is not torch.float32 or above.dim() or not torch.isfinite(above):
+        raise CheckpointError(f"the packed file is damaged: {FULL_PRECISION_KEY} is no complexity")
+    return float(above)
 
 
 class _SmallTensors:
@@ -278,13 +292,15 @@ def _kept_tensors(net: QuantizedNetwork) -> dict[str, Tensor]:
 
     That is all but weights that are stored as integers, and what follows from the rest.
     """
-    dropped = set()
+    has_both = net.full_precision_above is not None
+    dropped = {FULL_PRECISION_KEY}
     for name, layer, quantizer in weighted_layers(net):
-        dropped.add(f"network.{name}.weight")
+        if not has_both:
+            dropped.add(f"network.{name}.weight")
         dropped.add(f"network.{name}.weight_quantizer.correction")
         if getattr(layer.input_quantizer, "channel_scale", None) is not None:
             dropped.add(f"network.{name}.weight_quantizer.channel_scale")
-        if quantizer.bias_correction is not None and layer.bias is not None:
+        if quantizer.bias_correction is not None and layer.bias is not None and not has_both:
             dropped.add(f"network.{name}.weight_quantizer.bias_correction")
     state = net.state_dict()
     kept = {}

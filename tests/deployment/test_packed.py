@@ -210,6 +210,25 @@ def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):
     assert (tmp_path / "net.safetensors").stat().st_size - rest - header <= 0.13 * full
 
 
+@pytest.mark.parametrize("recipe", ["fast", "static", "paper"])
+def test_float_weights_are_there_for_images_in_full_precision(recipe, tmp_path):
+    net = quantized(recipe=recipe, full_precision_images=0.5)
+    save_packed(net, tmp_path / "net.safetensors")
+    loaded = load_packed(tmp_path / "net.safetensors")
+    assert loaded.in_full_precision(IMAGES).tolist() == net.in_full_precision(IMAGES).tolist()
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES), net(IMAGES))
+    save_packed(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "net.safetensors"
+    ).read_bytes()
+    with_integers = tmp_path / "integers.safetensors"
+    save_packed(quantized(recipe=recipe), with_integers)
+    added = (tmp_path / "net.safetensors").stat().st_size - with_integers.stat().st_size
+    weights = sum(layer.weight.numel() for layer in net.layers().values())
+    assert 4 * weights <= added < 4 * weights + 2000
+
+
 def test_small_tensors_are_exact_in_two_bytes_where_they_may_be(packed):
     description, tensors = read_packed(packed)
     assert tensors["small.b"].dtype is torch.bfloat16
@@ -279,6 +298,14 @@ def test_wrong_descriptions_are_rejected(text, packed):
     rewritten(packed, BAD_DESCRIPTIONS[text])
     with pytest.raises(AdaBMError, match=text):
         load_packed(packed)
+
+
+def test_a_threshold_that_is_no_complexity_is_rejected():
+    net = quantized(recipe="static", full_precision_images=0.5)
+    tensors, kinds = pack(net)
+    tensors["full_precision_above"] = torch.tensor(float("nan"))
+    with pytest.raises(AdaBMError, match="full_precision_above is no complexity"):
+        unpack(net, tensors, kinds)
 
 
 @pytest.mark.parametrize("text", BAD_TENSORS)
