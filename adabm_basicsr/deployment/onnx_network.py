@@ -86,18 +86,18 @@ class OnnxNetwork:
             image: ``(1, C, H, W)`` in 0..1.
 
         Returns:
-            0 for simple images, 1 for middle ones, 2 for complex ones. ("Level" is what files,
-            flags and methods call the index of an image class.)
+            0 for simple images, 1 for middle ones, 2 for complex ones, 3 for those in full
+            precision. ("Level" is what files, flags and methods call the index of an image class.)
         """
         if self.only_level is not None:
             return self.only_level
         with self._lock:
             if self._chooser is None:
                 self._chooser = self._compile_chooser()
-        from adabm_basicsr.deployment.onnx.level import LEVELS
+        from adabm_basicsr.deployment.onnx.level import FULL, LEVELS
 
         level = self._chooser.run(image.numpy())
-        if level.shape != () or level not in LEVELS:
+        if level.shape != () or level not in (*LEVELS, FULL):
             raise self._damaged(
                 f"its graph chooses {reprlib.repr(level.tolist())}, which is no class"
             )
@@ -107,7 +107,7 @@ class OnnxNetwork:
         """The network at one image class.
 
         Args:
-            level: 0, 1 or 2.
+            level: 0, 1 or 2, or 3 where images run in full precision.
 
         Returns:
             A function of arrays, ``(1, C, H, W)`` in 0..1 to ``(1, C, sH, sW)``, float32.
@@ -162,7 +162,7 @@ class OnnxNetwork:
 
         Args:
             image: ``(B, C, H, W)`` in 0..1, float32.
-            level: 0, 1 or 2.
+            level: 0, 1 or 2, or 3 where images run in full precision.
 
         Returns:
             ``(B, C, sH, sW)``, float32.
@@ -239,7 +239,7 @@ class OnnxNetwork:
         """The graph of one image class as the runtime is given it.
 
         Args:
-            level: 0, 1 or 2.
+            level: 0, 1 or 2, or 3 where images run in full precision.
             part: Of a graph of one step, what it does in one direction; None for other graphs.
         """
         from adabm_basicsr.deployment.onnx.editing import check_grids

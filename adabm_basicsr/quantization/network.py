@@ -353,6 +353,10 @@ class QuantizedNetwork(nn.Module):
         """A copy of the network before its preparation and without quantizers."""
         if self._unprepared:
             return copy_of(self._unprepared[0])
+        return self.float_network()
+
+    def float_network(self) -> nn.Module:
+        """A copy of the prepared network without quantizers: what it is in full precision."""
         network = copy_of(self.network)
         for name in self.structure.blocks:
             _forget_outputs(network.get_submodule(name))

@@ -1,8 +1,8 @@
 """Writes a quantized network as an ONNX graph that runtimes execute as integers.
 
 The graph takes one ``image``, ``(1, C, H, W)`` in 0..1, and gives the ``output`` and the ``level``:
-which of the three image classes (0, 1, 2) the image's complexity chose. So it chooses its bits
-itself. Weights of up to four bits are stored as INT4, others as INT8.
+which of the three image classes (0, 1, 2) the image's complexity chose, or full precision (3). So
+it chooses its bits itself. Weights of up to four bits are stored as INT4, others as INT8.
 
 Of networks that take clips, the graph of a windowed one takes a window as its ``image``,
 ``(1, T, C, H, W)``. That of a recurrent one makes a single frame, see `steps`.
@@ -26,13 +26,23 @@ from adabm_basicsr.deployment.freeze import freeze
 from adabm_basicsr.deployment.onnx.description import describe
 from adabm_basicsr.deployment.onnx.fusion import fuse
 from adabm_basicsr.deployment.onnx.graph import use_operators
-from adabm_basicsr.deployment.onnx.level import LEVEL, MIDDLE, WHOLE, Part, at_level
+from adabm_basicsr.deployment.onnx.level import (
+    FULL,
+    LEVEL,
+    LEVELS,
+    MIDDLE,
+    WHOLE,
+    Part,
+    at_level,
+    choose_precision,
+)
 from adabm_basicsr.deployment.onnx.modules import write_plainly
 from adabm_basicsr.deployment.onnx.seal import sealed
 from adabm_basicsr.deployment.onnx.steps import STEP, BasicVSRStep, graph_part, has_steps
 from adabm_basicsr.deployment.onnx.traceable import check_graph, check_sizes, check_values
 from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
+from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.sizes import mirrored
 from adabm_basicsr.quantization.user_code import short_place, users_code
@@ -61,6 +71,7 @@ class _AtLevel(nn.Module):
     def __init__(self, frozen: QuantizedNetwork, symmetric: bool) -> None:
         super().__init__()
         self.image_mapping = frozen.image_mapping
+        self.full_precision_above = frozen.full_precision_above
         self.network = frozen.network
         self.inputs = use_operators(frozen, symmetric)
         write_plainly(frozen.network)
@@ -71,8 +82,13 @@ class _AtLevel(nn.Module):
         if self.image_mapping is not None:
             image_factor = self.image_mapping(image)[0]
             level = image_factor.to(torch.int64) + MIDDLE
+        of_quantizers = level
+        if self.full_precision_above is not None:
+            is_full = image_complexity(image)[0] > self.full_precision_above
+            level = torch.where(is_full, FULL, level)
+            of_quantizers = level.clamp(max=LEVELS[-1])
         for quantizer in self.inputs:
-            quantizer.level = level
+            quantizer.level = of_quantizers
         return level
 
 
@@ -83,26 +99,36 @@ class _Deployed(_AtLevel):
         frozen: See `freeze`; its quantizers are replaced.
         symmetric: See `save_onnx`.
         pads: Whether the graph mirrors images up to sizes that the network takes.
+        full: The network without quantizers, for images in full precision; None where there are
+            none.
     """
 
-    def __init__(self, frozen: QuantizedNetwork, symmetric: bool, pads: bool) -> None:
+    def __init__(
+        self, frozen: QuantizedNetwork, symmetric: bool, pads: bool, full: nn.Module | None
+    ) -> None:
         super().__init__(frozen, symmetric)
+        self.full = full
+        if full is not None:
+            write_plainly(full)
         self.multiple = frozen.size_multiple
         self.pads = pads and self.multiple > 1
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         level = self.take_level(image)
-        return self._padded(image), level
+        output = self._padded(self.network, image)
+        if self.full is not None:
+            output = choose_precision(level, self._padded(self.full, image), output)
+        return output, level
 
-    def _padded(self, image: Tensor) -> Tensor:
-        """Output of the network, on an image that is mirrored up to a size that it takes."""
+    def _padded(self, network: nn.Module, image: Tensor) -> Tensor:
+        """Output of a network, on an image that is mirrored up to a size that it takes."""
         if not self.pads:
-            return self.network(image)
+            return network(image)
         height, width = image.shape[-2:]
         rows = mirrored(height, self.multiple)
         columns = mirrored(width, self.multiple)
         padded = image.index_select(-2, rows).index_select(-1, columns)
-        output = self.network(padded)
+        output = network(padded)
         scale = int(output.shape[-2]) // int(padded.shape[-2])
         return output[..., : height * scale, : width * scale]
 
@@ -226,7 +252,10 @@ def to_onnx(
 
 def _graph(net: QuantizedNetwork, symmetric: bool, pads: bool, opset: int) -> onnx.ModelProto:
     """The traced graph of a network that takes images or windows."""
-    deployed = _Deployed(freeze(net).cpu(), symmetric, pads).eval()
+    full = None
+    if net.full_precision_above is not None:
+        full = net.float_network().cpu()
+    deployed = _Deployed(freeze(net).cpu(), symmetric, pads, full).eval()
     size = _example_size(deployed.multiple, deployed.pads)
     window = () if net.clips is None else (net.clips.frames,)
     shape = (1, *window, net.in_channels, size, size)

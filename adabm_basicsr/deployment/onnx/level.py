@@ -1,7 +1,8 @@
 """Parts of an adaptive graph: what chooses the image class, and what runs at one class.
 
 A *level*, in files, flags and names, is the index of an image class: 0 for simple images, 1 for
-middle ones, 2 for complex ones.
+middle ones, 2 for complex ones. 3 stands for images that are so complex that they run in full
+precision, where a network has such: its graph makes both images, and chooses between them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
+from torch import Tensor
 
 # Names of the graph's input and outputs.
 IMAGE = "image"
 OUTPUT = "output"
 LEVEL = "level"
 LEVELS = (0, 1, 2)
+FULL = 3  # the level of images in full precision
 MIDDLE = 1  # the level of networks that know no classes
 
 
@@ -66,10 +70,10 @@ def at_level(model: onnx.ModelProto, level: int, part: Part = WHOLE) -> onnx.Mod
 
     Args:
         model: An adaptive graph; left alone.
-        level: 0, 1 or 2.
+        level: 0, 1 or 2, or 3 where images run in full precision.
         part: Which part of it.
     """
-    fixed = part_of(model, Part((*part.inputs, LEVEL), part.outputs))
+    fixed = part_of(_chosen(model, level), Part((*part.inputs, LEVEL), part.outputs))
     inputs = fixed.graph.input
     names = [value.name for value in inputs]
     del inputs[names.index(LEVEL)]
@@ -80,3 +84,37 @@ def at_level(model: onnx.ModelProto, level: int, part: Part = WHOLE) -> onnx.Mod
             wide = numpy_helper.to_array(tensor).astype(np.int8)
             tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
     return fixed
+
+
+def choose_precision(level: Tensor, full: Tensor, quantized: Tensor) -> Tensor:
+    """The image in full precision where the level says so, or else the quantized one.
+
+    Args:
+        level: The level, ``()``.
+        full: ``(1, C, sH, sW)``.
+        quantized: The same.
+    """
+    return torch.where(level == FULL, full, quantized)
+
+
+def _chosen(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
+    """A graph without the choice of `choose_precision`, which the level makes.
+
+    What isn't chosen is left without a taker.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    choice = makers[OUTPUT]
+    condition = makers.get(choice.input[0])
+    if choice.op_type != "Where" or condition is None or LEVEL not in condition.input:
+        return model
+    chosen = onnx.ModelProto()
+    chosen.CopyFrom(model)
+    _, full, quantized = choice.input
+    wanted = full if level == FULL else quantized
+    chosen.graph.node.remove(choice)
+    for node in chosen.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == wanted:
+                    names[place] = OUTPUT
+    return chosen
