@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adabm_basicsr.commands.flags import add_custom_imports, make_parser
-from adabm_basicsr.deployment.engines import EXPORTS, programs, save_for
+from adabm_basicsr.deployment.engines import EXPORTS, describe_full_precision, programs, save_for
 from adabm_basicsr.deployment.load import ONNX_SUFFIX, PACKED_SUFFIX, load_network
 from adabm_basicsr.deployment.packed import save_packed
 from adabm_basicsr.deployment.runtimes import import_runtime
@@ -50,13 +50,13 @@ def _save(net: QuantizedNetwork, args: argparse.Namespace) -> list[str]:
         return save_for(args.engine, net, args.out, args.tune)
     if args.format == "packed":
         save_packed(net, args.out)
-        return []
+        return describe_full_precision(net)
     import_runtime("onnx")
     # Imports onnx, which not everyone has.
     from adabm_basicsr.deployment.onnx.export import save_onnx
 
     save_onnx(net, args.out, args.symmetric, args.level)
-    return []
+    return describe_full_precision(net, args.level)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

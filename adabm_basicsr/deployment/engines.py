@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from adabm_basicsr.deployment.freeze import weighted_layers
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX
 from adabm_basicsr.deployment.runtimes import import_runtime
 from adabm_basicsr.deployment.tuning import fastest_form
 from adabm_basicsr.errors import ExportError
+from adabm_basicsr.quantization.config import FLOAT_BITS
 from adabm_basicsr.quantization.engines import CONCATENATIONS, DEFAULT_ENGINE, ENGINES
+from adabm_basicsr.quantization.measures.cost import BITS_PER_BYTE
 from adabm_basicsr.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
@@ -122,13 +125,32 @@ def _widest_weight(net: QuantizedNetwork) -> int:
     return max((quantizer.bits for quantizer in net.weight_quantizers().values()), default=0)
 
 
+def describe_full_precision(net: QuantizedNetwork, level: int | None = None) -> list[str]:
+    """A line on images in full precision in a file of a network; none where it has no such images.
+
+    Args:
+        net: The network.
+        level: The image class that the file is for; None where it is for all.
+    """
+    if net.full_precision_above is None:
+        return []
+    images = f"images of a complexity above {float(net.full_precision_above):.1f}"
+    if level is not None:
+        return [f"left out: the float network for {images}; they run as integers here"]
+    values = 0
+    for _, layer, _ in weighted_layers(net):
+        values += layer.weight.numel()
+    size = values * FLOAT_BITS / BITS_PER_BYTE / 1e6
+    return [f"in full precision: {images}; float weights take {size:.3f} MB of the file"]
+
+
 def _save_openvino(net: QuantizedNetwork, path: Path, form: str | None = None) -> list[str]:
     import_runtime("onnx")
     # Imports onnx, which not everyone has.
     from adabm_basicsr.deployment.onnx.export import save_onnx
 
     save_onnx(net, path, form=form)
-    return []
+    return describe_full_precision(net)
 
 
 def _save_openvino_uint8(

@@ -54,8 +54,8 @@ def freeze(net: QuantizedNetwork) -> QuantizedNetwork:
         name, layer, quantizer = own
         indices = quantizer.grid_indices(layer.weight)
         set_grid_indices(layer, quantizer, indices, keeps_float)
-        has_correction = quantizer.bias_correction is not None and layer.bias is not None
-        if has_correction and not keeps_float:
+        has_bias = layer.bias is not None and not keeps_float
+        if quantizer.bias_correction is not None and has_bias:
             layer.bias.copy_(quantizer.bias(layer.bias))
             quantizer.bias_correction.zero_()
         if not torch.equal(own.quantized_weight(), original.quantized_weight()):

@@ -89,6 +89,8 @@ def _inspect_network(path: Path, custom_imports: Sequence[str]) -> Contents:
         lower = round(net.image_mapping.lower.item(), 3)
         upper = round(net.image_mapping.upper.item(), 3)
         facts["image thresholds"] = [lower, upper]
+    if net.full_precision_above is not None:
+        facts["full precision above complexity"] = round(net.full_precision_above.item(), 3)
     return _contents(path, NETWORK, facts, _layer_rows(net))
 
 

@@ -141,3 +141,19 @@ def test_mistakes_are_one_line(argv, checkpoint, capsys):
     assert stopped.value.code == 2
     assert BAD[argv] in error
     assert error.count("\n") == 1
+
+
+def test_images_in_full_precision_are_reported(workspace, capsys):
+    net = AdaBMNetwork(network=dict(TINY_EDSR), recipe="static", full_precision_images=0.5)
+    save_checkpoint(calibrate(net, [IMAGES]), "net.pth")
+    above = f"images of a complexity above {float(net.full_precision_above):.1f}"
+    weights = sum(layer.weight.numel() for layer in net.layers().values())
+    taken = f"in full precision: {above}; float weights take {4 * weights / 1e6:.3f} MB of the file"
+    for choice in (["--format", "packed"], ["--format", "onnx"], ["--for", "openvino"]):
+        main(["export", "-m", "net.pth", *choice])
+        assert taken in capsys.readouterr().out.splitlines()
+    main(["export", "-m", "net.pth", "--level", "2"])
+    left_out = f"left out: the float network for {above}; they run as integers here"
+    assert capsys.readouterr().out.splitlines()[1] == left_out
+    main(["inspect", "net.safetensors"])
+    assert "full precision above complexity" in capsys.readouterr().out
