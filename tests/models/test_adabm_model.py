@@ -385,3 +385,19 @@ def test_target_of_psnr_drop_is_measured_on_the_validation_set(workspace):
     )
     record = json.loads(Path("experiments/tiny/run.json").read_text())
     assert 2 <= record["reached"]["a_bits"] <= 8
+
+
+def test_images_in_full_precision_are_reported_and_come_back(workspace):
+    network = {"recipe": "fast", "full_precision_images": 0.25}
+    options = {f"network_g__{key}": value for key, value in network.items()}
+    workspace.train("--quiet", **options, train__total_iter=4)
+    kept = json.loads(Path("experiments/tiny/run.json").read_text())["kept"]
+    assert kept["images_share"] == 0.25
+    assert kept["before"] < kept["after"]
+    report = Path("experiments/tiny/report/report.md").read_text()
+    assert re.search(r"images kept in float, the most complex ones *\| *25\.0 %", report)
+    workspace.test("--quiet", **options)
+    figures = json.loads(Path("results/tiny_test/report/report.json").read_text())
+    assert figures["kept"] == kept
+    bits = [image["bits"] for image in figures["sets"]["Val"]["images"]]
+    assert all(of_image == 32 or of_image <= 8 for of_image in bits)
