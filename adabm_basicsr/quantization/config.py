@@ -122,8 +122,8 @@ class QuantizationConfig:
     target: Mapping[str, float] = option(
         "What to reach instead of bits, of recipes that share bits out: {self_psnr: 40} in dB on "
         "images that weren't fitted, or {psnr_drop: 0.05} in dB on the validation set, with layers "
-        "in float where 8 bits don't do; or {bitops: 0.03} or {size: 0.15} as shares of full "
-        "precision.",
+        "or images in float where 8 bits don't do; or {bitops: 0.03} or {size: 0.15} as shares of "
+        "full precision.",
         {},
         keys=tuple(TARGETS),
     )

@@ -3,7 +3,7 @@
     python tests/benchmarks/target.py [--networks SRVGGNetCompact RRDBNet] [--wanted 45]
         [--images 16] [--size 48]
 
-Recipe `fast` without fine-tuning, the body alone. Prints how many layers are kept in float, and the
+Recipe `fast` without fine-tuning, the body alone. Prints what is kept in float, and the
 self-PSNR of the pooled squared error over the calibration patches and over whole images of Set14,
 with the lowest of a single image there. Needs ../shared.
 """
@@ -25,6 +25,7 @@ from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
 HEADERS = (
     "network",
     "layers in float",
+    "images in float",
     "MACs in float",
     "BitOPs added",
     "size added (MB)",
@@ -60,11 +61,12 @@ def row(kind: str, wanted: float, images: torch.Tensor) -> list[str]:
     start = time.perf_counter()
     net = reach(kind, wanted, images)
     print(f"{kind}: {time.perf_counter() - start:.0f} s, {net.kept}", flush=True)
-    cells = [kind, "0", "0.0 %", "0.0 %", "0.000", "-"]
+    cells = [kind, "0", "0.0 %", "0.0 %", "0.0 %", "0.000", "-"]
     if net.kept is not None:
         cells = [
             kind,
             str(len(net.kept.layers)),
+            f"{100 * net.kept.images_share:.1f} %",
             f"{100 * net.kept.macs_share:.1f} %",
             f"{100 * net.kept.bitops_share:.1f} %",
             f"{net.kept.bytes / 1e6:.3f}",

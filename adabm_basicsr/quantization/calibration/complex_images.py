@@ -57,29 +57,34 @@ def share_of_images(batches: Sequence[Tensor], share: float) -> ComplexImages:
 def fewest_images(net: QuantizedNetwork, goal: Goal) -> ComplexImages | None:
     """The fewest images with which in full precision a calibrated network meets a goal.
 
-    They are found by halving, each time measured; they are at most `MOST` of the images.
+    They are found by halving, each time measured.
 
     Args:
         net: The network, which quantizes all images, and does so afterwards.
         goal: The goal.
 
     Returns:
-        None if there are none, or if the network's files can't choose by the image.
+        None where not even `MOST` of the images do, or where the network can't choose by the image.
     """
     if net.clips is not None or not net.config.integers_of.image_classes:
         return None
     complexities = torch.cat([image_complexity(images) for images in goal.images()])
-    found = None
     low = 1
     high = int(MOST * len(complexities))
-    while low <= high:
+    if not high or not _meets(net, goal, most_complex(complexities, high)):
+        return None
+    while low < high:
         middle = (low + high) // 2
-        tried = most_complex(complexities, middle)
-        net.keep_images_in_float(tried.above)
-        if goal.missing(net) <= 0:
-            found = tried
-            high = middle - 1
+        if _meets(net, goal, most_complex(complexities, middle)):
+            high = middle
         else:
             low = middle + 1
+    return most_complex(complexities, high)
+
+
+def _meets(net: QuantizedNetwork, goal: Goal, images: ComplexImages) -> bool:
+    """Whether a network meets a goal with these images in full precision."""
+    net.keep_images_in_float(images.above)
+    missing = goal.missing(net)
     net.full_precision_above = None
-    return found
+    return missing <= 0
