@@ -17,6 +17,7 @@ from adabm_basicsr.deployment.onnx_network import OnnxNetwork
 from adabm_basicsr.errors import ExportError
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.preparation import copy_of
 
 SIDE = 128  # pixels of the image that is timed
 DETAIL = 4  # pixels from one random value of it to the next
@@ -71,6 +72,9 @@ def fastest_form(
     Raises:
         AdaBMError: A file can't be written, or none can be run.
     """
+    # Forms are of integers, whatever the complexity of the image.
+    net = copy_of(net)
+    net.full_precision_above = None
     image = _image(net.in_channels)
     with torch.no_grad():
         expected = net(image)

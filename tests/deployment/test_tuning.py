@@ -43,6 +43,20 @@ def test_the_file_has_the_form_that_was_chosen(engine, tmp_path, monkeypatch, ca
         assert pixel_psnr(load_network("net.onnx")(image), net(image)) >= 50
 
 
+def test_forms_are_tried_on_integers():
+    net = quantized(TINY_EDSR, recipe="static")
+    net.keep_images_in_float(0.0)
+    tried_on = []
+
+    def save(tried, path, form):
+        tried_on.append(tried.full_precision_above)
+        save_onnx(tried, path, form=form)
+
+    fastest_form(net, save, ("openvino",))
+    assert tried_on == [None]
+    assert net.full_precision_above == 0
+
+
 def tried(form, agreement, *times):
     return TriedForm(form, None, agreement, list(times))
 
