@@ -212,7 +212,7 @@ def test_four_bit_layers_take_an_eighth_and_little_more(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["fast", "static", "paper"])
 def test_float_weights_are_there_for_images_in_full_precision(recipe, tmp_path):
-    net = quantized(recipe=recipe, full_precision_images=0.5)
+    net = calibrate(network(recipe=recipe, full_precision_images=0.5), [IMAGES])
     save_packed(net, tmp_path / "net.safetensors")
     loaded = load_packed(tmp_path / "net.safetensors")
     assert loaded.in_full_precision(IMAGES).tolist() == net.in_full_precision(IMAGES).tolist()
@@ -223,7 +223,7 @@ def test_float_weights_are_there_for_images_in_full_precision(recipe, tmp_path):
         tmp_path / "net.safetensors"
     ).read_bytes()
     with_integers = tmp_path / "integers.safetensors"
-    save_packed(quantized(recipe=recipe), with_integers)
+    save_packed(calibrate(network(recipe=recipe), [IMAGES]), with_integers)
     added = (tmp_path / "net.safetensors").stat().st_size - with_integers.stat().st_size
     weights = sum(layer.weight.numel() for layer in net.layers().values())
     assert 4 * weights <= added < 4 * weights + 2000

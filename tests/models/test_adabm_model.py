@@ -387,6 +387,7 @@ def test_target_of_psnr_drop_is_measured_on_the_validation_set(workspace):
     assert 2 <= record["reached"]["a_bits"] <= 8
 
 
+@pytest.mark.slow
 def test_images_in_full_precision_are_reported_and_come_back(workspace):
     network = {"recipe": "fast", "full_precision_images": 0.25}
     options = {f"network_g__{key}": value for key, value in network.items()}

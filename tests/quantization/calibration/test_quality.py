@@ -283,6 +283,7 @@ def test_half_of_the_images_at_most_are_kept_in_float(kept_images):
     assert fewest_images(net, SelfPsnrGoal(140, [IMAGES])) is None
 
 
+@pytest.mark.slow
 def test_another_calibration_begins_with_all_images(kept_images):
     net = copy.deepcopy(kept_images)
     net.quantize_kept()
