@@ -47,10 +47,9 @@ SHRINKS = [1 - 0.06 * i for i in range(13)]
 # Clipping errs one way and adds up over layers and images, rounding averages out: the search in one
 # layer clips too much.
 MARGIN = 1.2
-HEADROOM = 1.1  # of 8-bit ranges above what these images need
-# The same where images have one value for each channel, as pooling gives. So few values show little
-# of what other images have, and one that is clipped changes the whole image; rounding them costs
-# next to nothing.
+# Factor on 8-bit ranges where images have one value for each channel, as pooling gives. So few
+# values show little of what other images have, and one that is clipped changes the whole image;
+# rounding them costs next to nothing.
 HEADROOM_OF_POOLED = 2.0
 DAMPING = 0.01  # of the mean squared input, keeps the rounding of rarely used inputs tame
 BLOCK = 64  # weights whose errors are passed on at once
@@ -205,18 +204,21 @@ def _fit_ranges(
     inputs: _Inputs,
     quantize: Quantize,
 ) -> None:
-    """Shrink the range to where the layer's output errs least, on complex images for themselves."""
+    """Shrink the range to where the layer's output errs least, on complex images for themselves.
+
+    8 bits keep the range of all images. Clipping gains little on these there, and loses much on
+    others: a part of a simple image, such as what moves in front of a still street, may be more
+    complex than any of the small images here that are as simple as the whole.
+    """
     columns, classes, pooled = inputs
     if quantizer.clamped_bits_of_layer() >= FIXED_BITS:
-        if quantizer.holds_pixels:
-            return
-        if pooled:
+        if pooled and not quantizer.holds_pixels:
             quantizer.lower.mul_(HEADROOM_OF_POOLED)
             quantizer.upper.mul_(HEADROOM_OF_POOLED)
-            return
+        return
     calibrated = (quantizer.lower.clone(), quantizer.upper.clone())
     if classes is None or quantizer.level_ranges is None:
-        shrink = _shrink(quantizer, calibrated, rows, columns, quantize)
+        shrink = _shrink(calibrated, rows, columns, quantize)
         quantizer.lower.mul_(shrink)
         quantizer.upper.mul_(shrink)
         return
@@ -225,44 +227,18 @@ def _fit_ranges(
     of_others = columns[..., ~is_complex]
     if not of_others.shape[-1]:
         of_others = columns
-    shrink = _shrink(quantizer, calibrated, rows, of_others, quantize)
+    shrink = _shrink(calibrated, rows, of_others, quantize)
     quantizer.lower.mul_(shrink)
     quantizer.upper.mul_(shrink)
     if of_complex.shape[-1]:
-        shrink_of_complex = _shrink(quantizer, calibrated, rows, of_complex, quantize)
+        shrink_of_complex = _shrink(calibrated, rows, of_complex, quantize)
         quantizer.level_ranges[COMPLEX] = shrink_of_complex / shrink
 
 
 def _shrink(
-    quantizer: ActivationQuantizer,
-    ends: tuple[Tensor, Tensor],
-    rows: Tensor,
-    columns: Tensor,
-    quantize: Quantize,
-) -> float:
-    """Factor on the range; at 8 bits only as far as nothing is clipped.
-
-    There clipping gains little on these images, and loses more on others whose rare values lie
-    outside.
-    """
-    if quantizer.clamped_bits_of_layer() < FIXED_BITS:
-        return MARGIN * _best_shrink(ends, rows, columns, quantize)
-    if quantizer.level_ranges is None:
-        return 1.0
-    used = 0.0
-    for needed, end in zip(torch.aminmax(columns), ends, strict=True):
-        if end != 0:
-            used = max(used, float(needed / end))
-    if not used:
-        # All zero on these images, which says nothing of others.
-        return 1.0
-    return min(used * HEADROOM, 1.0)
-
-
-def _best_shrink(
     ends: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, quantize: Quantize
 ) -> float:
-    """Of `SHRINKS` the one of smallest mean squared error of the output."""
+    """Factor on the range: of `SHRINKS` the one of smallest mean squared error of the output."""
     lower, upper = ends
     columns = columns[..., :: spacing(columns.shape[-1], MAX_SEARCHED_COLUMNS)]
     errors = []
@@ -271,7 +247,7 @@ def _best_shrink(
         change = rows @ (quantized - columns)
         errors.append(change.square().mean())
     best = torch.stack(errors).argmin()
-    return SHRINKS[int(best)]
+    return MARGIN * SHRINKS[int(best)]
 
 
 # Rounding of the weights

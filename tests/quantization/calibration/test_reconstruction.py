@@ -59,14 +59,33 @@ def test_grouped_convolutions_are_reconstructed_with_a_scale_per_channel_or_per_
     assert errors[0] < 0.7 * errors[1]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_complex_images_have_wider_ranges(tiny, bits):
+def calibrated_on_both(network, bits):
     options = {"w_bits": bits, "a_bits": bits, "ingredients": {"image_percentiles": [0.0, 0.6]}}
-    net = quantize(tiny, SIMPLE[:1], recipe="best", **options)
+    net = quantize(network, SIMPLE[:1], recipe="best", **options)
     calibrate(net, [torch.cat([SIMPLE, COMPLEX])])
     assert net.image_mapping(COMPLEX).min() == 1
+    return net
+
+
+def test_complex_images_have_wider_ranges(tiny):
+    net = calibrated_on_both(tiny, bits=4)
     factors = [q.level_ranges[2].item() for q in net.activation_quantizers().values()]
     assert sum(factor > 1.1 for factor in factors) > len(factors) / 2, factors
+
+
+def test_eight_bits_hold_a_complex_part_of_a_simple_image(tiny):
+    net = calibrated_on_both(tiny, bits=8)
+    image = torch.full((1, 3, 128, 128), 0.45)
+    image[..., :16, :16] = COMPLEX[:1]
+    assert net.image_mapping(image) < 1
+    clipped = []
+    for quantizer in net.activation_quantizers().values():
+        quantizer.register_forward_pre_hook(
+            lambda quantizer, args: clipped.append(float(quantizer.clipped_share(args[0])))
+        )
+    with torch.no_grad():
+        net(image)
+    assert max(clipped) < 1e-3
 
 
 def test_no_image_gives_up_bits_where_all_layers_have_eight(tiny):
