@@ -10,8 +10,10 @@ import accuracy
 import networks
 import pytest
 import torch
-from conftest import write_images
+from conftest import TINY_EDSR, write_images
+from image_sets import find_sets
 
+from adabm_basicsr import calibrate
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 
 WEIGHTS = Path("weights.pth")
@@ -90,6 +92,21 @@ def test_own_weights_are_measured_on_the_sets_that_there_are(run, tmp_path, caps
     assert f"Urban100 is left out: {tmp_path / 'Urban100'} has neither LRbicx2 nor" in shown
     assert "paper at W2A2 is left out: the recipe takes no 2 bits" in shown
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+def test_images_in_full_precision_are_measured_as_such(tmp_path):
+    write_images(tmp_path / "Set5" / "LRbicx4", [(24, 24)] * 3)
+    write_images(tmp_path / "Set5" / "GTmod12", [(96, 96)] * 3)
+    [image_set] = find_sets(tmp_path, 4)
+    net = AdaBMNetwork(network=dict(TINY_EDSR, upscale=4), recipe="static")
+    calibrate(net, image_set.images())
+    quantized = accuracy.measure(net, image_set)
+    assert quantized["fab"] < 32
+    net.keep_images_in_float(0.0)
+    in_full = accuracy.measure(net, image_set)
+    assert in_full["fab"] == 32
+    assert in_full["psnr"] == in_full["full_precision_psnr"]
+    assert in_full["bitops"] > quantized["bitops"]
 
 
 @pytest.mark.parametrize(
