@@ -464,13 +464,13 @@ class QuantizedNetwork(nn.Module):
         count = len(saved) if saved.dim() else 0
         if count != len(self.layer_bits):
             raise _other_count(count, len(self.layer_bits))
-        self._check_full_precision(state)
         expected = self.state_dict()
         if FULL_PRECISION_KEY in state:
             expected[FULL_PRECISION_KEY] = torch.tensor(math.inf)
         else:
             expected.pop(FULL_PRECISION_KEY, None)
         check_same(expected, state, f"quantized {type(self.network).__name__}")
+        self._check_full_precision(state)
         self.check_values(state)
 
     def _check_full_precision(self, state: Mapping[str, Tensor]) -> None:

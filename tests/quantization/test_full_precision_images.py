@@ -131,6 +131,13 @@ def test_checkpoint_of_other_images_is_rejected(quarter, quantized, tmp_path):
         copy.deepcopy(quarter).load_state_dict(state)
 
 
+def test_damaged_checkpoint_is_rejected(quarter):
+    state = quarter.state_dict()
+    del state["stage"], state["full_precision_above"]
+    with pytest.raises(AdaBMError, match="stage"):
+        copy.deepcopy(quarter).load_state_dict(state)
+
+
 def test_plain_weights_forget_it(quarter):
     net = copy.deepcopy(quarter)
     net.load_state_dict(net.base_state())
