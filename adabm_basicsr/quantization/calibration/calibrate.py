@@ -101,7 +101,8 @@ def calibrate(
 
     Raises:
         AdaBMError: There is no batch, or one holds values that are not finite, or a target is out
-            of reach.
+            of reach, or no image is more complex than the others where ``full_precision_images``
+            asks for such.
     """
     with net.lock:
         images = read_batches(batches)
@@ -122,18 +123,15 @@ def calibrate(
                 )
             goal = PsnrDropGoal(target["psnr_drop"], pairs)
             _calibrate_to_quality(net, images, goal, _shown(net, images))
+        elif net.config.full_precision_images:
+            # First, as images that can't be chosen from are rejected.
+            chosen = from_first(share_of_images(images, net.config.full_precision_images))
+            _calibrate(net, images)
+            net.keep_images_in_float(chosen.above)
+            net.kept = describe_kept_images(net, chosen.share, _shown(net, images, VERIFIED))
         else:
             _calibrate(net, images)
-            if net.config.full_precision_images:
-                _keep_images_in_float(net, images)
     return net
-
-
-def _keep_images_in_float(net: QuantizedNetwork, images: list[Tensor]) -> None:
-    """Run as large a share of the images in full precision as was asked for."""
-    chosen = from_first(share_of_images(images, net.config.full_precision_images))
-    net.keep_images_in_float(chosen.above)
-    net.kept = describe_kept_images(net, chosen.share, _shown(net, images, VERIFIED))
 
 
 def _calibrate_to_quality(
@@ -148,8 +146,8 @@ def _calibrate_to_quality(
         net: The network.
         images: Batches of LR images to fit to.
         goal: The quality.
-        judged: LR images by whose errors layers are chosen, and on which it is told what was
-            bought, ``(B, C, H, W)``.
+        judged: LR images by whose errors layers are chosen, and on which what was bought is
+            measured, ``(B, C, H, W)``.
 
     Raises:
         AdaBMError: It is out of reach.

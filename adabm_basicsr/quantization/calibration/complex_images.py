@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adabm_basicsr.errors import OptionError
 from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.calibration.quality import Goal
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -31,16 +32,23 @@ class ComplexImages(NamedTuple):
 
 
 def most_complex(complexities: Tensor, count: int) -> ComplexImages:
-    """Those ``count`` of a set that are most complex; the simplest of all never counts.
+    """Those ``count`` of a set that are most complex, and all that are as complex as these.
+
+    The simplest of all never count.
 
     Args:
         complexities: Of the set's images, ``(N,)``.
         count: How many, at least 1.
     """
     ordered = complexities.sort(descending=True).values
-    # Between two images, so that no rounding moves one to the other side.
-    above = float(ordered[count - 1 : count + 1].mean())
-    return ComplexImages(count / len(ordered), above)
+    last = ordered[count - 1]
+    simpler = ordered[ordered < last]
+    above = float(last)
+    if len(simpler):
+        # Between two images, so that no rounding moves one to the other side.
+        above = float((last + simpler[0]) / 2)
+    chosen = int((ordered > above).sum())
+    return ComplexImages(chosen / len(ordered), above)
 
 
 def share_of_images(batches: Sequence[Tensor], share: float) -> ComplexImages:
@@ -49,9 +57,18 @@ def share_of_images(batches: Sequence[Tensor], share: float) -> ComplexImages:
     Args:
         batches: Batches of LR images, each ``(B, C, H, W)``.
         share: Above 0 and below 1.
+
+    Raises:
+        OptionError: No image is more complex than the others.
     """
     complexities = torch.cat([image_complexity(batch) for batch in batches])
-    return most_complex(complexities, max(round(share * len(complexities)), 1))
+    found = most_complex(complexities, max(round(share * len(complexities)), 1))
+    if not found.share:
+        raise OptionError(
+            f"full_precision_images: {share:g}, but no calibration image is more complex than the "
+            "others; give more images, or 0"
+        )
+    return found
 
 
 def fewest_images(net: QuantizedNetwork, goal: Goal) -> ComplexImages | None:
