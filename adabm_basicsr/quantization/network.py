@@ -264,8 +264,14 @@ class QuantizedNetwork(nn.Module):
         self.reached = int(stage)
         self.stage.fill_(stage)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        # Here rather than in load_state_dict, which a module around this one doesn't call.
+        self.full_precision_above = None
+        if prefix + FULL_PRECISION_KEY in state_dict:
+            self.keep_images_in_float(math.inf)  # room for what is loaded
+        super()._load_from_state_dict(state_dict, prefix, *args)
         if not self.stage.is_meta:
             self.reached = int(self.stage)
 
@@ -414,9 +420,6 @@ class QuantizedNetwork(nn.Module):
                 self._check_state(state)
         else:
             state = self._with_base(state, strict)
-        self.full_precision_above = None
-        if FULL_PRECISION_KEY in state:
-            self.keep_images_in_float(math.inf)  # room for what is loaded
         return super().load_state_dict(state, strict, assign)
 
     def load_saved(self, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

@@ -131,6 +131,12 @@ def test_checkpoint_of_other_images_is_rejected(quarter, quantized, tmp_path):
         copy.deepcopy(quarter).load_state_dict(state)
 
 
+def test_module_around_the_network_loads_it(quarter):
+    net = nn.DataParallel(network(full_precision_images=0.25))
+    net.load_state_dict(nn.DataParallel(quarter).state_dict())
+    assert torch.equal(net.module.full_precision_above, quarter.full_precision_above)
+
+
 def test_damaged_checkpoint_is_rejected(quarter):
     state = quarter.state_dict()
     del state["stage"], state["full_precision_above"]
