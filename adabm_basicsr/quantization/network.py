@@ -115,7 +115,8 @@ class Details(NamedTuple):
     """Output of a forward pass with what fine-tuning needs of it.
 
     Attributes:
-        output: Super-resolved images, ``(B, C, sH, sW)``.
+        output: Super-resolved images, ``(B, C, sH, sW)``, all of them quantized: also those that
+            run in full precision where no details are asked for.
         bits: Mean bits of each sample over quantized layers not fixed at 8 bits, ``(B,)``.
         features: Outputs of the body's blocks, in execution order.
     """
@@ -638,8 +639,8 @@ class QuantizedNetwork(nn.Module):
         Args:
             image: ``(B, C, H, W)`` in 0..1, of any height and width; of a network that takes clips
                 ``(B, T, C, H, W)``.
-            details: Whether to return `Details` instead of the output alone. Every image is
-                quantized then, as fine-tuning has nothing to learn of others.
+            details: Whether to return `Details` instead of the output alone. It is for fine-tuning,
+                which learns from quantized images: every image is quantized then.
 
         Returns:
             ``(B, C, sH, sW)``, a frame for each of the clip's, ``(B, T, C, sH, sW)``, or `Details`.
