@@ -106,7 +106,7 @@ def _mean_of(runs: list[dict], key: str) -> float | None:
 
 
 def choose(rows: Iterable[Row]) -> list[Row]:
-    """Of rows of the same the one with most seeds, of equally many the newest."""
+    """Of the rows of one setting that with most seeds, of equally many the newest."""
     chosen: dict[tuple, Row] = {}
     for row in rows:
         setting = (row.network, row.scale, row.scope, row.bits, row.variant)
