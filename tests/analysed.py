@@ -1,8 +1,6 @@
 """What an analysis of a tiny network is made of: its images and options."""
 
-import torch
-from conftest import photograph
+from conftest import photographs
 
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(8)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
+IMAGES = photographs(8, 24)
 OPTIONS = {"recipe": "fast", "fully_quantized": True}

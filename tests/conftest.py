@@ -70,6 +70,12 @@ def photograph(height, width, seed=0):
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def photographs(count, side):
+    """Such images of different seeds as a batch, ``(count, 3, side, side)`` in 0..1."""
+    pictures = [photograph(side, side, seed) for seed in range(count)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
 def write_images(folder, sizes, seed=0):
     """Write one PNG per (height, width); returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)

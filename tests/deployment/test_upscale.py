@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_EDSR, photograph
+from conftest import TINY_EDSR, photograph, photographs
 
 from adabm_basicsr import (
     AdaBMError,
@@ -31,12 +31,7 @@ def models(tmp_path_factory):
     """A folder with one network in every format."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    lr = (
-        torch.from_numpy(np.stack([photograph(24, 24, seed) for seed in range(8)])).permute(
-            0, 3, 1, 2
-        )
-        / 255
-    )
+    lr = photographs(8, 24)
     net = calibrate(AdaBMNetwork(network=dict(TINY_EDSR), fully_quantized=True), [lr])
     save_checkpoint(net, folder / "net.pth")
     save_packed(net, folder / "net.safetensors")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY_EDSR, photograph
+from conftest import TINY_EDSR, photographs
 from torch import nn
 
 from adabm_basicsr import (
@@ -21,8 +21,7 @@ from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.measures.psnr import self_errors
 from adabm_basicsr.quantization.measures.summary import summarize
 
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(8)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
+IMAGES = photographs(8, 24)
 OPTIONS = {"recipe": "fast", "fully_quantized": True, "w_bits": 6, "a_bits": 6}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import photograph
+from conftest import photographs
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.quantization.calibration.noise import (
@@ -14,8 +14,7 @@ from adabm_basicsr.quantization.calibration.noise import (
 )
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr, self_psnr
 
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(8)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
+IMAGES = photographs(8, 24)
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.5, 3.0])

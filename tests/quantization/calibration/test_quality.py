@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY_EDSR, photograph
+from conftest import TINY_EDSR, photographs
 from torch import nn
 
 from adabm_basicsr import (
@@ -34,8 +34,7 @@ from adabm_basicsr.quantization.measures.coverage import measure_coverage
 from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
 from adabm_basicsr.quantization.structure.surgery import KEPT_IN_FLOAT
 
-PIXELS = [torch.tensor(photograph(24, 24, seed)) for seed in range(20)]
-IMAGES = torch.stack(PIXELS).permute(0, 3, 1, 2).float() / 255
+IMAGES = photographs(20, 24)
 OPTIONS = {"recipe": "fast", "fully_quantized": True}
 
 

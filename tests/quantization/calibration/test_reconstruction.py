@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import photograph
+from conftest import photographs
 from small_networks import Recursive, SharedByBranches, conv
 from torch import nn
 
@@ -105,8 +105,7 @@ def test_representative_images_span_what_there_is():
 @pytest.mark.parametrize("network", [SharedByBranches, Recursive])
 def test_a_layer_that_runs_several_times_is_fitted_to_all_of_its_inputs(network):
     torch.manual_seed(2)
-    pixels = [torch.tensor(photograph(48, 48, seed)) for seed in range(10)]
-    images = torch.stack(pixels).permute(0, 3, 1, 2).float() / 255
+    images = photographs(10, 48)
     net = quantize(network(), images[:1], recipe="fast", w_bits=8, a_bits=8)
     calibrate(net, [images[:8]])
     signal_to_noise = []
