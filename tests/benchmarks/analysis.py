@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator
 
 import torch
+from image_sets import images_of
 from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
 from tabulate import tabulate
 
 from adabm_basicsr import QuantizedNetwork, calibrate, load_checkpoint
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
-from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.quantization.calibration.analysis import analyse_network
 from adabm_basicsr.quantization.measures.psnr import self_psnr
 
@@ -52,13 +52,12 @@ def calibration_images(count: int, size: int) -> torch.Tensor:
 def held_out_images(size: int) -> torch.Tensor:
     """The middle of each image of Set14, ``(14, 3, size, size)`` in 0..1."""
     patches = []
-    for path in list_images(HELD_OUT, "--images"):
-        pixels = torch.from_numpy(to_unit_range(read_image(path)))
-        height, width = pixels.shape[:2]
+    for image in images_of(HELD_OUT):
+        height, width = image.shape[2:]
         top = (height - size) // 2
         left = (width - size) // 2
-        patches.append(pixels[top : top + size, left : left + size].permute(2, 0, 1))
-    return torch.stack(patches)
+        patches.append(image[..., top : top + size, left : left + size])
+    return torch.cat(patches)
 
 
 def rows(kind: str, images: torch.Tensor, others: torch.Tensor) -> Iterator[list[str]]:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 import yaml
+from image_sets import images_of
 from networks import NETWORKS, SHARED, make_example_project_importable, option_file
 from tabulate import tabulate
 
 from adabm_basicsr import load_checkpoint
-from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.train import main as train
 
@@ -52,9 +52,7 @@ def self_psnr(opt: dict, folder: Path) -> dict[str, float]:
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
     psnr = []
     bits = []
-    for path in list_images(folder, "--images"):
-        pixels = torch.from_numpy(to_unit_range(read_image(path)))
-        image = pixels.permute(2, 0, 1).unsqueeze(0)
+    for image in images_of(folder):
         output = net(image)
         with net.full_precision():
             teacher = net(image)

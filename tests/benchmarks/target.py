@@ -15,11 +15,11 @@ import time
 
 import torch
 from analysis import HELD_OUT, calibration_images
+from image_sets import images_of
 from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
 from tabulate import tabulate
 
 from adabm_basicsr import QuantizedNetwork, calibrate, load_checkpoint
-from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
 
 HEADERS = (
@@ -50,9 +50,8 @@ def reach(kind: str, wanted: float, images: torch.Tensor) -> QuantizedNetwork:
 def errors_of_set14(net: QuantizedNetwork) -> torch.Tensor:
     """Mean squared error of each whole image."""
     errors = []
-    for path in list_images(HELD_OUT, "--images"):
-        pixels = torch.from_numpy(to_unit_range(read_image(path)))
-        errors.append(self_errors(net, pixels.permute(2, 0, 1).unsqueeze(0)))
+    for image in images_of(HELD_OUT):
+        errors.append(self_errors(net, image))
     return torch.cat(errors)
 
 
