@@ -127,8 +127,10 @@ def calibrate(
             # First, as images that can't be chosen from are rejected.
             chosen = from_first(share_of_images(images, net.config.full_precision_images))
             _calibrate(net, images)
+            shown = _shown(net, images, VERIFIED)
+            before = pooled_psnr(net, shown)
             net.keep_images_in_float(chosen.above)
-            net.kept = describe_kept_images(net, chosen.share, _shown(net, images, VERIFIED))
+            net.kept = describe_kept_images(net, chosen.share, shown, before)
         else:
             _calibrate(net, images)
     return net
@@ -168,7 +170,7 @@ def _calibrate_to_quality(
             net.quantize_kept()
             net.load_state_dict(at_eight_bits)
             net.keep_images_in_float(complex_images.above)
-            net.kept = describe_kept_images(net, complex_images.share, judged)
+            net.kept = describe_kept_images(net, complex_images.share, judged, before)
             return
         if not names:
             raise goal.out_of_reach(net)

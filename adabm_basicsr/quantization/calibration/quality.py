@@ -310,19 +310,21 @@ def describe_kept(net: QuantizedNetwork, before: float, after: float) -> KeptInF
     )
 
 
-def describe_kept_images(net: QuantizedNetwork, share: float, images: Tensor) -> KeptInFloat:
+def describe_kept_images(
+    net: QuantizedNetwork, share: float, images: Tensor, before: float
+) -> KeptInFloat:
     """What images that are kept in float cost and bought; see `KeptInFloat`.
 
     Args:
         net: The calibrated network, with which they are.
         share: Their share of all images, 0..1.
         images: LR images that it is measured on, ``(B, C, H, W)`` in 0..1.
+        before: Self-PSNR in dB on these where all were quantized.
     """
     after = pooled_psnr(net, images)
     size = size_bytes(net)
     above = net.full_precision_above
     net.full_precision_above = None
-    before = pooled_psnr(net, images)
     quantized_size = size_bytes(net)
     cost = cost_of(net, images)
     net.full_precision_above = above
