@@ -7,6 +7,7 @@ precision, where a network has such: its graph makes both images, and chooses be
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -113,8 +114,11 @@ def _chosen(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
     wanted = full if level == FULL else quantized
     chosen.graph.node.remove(choice)
     for node in chosen.graph.node:
-        for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                if name == wanted:
-                    names[place] = OUTPUT
+        node.input[:] = _renamed(node.input, wanted, OUTPUT)
+        node.output[:] = _renamed(node.output, wanted, OUTPUT)
     return chosen
+
+
+def _renamed(names: Iterable[str], old: str, new: str) -> list[str]:
+    """Names of values, one of which is another now."""
+    return [new if name == old else name for name in names]
