@@ -170,7 +170,8 @@ class QuantizedNetwork(nn.Module):
     Raises:
         AdaBMError: A pattern matches nothing, nothing can be quantized, the network isn't in
             float32, ``in_channels`` are others than those of ``example``, or
-            ``full_precision_images`` are asked of a network that takes clips.
+            ``full_precision_images`` are asked of a network that takes clips, or its layers are
+            quantized already.
     """
 
     layer_bits: Tensor
@@ -193,6 +194,11 @@ class QuantizedNetwork(nn.Module):
             raise AdaBMError(
                 f"the network works on {example.dtype}; quantize it in torch.float32 "
                 "(network.float())"
+            )
+        if any(isinstance(module, QuantizedLayer) for module in network.modules()):
+            raise AdaBMError(
+                f"{type(network).__name__} is quantized already: quantize the network that it was "
+                "made of"
             )
         channels = example.shape[-3]
         if config.in_channels not in (None, channels):

@@ -55,6 +55,14 @@ def test_a_network_that_changes_its_input_in_place_sees_the_same_images_again(ti
         torch.testing.assert_close(net(images), tiny(IMAGES - 0.4) + 0.4, atol=0.05, rtol=0)
 
 
+def test_a_quantized_network_is_not_quantized_again(tiny):
+    net = quantize(tiny, IMAGES[:1])
+    with pytest.raises(AdaBMError, match="QuantizedNetwork is quantized already: quantize the"):
+        quantize(net, IMAGES[:1])
+    with pytest.raises(AdaBMError, match="EDSR is quantized already: quantize the network that it"):
+        quantize(net.network, IMAGES[:1])
+
+
 def test_uncalibrated_network_rejects_images(tiny):
     with pytest.raises(AdaBMError, match="the quantized network has no ranges yet"):
         quantize(tiny, IMAGES[:1])(IMAGES)
