@@ -24,7 +24,7 @@ def self_errors(net: QuantizedNetwork, images: Tensor) -> Tensor:
     """
     with net.full_precision():
         full = net(images)
-    return _errors(net(images), full)
+    return pixel_errors(net(images), full)
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def pixel_psnr(images: Tensor, others: Tensor) -> float:
         images: ``(B, C, H, W)`` in 0..1.
         others: The same.
     """
-    return float(psnr_of_errors(_errors(images, others)).mean())
+    return float(psnr_of_errors(pixel_errors(images, others)).mean())
 
 
 def psnr_of_errors(errors: Tensor) -> Tensor:
@@ -55,7 +55,16 @@ def psnr_of_errors(errors: Tensor) -> Tensor:
     return 10 * torch.log10(HIGHEST_PIXEL**2 / errors.clamp(min=MIN_ERROR))
 
 
-def _errors(images: Tensor, others: Tensor) -> Tensor:
+def pixel_errors(images: Tensor, others: Tensor) -> Tensor:
+    """Mean squared error between two batches of images, rounded to 8 bits.
+
+    Args:
+        images: ``(B, C, H, W)`` in 0..1.
+        others: The same.
+
+    Returns:
+        ``(B,)``, for pixels in 0..255.
+    """
     differences = _pixels(images) - _pixels(others)
     return differences.square().mean(tuple(range(1, differences.dim())))
 

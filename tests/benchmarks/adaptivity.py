@@ -1,0 +1,292 @@
+"""What bits and ranges that follow the image are worth, on tiles of images.
+
+    python tests/benchmarks/adaptivity.py --out DIR [--networks EDSR IMDN] [--bits W4A4 W3A3]
+        [--images FOLDER] [--tile 32] [--tiles 300] [--seed 1]
+
+A network is quantized by recipe `fast` with the same ranges for all images and bits that follow the
+layer alone. Each tile is then run with all of `OPTIONS`: bits added to those of all layers, times
+factors on all ranges. From these errors follow the best choices for all tiles, for classes of tiles
+by complexity, and for each tile by its own error, which bounds what any mapping could gain. Choices
+use the bits that were asked for on average. Those of classes are made on every other tile, and
+judged on the rest, as all are.
+
+Two goals are measured, as they want opposite choices: the squared error over all tiles, which
+complex ones have most of, and the mean PSNR of the tiles, to which simple ones count as much.
+
+Images are LR images; large photographs may be taken as such. Needs ../shared. Prints a table and
+writes ``adaptivity.json`` and ``adaptivity.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from image_sets import images_of
+from kept_runs import run_missing
+from networks import (
+    NETWORKS,
+    PERCEPTUAL,
+    SHARED,
+    SMALL_NETWORKS,
+    bits_argument,
+    make_example_project_importable,
+    option_file,
+    parse_bits,
+)
+from paper_on_edsr import timed_run
+from results import SCOPES
+from tabulate import tabulate
+from torch import Tensor
+
+from adabm_basicsr import QuantizedNetwork, load_checkpoint
+from adabm_basicsr.quantization.bit_mapping import image_complexity
+from adabm_basicsr.quantization.measures.cost import CostMeter
+from adabm_basicsr.quantization.measures.psnr import pixel_errors, psnr_of_errors
+
+SET14 = SHARED / "data" / "Set14" / "LRbicx4"
+TILES_AT_ONCE = 8
+CLASSES = 5
+HALVINGS = 60
+GOALS = ("squared error", "mean PSNR")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A way to run a tile.
+
+    Attributes:
+        bits: Added to those of all layers that aren't fixed.
+        factor: On the ranges of their inputs.
+    """
+
+    bits: int
+    factor: float
+
+
+BITS = (-2, -1, 0, 1, 2)
+FACTORS = (0.6, 0.8, 1.0, 1.25, 1.6)
+OPTIONS = [Option(bits, factor) for bits, factor in itertools.product(BITS, FACTORS)]
+SAME_BITS = [index for index, option in enumerate(OPTIONS) if option.bits == 0]
+SAME_RANGE = [index for index, option in enumerate(OPTIONS) if option.factor == 1]
+ALL = list(range(len(OPTIONS)))
+# What may differ between tiles, by the name of its line.
+CHOICES = {"ranges": SAME_BITS, "bits": SAME_RANGE, "ranges and bits": ALL}
+
+
+@contextmanager
+def run_with(net: QuantizedNetwork, option: Option) -> Iterator[None]:
+    """Within this context a network runs with other bits and ranges than its own."""
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        for quantizer in net.activation_quantizers().values():
+            if quantizer.adaptive:
+                quantizer.layer_factor += option.bits
+                quantizer.lower *= option.factor
+                quantizer.upper *= option.factor
+    try:
+        yield
+    finally:
+        net.load_state_dict(state)
+
+
+def cut(images: Sequence[Tensor], side: int, count: int) -> Tensor:
+    """Tiles of images, evenly taken: ``(N, C, side, side)`` in 0..1, about ``count`` of them."""
+    tiles = []
+    for image in images:
+        rows = image.unfold(2, side, side).unfold(3, side, side)  # (1, C, Y, X, side, side)
+        tiles.append(rows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+    joined = torch.cat(tiles)
+    return joined[:: max(len(joined) // count, 1)]
+
+
+@torch.no_grad()
+def measure(net: QuantizedNetwork, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error of each tile with each option, ``(N, K)``, and mean bits, ``(K,)``."""
+    parts = tiles.split(TILES_AT_ONCE)
+    with net.full_precision():
+        full = [net(part) for part in parts]
+    errors = []
+    bits = []
+    for option in OPTIONS:
+        found = []
+        with run_with(net, option), CostMeter(net) as meter:
+            for part, of_part in zip(parts, full, strict=True):
+                found.append(pixel_errors(net(part), of_part))
+            bits.append(meter.read().fab)
+        errors.append(torch.cat(found).double())
+    return torch.stack(errors, dim=1), torch.tensor(bits, dtype=torch.float64)
+
+
+def choose(costs: Tensor, bits: Tensor, sizes: Tensor, mean: float) -> Tensor:
+    """The option of least cost for each group, such that mean bits stay within ``mean``.
+
+    A price of a bit is raised until they do; it is found by halving.
+
+    Args:
+        costs: Of each group with each option, ``(G, K)``.
+        bits: Of each option, ``(K,)``.
+        sizes: Tiles of each group, ``(G,)``.
+        mean: What tiles may use on average; at least one option uses as few.
+
+    Returns:
+        Indices of options, ``(G,)``.
+    """
+
+    def at_price(price: float) -> Tensor:
+        return (costs + price * sizes.unsqueeze(1) * bits).argmin(1)
+
+    def used(chosen: Tensor) -> float:
+        return float((sizes * bits[chosen]).sum() / sizes.sum())
+
+    chosen = at_price(0.0)
+    if used(chosen) <= mean:
+        return chosen
+    low = 0.0
+    high = float(costs.max() - costs.min()) + 1.0
+    while used(at_price(high)) > mean:
+        high *= 2
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if used(at_price(middle)) > mean:
+            low = middle
+        else:
+            high = middle
+    return at_price(high)
+
+
+def costs_of(goal: str, errors: Tensor) -> Tensor:
+    """What a goal makes of squared errors, of which it wants the smallest sum."""
+    if goal == "mean PSNR":
+        return -psnr_of_errors(errors)
+    return errors
+
+
+def reached(goal: str, errors: Tensor) -> float:
+    """A goal in dB, from the squared error of each tile, ``(N,)``."""
+    if goal == "mean PSNR":
+        return float(psnr_of_errors(errors).mean())
+    return float(psnr_of_errors(errors.mean()))
+
+
+def gains(errors: Tensor, bits: Tensor, complexity: Tensor) -> dict[str, dict[str, float]]:
+    """What choices reach for each goal, in dB.
+
+    Args:
+        errors: Squared error of each tile with each of `OPTIONS`, ``(N, K)``.
+        bits: Mean bits of each option, ``(K,)``.
+        complexity: Of each tile, ``(N,)``.
+
+    Returns:
+        By the name of the choice, the dB of each of `GOALS`.
+    """
+    order = complexity.argsort()
+    classes = torch.empty_like(order)
+    classes[order] = torch.arange(len(order)) * CLASSES // len(order)
+    asked = float(bits[OPTIONS.index(Option(0, 1.0))])
+    fitted = slice(0, None, 2)
+    judged = slice(1, None, 2)
+    lines: dict[str, dict[str, float]] = {}
+    for goal in GOALS:
+        costs = costs_of(goal, errors)
+        count = len(costs[judged])
+        one = costs[fitted][:, SAME_BITS].sum(0).argmin().expand(count)
+        chosen = torch.tensor(SAME_BITS)[one]
+        lines.setdefault("one range for all", {})[goal] = _judge(goal, errors[judged], chosen)
+        for name, allowed in CHOICES.items():
+            of_classes = torch.zeros(CLASSES, len(allowed), dtype=costs.dtype)
+            of_classes.index_add_(0, classes[fitted], costs[fitted][:, allowed])
+            sizes = torch.bincount(classes[fitted], minlength=CLASSES).double()
+            by_class = choose(of_classes, bits[allowed], sizes, asked)
+            chosen = torch.tensor(allowed)[by_class[classes[judged]]]
+            line = lines.setdefault(f"{name} by class", {})
+            line[goal] = _judge(goal, errors[judged], chosen)
+
+            alone = torch.ones(count, dtype=torch.float64)
+            by_tile = choose(costs[judged][:, allowed], bits[allowed], alone, asked)
+            chosen = torch.tensor(allowed)[by_tile]
+            line = lines.setdefault(f"{name} by tile", {})
+            line[goal] = _judge(goal, errors[judged], chosen)
+    return lines
+
+
+def _judge(goal: str, errors: Tensor, chosen: Tensor) -> float:
+    return reached(goal, errors.gather(1, chosen.unsqueeze(1)).squeeze(1))
+
+
+def run(kind: str, bits: str, seed: int, tiles: Tensor) -> dict:
+    """Quantize a network, and find what choices reach on tiles."""
+    from basicsr.archs import build_network
+
+    w_bits, a_bits = parse_bits(bits)
+    opt = option_file(
+        f"{kind}_{bits}_seed{seed}",
+        kind,
+        seed,
+        images=80,
+        lq_size=64,
+        iterations={},
+        recipe="fast",
+        w_bits=w_bits,
+        a_bits=a_bits,
+        **SCOPES["body" if kind in PERCEPTUAL else "full"],
+        ingredients={"image_bits": [0, 0], "image_ranges": False},
+    )
+    Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
+    timed_run(["-opt", "options.yml"])
+    net = build_network(opt["network_g"])
+    load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
+    errors, of_options = measure(net, tiles)
+    lines = gains(errors, of_options, image_complexity(tiles))
+    return {"network": kind, "bits": bits, "seed": seed, "tiles": len(tiles), "lines": lines}
+
+
+def make_table(runs: dict[str, dict]) -> str:
+    """A line for each choice, a column for each network, its bits and the goal."""
+    rows: dict[str, dict[str, str]] = {}
+    for found in runs.values():
+        for choice, by_goal in found["lines"].items():
+            row = rows.setdefault(choice, {"": choice})
+            for goal, value in by_goal.items():
+                row[f"{found['network']} {found['bits']}, {goal}"] = f"{value:.2f} dB"
+    return tabulate(list(rows.values()), headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def main() -> None:
+    """Run what is missing, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    parser.add_argument(
+        "--networks", nargs="+", default=["EDSR", "IMDN"], choices=[*NETWORKS, *SMALL_NETWORKS]
+    )
+    parser.add_argument("--bits", nargs="+", type=bits_argument, default=["W4A4", "W8A4", "W3A3"])
+    parser.add_argument("--images", type=Path, default=SET14, help="folder of LR images")
+    parser.add_argument("--tile", type=int, default=32, help="side in pixels")
+    parser.add_argument("--tiles", type=int, default=300, help="how many tiles to take, about")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    tiles = cut(list(images_of(args.images)), args.tile, args.tiles)
+    args.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.out)
+    make_example_project_importable()
+    asked = {}
+    for kind, bits in itertools.product(args.networks, args.bits):
+        name = f"{kind}, {bits}, seed {args.seed}"
+        asked[name] = partial(run, kind, bits, args.seed, tiles)
+    table = make_table(run_missing(Path("adaptivity.json"), asked))
+    Path("adaptivity.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
