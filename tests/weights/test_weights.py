@@ -16,7 +16,7 @@ FILES = sorted(FOLDER.glob("*.pth"))
 def test_weights_are_those_of_the_network_that_the_option_file_trains(file):
     options = yaml.safe_load((FOLDER / f"train_{file.stem}.yml").read_text())
     network = options["network_g"]
-    del network["custom_imports"]
+    network.pop("custom_imports", None)
     network["type"] = network["type"].removeprefix("Quick")
     net = build_network(network)
     weights = torch.load(file, weights_only=True)["params"]
