@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adabm_basicsr.quantization.config import MIN_BITS
 from adabm_basicsr.quantization.distributed import mean_over_processes
 from adabm_basicsr.quantization.quantizers.activation import ActivationQuantizer
 from adabm_basicsr.quantization.quantizers.fake_quantize import fake_quantize
@@ -26,6 +27,9 @@ MAX_AT_ONCE = 1 << 21
 SHRINK = 0.01  # by which each candidate of a search is narrower, as a share of the widest
 ACTIVATION_CANDIDATES = 100
 WEIGHT_CANDIDATES = 50
+# With four grid points, the best range is often less than half as wide as the largest weight asks
+# for. At three bits and more, such narrow ranges lose (docs/ablation.md).
+WEIGHT_CANDIDATES_OF_TWO_BITS = 95
 
 
 def moving_average(values: Sequence[Tensor]) -> Tensor:
@@ -164,9 +168,9 @@ def _errors(rows: Tensor, ranges: Tensor, bits: Tensor | int, integer: bool) -> 
 def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -> Tensor:
     """OMSE: the symmetric range of a weight whose quantization errs least.
 
-    Candidates for ``upper`` are ``top * (1 - 0.01 i)``, ``i = 0 .. 49``. The paper's top is max(w).
-    The largest signed integer lies a little below the end of the range, so that the top of integer
-    quantizers lies as far beyond max |w|.
+    Candidates for ``upper`` are ``top * (1 - 0.01 i)``, ``i = 0 .. 49``, of integers of two bits
+    ``i = 0 .. 94``. The paper's top is max(w). The largest signed integer lies a little below the
+    end of the range, so that the top of integer quantizers lies as far beyond max |w|.
 
     Args:
         weight: Weight of a layer.
@@ -182,11 +186,14 @@ def search_weight_range(weight: Tensor, quantizer: WeightQuantizer, bits: int) -
     else:
         rows = weight.reshape(1, -1)
     largest = rows.abs().amax(1)
+    candidates = WEIGHT_CANDIDATES
     if quantizer.integer:
         top = largest * (1 + 1 / (2**bits - 2))
+        if bits == MIN_BITS:
+            candidates = WEIGHT_CANDIDATES_OF_TWO_BITS
     else:
         top = rows.amax(1)
         # Weights without positive values have no such top.
         top = torch.where(top > 0, top, largest)
-    ends = search_range(rows, -top, top, bits, quantizer.integer, candidates=WEIGHT_CANDIDATES)
+    ends = search_range(rows, -top, top, bits, quantizer.integer, candidates)
     return ends[1].reshape(channels)

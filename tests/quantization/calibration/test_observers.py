@@ -75,3 +75,19 @@ def test_parts_do_not_add_outliers_to_a_percentile():
 def test_weight_search_handles_weights_without_positive_values():
     assert search_weight_range(-torch.rand(4, 4), WeightQuantizer(4), 4).item() > 0
     assert search_weight_range(torch.zeros(4, 4), WeightQuantizer(4), 4).item() == 0
+
+
+def test_two_bits_of_weights_find_their_best_range():
+    """It is less than half as wide as the largest weight of many asks for."""
+    weight = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    quantizer = WeightQuantizer(2, channels=2, integer=True)
+    upper = search_weight_range(weight, quantizer, 2)
+    assert (upper < weight.abs().amax(1) * 0.75).all()
+
+    def errors(factor):
+        end = factor * upper.unsqueeze(1)
+        quantized = fake_quantize(weight, -end, end, 2, integer=True)
+        return (quantized - weight).square().mean(1)
+
+    for factor in (0.7, 0.85, 1.2, 1.5):
+        assert (errors(factor) > errors(1)).all()
