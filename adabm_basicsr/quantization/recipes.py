@@ -200,7 +200,7 @@ PAPER_RATES = {
     "image_threshold": 0.1,
 }
 RELATIVE_RATES = {
-    "weight_range": 0.001,
+    "weight_range": 0.004,
     "activation_range": 0.002,
     "layer_factor": 0.01,
     "image_threshold": 0.1,

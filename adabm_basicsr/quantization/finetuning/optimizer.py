@@ -181,24 +181,26 @@ def _bit_mappings(net: QuantizedNetwork) -> dict[str, Units]:
 
 
 def _everything(net: QuantizedNetwork) -> dict[str, Units]:
-    """Rounding of weights, biases and activation ranges.
+    """Rounding and ranges of weights, biases and activation ranges.
 
-    A weight's correction is in units of its scale; a bias in what a mean weight makes of the whole
-    range of the input.
+    A weight's correction is in units of its scale, a weight's range in units of itself; a bias in
+    what a mean weight makes of the whole range of the input.
     """
     fineness = _fineness(net)
+    ranges: Units = {}
     corrections: Units = {}
     biases: Units = {}
     for _, layer, quantizer in layers_with_weights(net):
         if quantizer.correction is None or quantizer.bias_correction is None:
             continue
+        ranges[quantizer.upper] = fineness * quantizer.upper
         corrections[quantizer.correction] = quantizer.scales(layer.weight)
         # Inputs in float have no range.
         lower = getattr(layer.input_quantizer, "lower", 0.0)
         upper = getattr(layer.input_quantizer, "upper", 1.0)
         mean_weight = layer.weight.abs().mean()
         biases[quantizer.bias_correction] = fineness * (upper - lower) * mean_weight
-    trained = {"weight_correction": corrections, "bias": biases}
+    trained = {"weight_range": ranges, "weight_correction": corrections, "bias": biases}
     trained.update(_activation_ranges(net))
     return trained
 

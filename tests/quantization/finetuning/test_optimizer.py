@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import TINY_EDSR
+from conftest import TINY_EDSR, photographs
 from torch import nn
 
-from adabm_basicsr import calibrate, quantize
+from adabm_basicsr import FinetuneSettings, calibrate, quantize
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
+from adabm_basicsr.quantization.finetuning.finetune import Finetuner
 from adabm_basicsr.quantization.finetuning.optimizer import (
     MAX_PROMISE,
     RelativeAdam,
@@ -70,6 +71,22 @@ def test_each_phase_has_parameters_and_units_that_fit_them(phase):
         assert parameters
         for parameter, unit in zip(parameters, group.get("units", parameters), strict=True):
             torch.broadcast_to(unit, parameter.shape)
+
+
+def test_ranges_of_weights_are_learned_too():
+    net = AdaBMNetwork(network=dict(TINY_EDSR), recipe="best", w_bits=3, a_bits=3)
+    images = photographs(2, 16)
+    calibrate(net, [images])
+    before = [quantizer.upper.detach().clone() for quantizer in net.weight_quantizers().values()]
+    rates = {"weight_correction": 0.0, "bias": 0.0, "activation_range": 0.0}
+    tuner = Finetuner(net, FinetuneSettings(learning_rates=rates), 10, 10)
+    loss = tuner.loss(images)
+    for iteration in range(1, 11):
+        tuner.step(images, iteration)
+    assert tuner.loss(images) < loss
+    for quantizer, old in zip(net.weight_quantizers().values(), before, strict=True):
+        moved = (quantizer.upper / old - 1).abs()
+        assert 0 < moved.max() < 0.1
 
 
 def test_the_grid_of_pixels_is_not_trained():
