@@ -310,7 +310,7 @@ def _set_weight_ranges(net: QuantizedNetwork) -> None:
             weight = weight * quantizer.channel_scale
         upper = search_weight_range(weight, quantizer, bits)
         if quantizer.integer:
-            # Packed files keep two bytes of it.
+            # Packed files keep two bytes of it, unless fine-tuning moves it.
             upper = upper.bfloat16()
         quantizer.upper.copy_(upper)
 
