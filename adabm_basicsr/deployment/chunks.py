@@ -173,6 +173,8 @@ def upscale_clip(
             continue
         made = run_chunk(network, chunk, chunking.window)
         for path, pixels in zip(paths, made, strict=True):
+            if not overwrite and is_file(path):
+                continue
             write_image(np.ascontiguousarray(pixels[..., ::-1]), path)
             height, width = pixels.shape[:2]
             yield height * width

@@ -166,7 +166,14 @@ def plan_clips(inputs: Sequence[str], out: Path) -> list[Job]:
         if is_folder(path) and out.resolve().is_relative_to(path.resolve()):
             raise OptionError(f"--out: {out} lies in {path}, which is put in; name another folder")
     clips = find_clips(paths, "--input")
-    return [(source, out / name) for name, source in clips.items()]
+    jobs = [(source, out / name) for name, source in clips.items()]
+    sources = {source.resolve() for source, _ in jobs}
+    for _, target in jobs:
+        if target.resolve() in sources:
+            raise OptionError(
+                f"--out: frames would be written to {target}, which is put in; name another folder"
+            )
+    return jobs
 
 
 def _find(given: str) -> list[Path]:

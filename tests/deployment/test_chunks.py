@@ -137,14 +137,17 @@ def test_a_run_that_stopped_goes_on(tmp_path):
     upscaled(recurrent, folder, tmp_path / "out", Chunking(3, 2))
     expected = read_all(tmp_path / "out")
     (tmp_path / "out" / FRAME.format(4)).unlink()
+    kept = tmp_path / "out" / FRAME.format(3)
+    made_at = kept.stat().st_mtime_ns
     calls = []
 
     def counted(clip):
         calls.append(clip.shape[1])
         return recurrent(clip)
 
-    assert upscaled(counted, folder, tmp_path / "out", Chunking(3, 2)) == 3
+    assert upscaled(counted, folder, tmp_path / "out", Chunking(3, 2)) == 1
     assert calls == [7]
+    assert kept.stat().st_mtime_ns == made_at
     assert np.array_equal(read_all(tmp_path / "out"), expected)
     assert upscaled(recurrent, folder, tmp_path / "out", Chunking(3, 2), overwrite=True) == 9
 

@@ -166,6 +166,17 @@ def test_mistakes_are_one_line(models, folder, capsys, argv, message):
     assert not (folder / "out").exists()
 
 
+def test_frames_that_are_put_in_are_never_overwritten(models, folder, capsys):
+    def contents():
+        return {path: path.read_bytes() for path in sorted((folder / "in").rglob("*.*"))}
+
+    before = contents()
+    for given in ("in/000", "in/*"):
+        error = fails(models, capsys, "-i", given, "-o", "in", "--overwrite")
+        assert "--out: frames would be written to in/000, which is put in; name another" in error
+    assert contents() == before
+
+
 def test_windows_overlap_by_themselves(models, folder, capsys):
     error = fails(models, capsys, "-i", "in", "--chunk-overlap", "4", model="MiddleFrame")
     assert "--chunk-overlap: the network takes windows of 5 frames, which overlap by thems" in error
