@@ -169,11 +169,12 @@ def upscale_clip(
     for chunk in split_clip(read, chunking.kept, chunking.reach):
         paths = [out / f"{number + offset:08d}.png" for offset in range(chunk.count)]
         number += chunk.count
-        if not overwrite and all(is_file(path) for path in paths):
+        wanted = [path for path in paths if overwrite or not is_file(path)]
+        if not wanted:
             continue
         made = run_chunk(network, chunk, chunking.window)
         for path, pixels in zip(paths, made, strict=True):
-            if not overwrite and is_file(path):
+            if path not in wanted:
                 continue
             write_image(np.ascontiguousarray(pixels[..., ::-1]), path)
             height, width = pixels.shape[:2]
