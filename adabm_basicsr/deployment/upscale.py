@@ -167,12 +167,7 @@ def plan_clips(inputs: Sequence[str], out: Path) -> list[Job]:
             raise OptionError(f"--out: {out} lies in {path}, which is put in; name another folder")
     clips = find_clips(paths, "--input")
     jobs = [(source, out / name) for name, source in clips.items()]
-    sources = {source.resolve() for source, _ in jobs}
-    for _, target in jobs:
-        if target.resolve() in sources:
-            raise OptionError(
-                f"--out: frames would be written to {target}, which is put in; name another folder"
-            )
+    _check_jobs(jobs)
     return jobs
 
 

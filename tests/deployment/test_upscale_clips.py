@@ -173,7 +173,9 @@ def test_frames_that_are_put_in_are_never_overwritten(models, folder, capsys):
     before = contents()
     for given in ("in/000", "in/*"):
         error = fails(models, capsys, "-i", given, "-o", "in", "--overwrite")
-        assert "--out: frames would be written to in/000, which is put in; name another" in error
+        assert (
+            "--out: in/000 would be overwritten, but is put in itself; name another folder" in error
+        )
     assert contents() == before
 
 
