@@ -1,7 +1,7 @@
 """What bits and ranges that follow the image are worth, on tiles of images.
 
     python tests/benchmarks/adaptivity.py --out DIR [--networks EDSR IMDN] [--bits W4A4 W3A3]
-        [--images FOLDER] [--tile 32] [--tiles 300] [--seed 1]
+        [--images FOLDER FOLDER] [--tile 32] [--tiles 300] [--seed 1]
 
 A network is quantized by recipe `fast` with the same ranges for all images and bits that follow the
 layer alone. Each tile is then run with all of `OPTIONS`: bits added to those of all layers, times
@@ -13,8 +13,9 @@ judged on the rest, as all are.
 Two goals are measured, as they want opposite choices: the squared error over all tiles, which
 complex ones have most of, and the mean PSNR of the tiles, to which simple ones count as much.
 
-Images are LR images; large photographs may be taken as such. Needs ../shared. Prints a table and
-writes ``adaptivity.json`` and ``adaptivity.md``.
+Images are LR images; large photographs may be taken as such. Each folder of ``--images`` is
+measured for itself. Needs ../shared. Prints a table and writes ``adaptivity.json`` and
+``adaptivity.md``.
 """
 
 from __future__ import annotations
@@ -197,33 +198,51 @@ def gains(errors: Tensor, bits: Tensor, complexity: Tensor) -> dict[str, dict[st
     lines: dict[str, dict[str, float]] = {}
     for goal in GOALS:
         costs = costs_of(goal, errors)
-        count = len(costs[judged])
-        one = costs[fitted][:, SAME_BITS].sum(0).argmin().expand(count)
-        chosen = torch.tensor(SAME_BITS)[one]
+        one = costs[fitted][:, SAME_BITS].sum(0).argmin()
+        chosen = torch.tensor(SAME_BITS)[one.expand(len(costs[judged]))]
         lines.setdefault("one range for all", {})[goal] = _judge(goal, errors[judged], chosen)
         for name, allowed in CHOICES.items():
-            of_classes = torch.zeros(CLASSES, len(allowed), dtype=costs.dtype)
-            of_classes.index_add_(0, classes[fitted], costs[fitted][:, allowed])
-            sizes = torch.bincount(classes[fitted], minlength=CLASSES).double()
-            by_class = choose(of_classes, bits[allowed], sizes, asked)
-            chosen = torch.tensor(allowed)[by_class[classes[judged]]]
-            line = lines.setdefault(f"{name} by class", {})
-            line[goal] = _judge(goal, errors[judged], chosen)
-
-            alone = torch.ones(count, dtype=torch.float64)
-            by_tile = choose(costs[judged][:, allowed], bits[allowed], alone, asked)
-            chosen = torch.tensor(allowed)[by_tile]
-            line = lines.setdefault(f"{name} by tile", {})
-            line[goal] = _judge(goal, errors[judged], chosen)
+            # A tile by itself is a group of its own, and knows its own errors.
+            tiles = torch.arange(len(costs[judged]))
+            groupings = {
+                "class": (costs[fitted], classes[fitted], classes[judged]),
+                "tile": (costs[judged], tiles, tiles),
+            }
+            for grouping, (seen, groups_of_seen, groups_of_judged) in groupings.items():
+                by_group = _choose_for_groups(
+                    seen[:, allowed], groups_of_seen, bits[allowed], asked
+                )
+                chosen = torch.tensor(allowed)[by_group[groups_of_judged]]
+                line = lines.setdefault(f"{name} by {grouping}", {})
+                line[goal] = _judge(goal, errors[judged], chosen)
     return lines
+
+
+def _choose_for_groups(costs: Tensor, groups: Tensor, bits: Tensor, mean: float) -> Tensor:
+    """`choose` for groups of tiles.
+
+    Args:
+        costs: Of each tile with each option, ``(N, K)``.
+        groups: Index of each tile's group, ``(N,)``, at most ``G - 1``.
+        bits: Of each option, ``(K,)``.
+        mean: What tiles may use on average.
+
+    Returns:
+        Indices of options, ``(G,)``.
+    """
+    count = int(groups.max()) + 1
+    of_groups = torch.zeros(count, costs.shape[1], dtype=costs.dtype)
+    of_groups.index_add_(0, groups, costs)
+    sizes = torch.bincount(groups, minlength=count).double()
+    return choose(of_groups, bits, sizes, mean)
 
 
 def _judge(goal: str, errors: Tensor, chosen: Tensor) -> float:
     return reached(goal, errors.gather(1, chosen.unsqueeze(1)).squeeze(1))
 
 
-def run(kind: str, bits: str, seed: int, tiles: Tensor) -> dict:
-    """Quantize a network, and find what choices reach on tiles."""
+def run(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
+    """Quantize a network, and find what choices reach on sets of tiles."""
     from basicsr.archs import build_network
 
     w_bits, a_bits = parse_bits(bits)
@@ -244,20 +263,38 @@ def run(kind: str, bits: str, seed: int, tiles: Tensor) -> dict:
     timed_run(["-opt", "options.yml"])
     net = build_network(opt["network_g"])
     load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
-    errors, of_options = measure(net, tiles)
-    lines = gains(errors, of_options, image_complexity(tiles))
-    return {"network": kind, "bits": bits, "seed": seed, "tiles": len(tiles), "lines": lines}
+    found = {}
+    for name, tiles in sets.items():
+        errors, of_options = measure(net, tiles)
+        complexity = image_complexity(tiles)
+        found[name] = {
+            "tiles": len(tiles),
+            "complexity": float(complexity.median()),
+            "lines": gains(errors, of_options, complexity),
+        }
+    return {"network": kind, "bits": bits, "seed": seed, "sets": found}
 
 
 def make_table(runs: dict[str, dict]) -> str:
-    """A line for each choice, a column for each network, its bits and the goal."""
-    rows: dict[str, dict[str, str]] = {}
-    for found in runs.values():
-        for choice, by_goal in found["lines"].items():
-            row = rows.setdefault(choice, {"": choice})
-            for goal, value in by_goal.items():
-                row[f"{found['network']} {found['bits']}, {goal}"] = f"{value:.2f} dB"
-    return tabulate(list(rows.values()), headers="keys", tablefmt="github", disable_numparse=True)
+    """A line for each set of images, goal and choice; a column for each network and its bits."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for run_of_network in runs.values():
+        column = f"{run_of_network['network']} {run_of_network['bits']}"
+        for images, found in run_of_network["sets"].items():
+            for choice, by_goal in found["lines"].items():
+                for goal, value in by_goal.items():
+                    first = {"images": images, "goal": goal, "choice": choice}
+                    row = rows.setdefault((images, goal, choice), first)
+                    row[column] = f"{value:.2f} dB"
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
+    return tabulate(ordered, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _name_of(folder: Path) -> str:
+    """Name of a set of images: LR images lie in a folder of the set's."""
+    if folder.name.startswith("LR"):
+        return folder.parent.name
+    return folder.name
 
 
 def main() -> None:
@@ -270,19 +307,23 @@ def main() -> None:
         "--networks", nargs="+", default=["EDSR", "IMDN"], choices=[*NETWORKS, *SMALL_NETWORKS]
     )
     parser.add_argument("--bits", nargs="+", type=bits_argument, default=["W4A4", "W8A4", "W3A3"])
-    parser.add_argument("--images", type=Path, default=SET14, help="folder of LR images")
+    parser.add_argument(
+        "--images", nargs="+", type=Path, default=[SET14], help="folders of LR images"
+    )
     parser.add_argument("--tile", type=int, default=32, help="side in pixels")
     parser.add_argument("--tiles", type=int, default=300, help="how many tiles to take, about")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    tiles = cut(list(images_of(args.images)), args.tile, args.tiles)
+    sets = {}
+    for folder in args.images:
+        sets[_name_of(folder)] = cut(list(images_of(folder)), args.tile, args.tiles)
     args.out.mkdir(parents=True, exist_ok=True)
     os.chdir(args.out)
     make_example_project_importable()
     asked = {}
     for kind, bits in itertools.product(args.networks, args.bits):
         name = f"{kind}, {bits}, seed {args.seed}"
-        asked[name] = partial(run, kind, bits, args.seed, tiles)
+        asked[name] = partial(run, kind, bits, args.seed, sets)
     table = make_table(run_missing(Path("adaptivity.json"), asked))
     Path("adaptivity.md").write_text(table + "\n")
     print(table)
