@@ -69,19 +69,26 @@ class RelativeAdam(torch.optim.Adam):
             group["units"] = [unit.to(parameter.device) for unit, parameter in units]
 
     def _moves(self, parameters: list[nn.Parameter], units: list[Tensor]) -> list[Tensor]:
-        """What Adam would add to each parameter, times its unit; parameters stay as they were."""
+        """What Adam would add to each parameter, whose value and gradient stay as they were.
+
+        Adam sees gradients for a move by a unit, so that its epsilon is in such units too.
+        """
         before = [parameter.clone() for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
         moves = []
         try:
-            # Adam's moves are of order one, and would be rounded away beside large values.
-            for parameter in parameters:
+            for parameter, unit in zip(parameters, units, strict=True):
+                # Adam's moves are of order one, and would be rounded away beside large values.
                 parameter.zero_()
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad * unit
             super().step()
             for parameter, unit in zip(parameters, units, strict=True):
                 moves.append(parameter * unit)
         finally:
-            for parameter, old in zip(parameters, before, strict=True):
+            for parameter, old, gradient in zip(parameters, before, gradients, strict=True):
                 parameter.copy_(old)
+                parameter.grad = gradient
         return moves
 
 
