@@ -168,3 +168,32 @@ def test_eight_bit_ranges_of_pooled_values_are_twice_what_was_seen(engine):
     seen = torch.cat(inputs)
     assert gate.clipped_share(1.9 * seen) == 0
     assert gate.clipped_share(2.2 * seen) > 0
+
+
+class _RarelyLarge(nn.Module):
+    """A body whose input has many small values and few large ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.body, self.last = conv(3, 8), conv(8, 8), conv(8, 3)
+
+    def forward(self, image):
+        return self.last(self.body(self.first(image) ** 5))
+
+
+def test_two_bits_clip_rare_values_more_than_three():
+    torch.manual_seed(0)
+    network = _RarelyLarge()
+    shares = {}
+    for bits in (2, 3):
+        net = quantize(network, COMPLEX[:1], recipe="fast", a_bits=bits, w_bits=8)
+        net = calibrate(net, [torch.cat([SIMPLE, COMPLEX])])
+        quantizer = net.activation_quantizers()["body"]
+        seen = []
+        quantizer.register_forward_pre_hook(lambda quantizer, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad(), net.full_precision():
+            net(COMPLEX)
+        largest = (seen[0] / quantizer.channel_scale).abs().amax()
+        widest = torch.maximum(-quantizer.lower, quantizer.upper)
+        shares[bits] = (widest / largest).item()
+    assert shares[2] < 0.3 < shares[3]
