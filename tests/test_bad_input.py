@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from clip_files import write_clips
+from clip_networks import Demanding
 from conftest import TINY_EDSR
 
 from adabm_basicsr.commands.main import main
@@ -435,6 +436,26 @@ def test_clips_for_a_network_that_takes_images(run_fails, workspace):
 def test_clips_of_another_length_than_the_window(run_fails, workspace):
     error = run_fails(**edvr(workspace), **clips(workspace))
     assert error.endswith("datasets: train: num_frame: 3, but EDVR takes 5 frames")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"lq_size": 16}, "lq_size: 16, but Demanding takes frames of at least 20x20 pixels"),
+        ({"lq_size": 24, "num_frame": 2}, "num_frame: 2, but Demanding takes clips of at least 3"),
+    ],
+)
+def test_stretches_that_are_too_small_for_the_network(run_fails, workspace, changes, text):
+    torch.save({"params": Demanding().state_dict()}, workspace.root / "demanding.pth")
+    options = clips(workspace)
+    options["datasets__train"].update(changes)
+    error = run_fails(
+        scale=4,
+        network_g__network={"type": "Demanding"},
+        path__pretrain_network_g="demanding.pth",
+        **options,
+    )
+    assert f"datasets: train: {text}" in error
 
 
 def test_nan_in_weights(run_fails, workspace, tiny):

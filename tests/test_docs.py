@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from basicsr.archs import build_network
 from basicsr.data import build_dataset
 from clip_files import moving, write_clips, write_video
 from conftest import write_images
@@ -24,6 +25,7 @@ from test_readme import snippets
 from adabm_basicsr import calibrate, save_checkpoint, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
+from adabm_basicsr.quantization.structure.clips import find_least
 
 ROOT = Path(__file__).parents[1]
 PROJECT = Path(__file__).parent / "example_project"
@@ -314,7 +316,9 @@ def test_clips_are_made(tmp_path, monkeypatch):
     assert len(list(Path("datasets/test/GT/film").iterdir())) == 4
     options = yaml.safe_load(snippets("yaml", read("video.md"))[0])["train"]
     batches = build_dataset(options).calibration_batches(4)
-    assert [tuple(batch.shape) for batch in batches] == [(4, 5, 3, 24, 24)] * 4
+    assert [tuple(batch.shape) for batch in batches] == [(4, 5, 3, 64, 64)] * 4
+    network = build_network({"type": "BasicVSR", "num_feat": 8, "num_block": 1})
+    assert find_least(network, batches[0][:1]) is None
 
 
 @pytest.mark.slow

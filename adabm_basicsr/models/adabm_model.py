@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from adabm_basicsr.quantization.measures.memory import estimate_bytes, pixels_of
 from adabm_basicsr.quantization.measures.summary import summarize
 from adabm_basicsr.quantization.network import QuantizedNetwork, Stage
 from adabm_basicsr.quantization.progress import tracked
-from adabm_basicsr.quantization.structure.clips import few_frames
+from adabm_basicsr.quantization.structure.clips import few_frames, naming_least
 from adabm_basicsr.quantization.structure.sizes import find_size_multiple, run_padded
 from adabm_basicsr.quantization.user_code import users_code
 from adabm_basicsr.runs.facts import describe_network, describe_result
@@ -294,8 +295,13 @@ class AdaBMModel(SRModel):
     def _forward(self, image: torch.Tensor) -> torch.Tensor:
         net = self.bare_network
         multiple = self._size_multiple(net)
-        with users_code(net, f"{type(net).__name__} cannot be run on {self._described(image)}"):
-            return run_padded(net, image, multiple)
+        name = type(net).__name__
+        run = partial(run_padded, net, multiple=multiple)
+        with (
+            naming_least(name, run, image),
+            users_code(net, f"{name} cannot be run on {self._described(image)}"),
+        ):
+            return run(image)
 
     def _described(self, image: torch.Tensor) -> str:
         """What messages call the image or clip at work."""

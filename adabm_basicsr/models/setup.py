@@ -18,6 +18,7 @@ from adabm_basicsr.errors import OptionError, check_keys, check_positive
 from adabm_basicsr.options.table import Train
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.clips import Clips
 
 TRAIN_OPTIONS = tuple(Train.model_fields)
 
@@ -94,23 +95,33 @@ def _read_dataset(options: dict[str, Any], net: QuantizedNetwork) -> PatchDatase
             f"{taken}; choose {fitting.__name__}"
         )
     dataset = kind(options)
-    if isinstance(dataset, ClipCalibrationDataset):
-        _check_window(dataset, net)
     if dataset.channels != net.in_channels:
         raise OptionError(
             f"datasets: train: channels: {dataset.channels}, but the network takes "
             f"{net.in_channels} channels"
         )
+    if isinstance(dataset, ClipCalibrationDataset) and net.clips is not None:
+        _check_stretches(dataset, net, net.clips)
     return dataset
 
 
-def _check_window(dataset: ClipCalibrationDataset, net: QuantizedNetwork) -> None:
-    clips = net.clips
-    if clips is not None and not clips.any_length and dataset.frames != clips.frames:
+def _check_stretches(dataset: ClipCalibrationDataset, net: QuantizedNetwork, clips: Clips) -> None:
+    """Check that a network runs on stretches as long and as small as those of a dataset."""
+    name = type(net.network).__name__
+    if clips.window is not None and dataset.frames != clips.window:
         raise OptionError(
-            f"datasets: train: num_frame: {dataset.frames}, but {type(net.network).__name__} takes "
-            f"{clips.frames} frames"
+            f"datasets: train: num_frame: {dataset.frames}, but {name} takes {clips.window} frames"
         )
+    # More frames than it was found to run on would tell no more, and take their time.
+    frames = min(dataset.frames, clips.frames)
+    frame = torch.zeros(1, net.in_channels, dataset.size, dataset.size, device=net.stage.device)
+    least = net.find_least(frame.unsqueeze(1).expand(-1, frames, -1, -1, -1))
+    if least is None:
+        return
+    given = f"lq_size: {dataset.size}"
+    if least.frames is not None:
+        given = f"num_frame: {dataset.frames}"
+    raise OptionError(f"datasets: train: {given}, but {name} takes {least}")
 
 
 def read_pairs(

@@ -46,6 +46,7 @@ from adabm_basicsr.quantization.structure.blueprint import (
     find_blueprint,
     read_blueprint,
 )
+from adabm_basicsr.quantization.structure.clips import Least, find_least, naming_least
 from adabm_basicsr.quantization.structure.frames import (
     CLIP,
     FramesOfCalls,
@@ -658,9 +659,23 @@ class QuantizedNetwork(nn.Module):
         self.check_input(image)
         with self.lock:
             self.full_precision_share = 0.0
-            if self.full_precision_above is None or details:
-                return self._forward(image, details)
-            return self._forward_by_complexity(image)
+            with naming_least(type(self.network).__name__, self._try, image):
+                if self.full_precision_above is None or details:
+                    return self._forward(image, details)
+                return self._forward_by_complexity(image)
+
+    def find_least(self, clip: Tensor) -> Least | None:
+        """What a clip of a network that takes clips has too little of; None if it has enough.
+
+        Args:
+            clip: ``(B, T, C, H, W)``; what is in it doesn't matter.
+        """
+        return find_least(self._try, clip)
+
+    def _try(self, image: Tensor) -> Tensor:
+        """Output in full precision, of which nothing is left and which nothing watches."""
+        with self.full_precision(), unwatched(self.network):
+            return run_padded(self.network, image, self.size_multiple)
 
     def _forward_by_complexity(self, image: Tensor) -> Tensor:
         """Output for a batch whose most complex images run in full precision."""

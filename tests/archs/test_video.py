@@ -19,7 +19,7 @@ from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.packed import load_packed, save_packed
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
-from adabm_basicsr.quantization.structure.clips import Clips, find_clips
+from adabm_basicsr.quantization.structure.clips import Clips, Least, find_clips, find_least
 from adabm_basicsr.quantization.structure.image_channels import find_example
 
 FOUND = {
@@ -104,6 +104,22 @@ def test_clips_are_found_by_trying(name):
     example = find_example(network)
     assert example.shape[:3] == (1, FOUND[name].frames, 3)
     assert find_clips(network, example) == FOUND[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "least"),
+    [
+        ("BasicVSR", (2, 24, 40), Least(side=33)),
+        ("BasicVSR", (1, 40, 40), None),
+        ("IconVSR", (1, 36, 36), Least(frames=5)),
+        ("BasicVSR++", (2, 40, 64), Least(side=64)),
+        ("EDVR", (5, 16, 16), None),
+    ],
+)
+def test_the_least_that_a_network_takes(name, shape, least):
+    """As docs/video.md says."""
+    frames, height, width = shape
+    assert find_least(built(name), torch.rand(1, frames, 3, height, width)) == least
 
 
 def test_flow_stays_in_float_and_is_named():

@@ -6,7 +6,8 @@ give as many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from adabm_basicsr.errors import AdaBMError
 from adabm_basicsr.quantization.checks import CLIP_AXES
-from adabm_basicsr.quantization.structure.sizes import different_frames, pad_to_multiple
+from adabm_basicsr.quantization.structure.sizes import different_frames, pad_to_multiple, runs
 from adabm_basicsr.quantization.user_code import users_code
 
 EXAMPLE_SIZE = 64  # pixels; networks that halve images several times want so many
@@ -44,6 +45,24 @@ class Clips:
     def fit(self, shape: torch.Size) -> bool:
         """Whether a tensor of that shape is a clip of as many frames as the network takes."""
         return len(shape) == CLIP_AXES and (self.any_length or shape[1] == self.frames)
+
+
+@dataclass(frozen=True)
+class Least:
+    """The least that a network takes of clips: either frames, or pixels.
+
+    Attributes:
+        frames: Frames of a clip.
+        side: Height and width of a frame, in pixels.
+    """
+
+    frames: int | None = None
+    side: int | None = None
+
+    def __str__(self) -> str:
+        if self.frames is not None:
+            return f"clips of at least {self.frames} frames"
+        return f"frames of at least {self.side}x{self.side} pixels"
 
 
 def clip_of(like: Tensor, frames: int) -> Tensor:
@@ -98,6 +117,84 @@ def run_on_clip(network: nn.Module, clip: Tensor) -> Tensor:
     with users_code(network, sentence), torch.no_grad():
         output: Tensor = network(clip.clone())
     return output
+
+
+def find_least(network: Callable[[Tensor], Tensor], clip: Tensor) -> Least | None:
+    """What a clip has too little of for a network to run on it.
+
+    Args:
+        network: It takes clips, and frames of any size that are large enough.
+        clip: ``(B, T, C, H, W)``; what is in it doesn't matter.
+
+    Returns:
+        None if the network runs on it, or fails for another reason.
+    """
+    clip = few_frames(clip)
+    if _takes(network, clip, 0, 0):
+        return None
+    frames, _, height, width = clip.shape[1:]
+    side = _least(
+        lambda side: _takes(network, clip, frames, side), min(height, width), EXAMPLE_SIZE
+    )
+    if side is not None:
+        return Least(side=side)
+    # It may have too few frames and too small ones: large ones tell how many there have to be.
+    enough = _least(lambda count: _takes(network, clip, count, EXAMPLE_SIZE), frames, FEW_FRAMES)
+    if enough is not None:
+        return Least(frames=enough)
+    return None
+
+
+def _takes(network: Callable[[Tensor], Tensor], clip: Tensor, frames: int, side: int) -> bool:
+    """Whether a network runs on a clip of at least so many frames, of sides of at least so many."""
+    count, channels, height, width = clip.shape[1:]
+    shape = (1, max(count, frames), channels, max(height, side), max(width, side))
+    return runs(network, different_frames(clip, shape))
+
+
+def _least(takes: Callable[[int], bool], too_small: int, large: int) -> int | None:
+    """The least number that is taken, found by halving what is left; None if ``large`` isn't.
+
+    Args:
+        takes: Whether a number, and so all larger ones, are taken.
+        too_small: A number that isn't.
+        large: One that may be.
+    """
+    if large <= too_small or not takes(large):
+        return None
+    while large - too_small > 1:
+        middle = (too_small + large) // 2
+        if takes(middle):
+            large = middle
+        else:
+            too_small = middle
+    return large
+
+
+@contextmanager
+def naming_least(name: str, network: Callable[[Tensor], Tensor], clip: Tensor) -> Iterator[None]:
+    """Within this context a network runs on a clip; an error says if that has too little of it.
+
+    Args:
+        name: Of the network, for the message.
+        network: See `find_least`.
+        clip: The clip; of an image errors stay as they are.
+
+    Raises:
+        AdaBMError: The network doesn't take the clip.
+    """
+    try:
+        yield
+    except AdaBMError as error:
+        if clip.dim() != CLIP_AXES:
+            raise
+        least = find_least(network, clip)
+        if least is None:
+            raise
+        frames, _, height, width = clip.shape[1:]
+        raise AdaBMError(
+            f"{name} takes {least}, but the clip has {frames} of {width}x{height} pixels"
+        ) from error
 
 
 def find_clips(network: nn.Module, example: Tensor) -> Clips | None:

@@ -26,9 +26,9 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adabm_basicsr.quantization.layers import DeformableProduct
+from adabm_basicsr.quantization.structure.clips import run_on_clip
 from adabm_basicsr.quantization.structure.flow import estimates_flow
 from adabm_basicsr.quantization.structure.tracing import first_argument
-from adabm_basicsr.quantization.user_code import users_code
 
 CLIP = -1  # instead of a frame
 # A code is the number of layers times LAYER, plus the frame, or SEVERAL if two are as near.
@@ -98,10 +98,10 @@ def find_frames(network: nn.Module, layers: Mapping[str, nn.Module], clip: Tenso
         AdaBMError: The network doesn't take such a clip.
     """
     follower = _Follower(layers)
-    sentence = f"{type(network).__name__} cannot be run on a clip of shape {tuple(clip.shape)}"
-    with users_code(network, sentence), torch.no_grad(), follower.hooked(network), follower:
+    # In inference mode some operations come whole, not as the moves that they are made of.
+    with torch.inference_mode(False), follower.hooked(network), follower:
         follower.codes[clip] = _codes_of_frames(clip)
-        network(clip)
+        run_on_clip(network, clip)
     return dict(follower.found)
 
 

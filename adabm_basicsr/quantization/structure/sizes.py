@@ -102,12 +102,13 @@ def smallest_clip(network: nn.Module, example: Tensor, multiple: int) -> Tensor:
     for smallest in SMALL_FRAMES:
         size = trial_size(multiple, smallest)
         clip = different_frames(example, (*example.shape[:-2], *size))
-        if clip.numel() < example.numel() and _runs(network, clip):
+        if clip.numel() < example.numel() and runs(network, clip):
             return clip
     return example
 
 
-def _runs(network: nn.Module, image: Tensor) -> bool:
+def runs(network: Callable[[Tensor], Tensor], image: Tensor) -> bool:
+    """Whether a network runs on an image or a clip."""
     try:
         with torch.no_grad():
             network(image)

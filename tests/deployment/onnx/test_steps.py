@@ -96,6 +96,13 @@ def test_a_recurrent_network_agrees_over_twenty_frames(recurrent, recurrent_file
         assert pixel_psnr(output[:, number], expected[:, number]) >= 50, number
 
 
+@torch.inference_mode()
+def test_a_clip_of_one_frame(recurrent, recurrent_file):
+    frame = clip("BasicVSR", seed=3)[:, :1]
+    network = OnnxNetwork(recurrent_file, "onnxruntime", THREADS)
+    assert pixel_psnr(network(frame)[:, 0], recurrent(frame)[:, 0]) >= 50
+
+
 @torch.no_grad()
 def test_any_program_runs_the_graph_of_a_step(recurrent, recurrent_file):
     import onnxruntime

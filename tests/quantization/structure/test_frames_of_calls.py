@@ -1,5 +1,6 @@
 """Which frame each call of a layer belongs to."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -100,3 +101,30 @@ def test_shapes_change_in_place():
     network = ReshapedInPlace()
     found = find_frames(network, dict(network.named_children()), torch.rand(1, 3, 3, 8, 6))
     assert found == {"encode": [[1]], "last": [[1]]}
+
+
+class WithNeighbours(nn.Module):
+    """Runs each frame with what its difference from the next one says, if there is a next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.flow = Flow()
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, clip):
+        shape = clip[:, 1:].shape
+        before = clip[:, :-1].reshape(-1, *shape[2:])
+        after = clip[:, 1:].reshape(-1, *shape[2:])
+        flow = self.flow(before, after).view(shape[0], shape[1], 1, *shape[3:])
+        made = clip.clone()
+        made[:, 1:] += flow
+        return self.last(made.flatten(0, 1)).view(clip.shape)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_frames_are_found_in_inference_mode(frames):
+    """A clip of one frame leads to tensors without values."""
+    network = WithNeighbours()
+    with torch.inference_mode():
+        found = find_frames(network, {"last": network.last}, torch.rand(1, frames, 3, 8, 6))
+    assert found == {"last": [list(range(frames))]}
