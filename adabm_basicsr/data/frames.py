@@ -109,15 +109,23 @@ def _clips_at(path: Path, key: str) -> list[Path]:
         return [path]
     if not is_folder(path):
         raise not_found(f"{key}: clip", path, ImageError)
+    frames = []
     clips = []
     for entry in sorted(path.iterdir()):
         ending = entry.suffix.lower()
         if entry.name.startswith("."):
             continue
         if ending in EXTENSIONS and is_file(entry):
-            return [path]
-        if ending in VIDEO_EXTENSIONS or is_folder(entry):
+            frames.append(entry)
+        elif ending in VIDEO_EXTENSIONS or is_folder(entry):
             clips.append(entry)
+    if frames and clips:
+        raise ImageError(
+            f"{key}: folder {path} holds an image, {frames[0].name}, beside a clip, "
+            f"{clips[0].name}; give the frames of a clip a folder of their own"
+        )
+    if frames:
+        return [path]
     if not clips:
         raise ImageError(f"{key}: folder {path} holds neither frames nor clips")
     return clips
@@ -128,12 +136,12 @@ def list_frames(folder: str | Path, key: str = "clip") -> list[Path]:
 
     Args:
         folder: The folder.
-        key: The option that named it, for messages.
+        key: What to call it in messages.
 
     Raises:
         ImageError: The folder is absent or holds no image, or its frames can't be put in order.
     """
-    return in_order(list_images(folder, key), f"{key}: {folder}")
+    return in_order(list_images(folder, key), f"{key} {folder}")
 
 
 def in_order(paths: list[Path], where: str) -> list[Path]:
@@ -165,7 +173,9 @@ def _numbered(paths: list[Path], where: str) -> dict[int, Path]:
     split = {path: re.split(r"(\d+)", path.stem) for path in paths}
     for path, parts in split.items():
         # Words and numbers in turn, beginning with a word.
-        if len(parts) == 1 or parts[::2] != first_parts[::2]:
+        if len(parts) == 1:
+            raise ImageError(f"{where}: {path.name} has no number; frames go by their numbers")
+        if parts[::2] != first_parts[::2]:
             raise ImageError(
                 f"{where}: {first.name} and {path.name} are not frames of one clip; name frames "
                 "alike but for their number"

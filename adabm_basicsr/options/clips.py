@@ -152,7 +152,7 @@ def _clip_names(where: str, dataset: dict[str, Any], low: Path, truth: Path) -> 
 
 def _in_basicsrs_order(where: str, folder: Path) -> list[Path]:
     """Frames of a clip, in a folder of nothing else, named in the order of their numbers."""
-    frames = list_frames(folder, where)
+    frames = list_frames(folder, f"{where}: clip")
     for stray in sorted(set(folder.glob("[!.]*")) - set(frames)):
         raise ImageError(f"{where}: {stray} is not a frame")
     for before, after in zip(sorted(frames), frames, strict=True):

@@ -116,7 +116,7 @@ def test_fixed_crops_come_back_in_every_epoch(tmp_path):
             lambda clip: [path.unlink() for path in sorted(clip.iterdir())[2:]],
             r"datasets: train: num_frame: 3, but clip .*001 has 2 frames",
         ),
-        (lambda clip: (clip / "00000002.png").unlink(), r"clip: .*001: 00000003\.png follows"),
+        (lambda clip: (clip / "00000002.png").unlink(), r"clip .*001: 00000003\.png follows"),
         (lambda clip: (clip / "00000002.png").write_bytes(b"no"), r"00000002\.png is broken"),
         (
             lambda clip: cv2.imwrite(str(clip / "00000002.png"), photograph(16, 16)),

@@ -61,10 +61,14 @@ def remove_two(folder):
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (remove_two, r"clip: .*clip: 00000003\.png follows 00000000\.png; number the frames with"),
+        (remove_two, r"clip .*clip: 00000003\.png follows 00000000\.png; number the frames with"),
         (
             lambda folder: cv2.imwrite(str(folder / "x.png"), photograph(24, 32)),
-            r"00000000\.png and x\.png are not frames of one clip; name frames alike",
+            r"clip .*clip: x\.png has no number; frames go by their numbers",
+        ),
+        (
+            lambda folder: cv2.imwrite(str(folder / "x4.png"), photograph(24, 32)),
+            r"00000000\.png and x4\.png are not frames of one clip; name frames alike",
         ),
         (
             lambda folder: cv2.imwrite(str(folder / "3.png"), photograph(24, 32)),
@@ -152,6 +156,13 @@ def test_what_is_no_clip(tmp_path):
         find_clips([tmp_path / "empty"], "--clips")
     with pytest.raises(AdaBMError, match=r"--clips: clip .*gone does not exist"):
         find_clips([tmp_path / "gone"], "--clips")
+    write_frames(tmp_path / "film", moving(1), "cover.png")
+    write_video(tmp_path / "film" / "film.mp4", moving(2))
+    beside = (
+        r"--clips: folder .*film holds an image, cover\.png, beside a clip, film\.mp4; give the"
+    )
+    with pytest.raises(AdaBMError, match=beside):
+        find_clips([tmp_path / "film"], "--clips")
     folders = [write_frames(tmp_path / name / "x", moving(2, 8, 8)) for name in ("a", "b")]
     with pytest.raises(AdaBMError, match=r"--clips: .*a/x and .*b/x would both become clip x"):
         find_clips(folders, "--clips")
