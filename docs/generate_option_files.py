@@ -393,6 +393,7 @@ CLIP_CALIBRATION = Template("""\
       type: disk
 
     num_clips: 100  # taken evenly from the folder
+    dataset_enlarge_ratio: 1  # stretches of each clip; more where there are few clips
     num_frame: $frames
     lq_size: 64  # LR patch
     use_hflip: true

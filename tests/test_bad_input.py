@@ -94,7 +94,10 @@ TRAIN_MISTAKES = {
         {"datasets__train__lq_siz": 24},
         "unknown key 'lq_siz'; did you mean 'lq_size'?",
     ),
-    "batch too large": ({"datasets__train__batch_size_per_gpu": 99}, "8 images don't fill a batch"),
+    "batch too large": (
+        {"datasets__train__batch_size_per_gpu": 99},
+        "8 images don't fill a batch; raise dataset_enlarge_ratio (1) or lower batch_size_per_gpu",
+    ),
     "gpu on a CPU": (
         {"num_gpu": 1},
         "num_gpu: 1, but there are 0 CUDA devices; set num_gpu: 0 or auto",
@@ -443,9 +446,10 @@ def test_clips_of_another_length_than_the_window(run_fails, workspace):
     [
         ({"lq_size": 16}, "lq_size: 16, but Demanding takes frames of at least 20x20 pixels"),
         ({"lq_size": 24, "num_frame": 2}, "num_frame: 2, but Demanding takes clips of at least 3"),
+        ({"lq_size": 24, "batch_size_per_gpu": 2}, "1 clips don't fill a batch; raise dataset_enl"),
     ],
 )
-def test_stretches_that_are_too_small_for_the_network(run_fails, workspace, changes, text):
+def test_stretches_that_are_too_small_or_too_few(run_fails, workspace, changes, text):
     torch.save({"params": Demanding().state_dict()}, workspace.root / "demanding.pth")
     options = clips(workspace)
     options["datasets__train"].update(changes)

@@ -69,6 +69,8 @@ class ClipCalibrationDataset(PatchDataset):
             names them.
     """
 
+    unit = "clips"
+
     def __init__(self, opt: dict[str, Any]) -> None:
         options = read_options(ClipOptions, opt)
         super().__init__(opt, options)

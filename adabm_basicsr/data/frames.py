@@ -109,9 +109,14 @@ def _clips_at(path: Path, key: str) -> list[Path]:
         return [path]
     if not is_folder(path):
         raise not_found(f"{key}: clip", path, ImageError)
+    return _clips_in(path, key)
+
+
+def _clips_in(folder: Path, key: str) -> list[Path]:
+    """The folder itself if it holds frames, or the clips that it holds."""
     frames = []
     clips = []
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(folder.iterdir()):
         ending = entry.suffix.lower()
         if entry.name.startswith("."):
             continue
@@ -121,13 +126,13 @@ def _clips_at(path: Path, key: str) -> list[Path]:
             clips.append(entry)
     if frames and clips:
         raise ImageError(
-            f"{key}: folder {path} holds an image, {frames[0].name}, beside a clip, "
+            f"{key}: folder {folder} holds an image, {frames[0].name}, beside a clip, "
             f"{clips[0].name}; give the frames of a clip a folder of their own"
         )
     if frames:
-        return [path]
+        return [folder]
     if not clips:
-        raise ImageError(f"{key}: folder {path} holds neither frames nor clips")
+        raise ImageError(f"{key}: folder {folder} holds neither frames nor clips")
     return clips
 
 

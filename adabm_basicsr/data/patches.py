@@ -117,6 +117,7 @@ class PatchDataset(Dataset, ABC):
         options: Those that are its own, read from ``opt``.
 
     Attributes:
+        unit: What patches are cropped of, in the plural.
         paths: Of the images or clips.
         images: The images ``(H, W, C)``; of clips their middle frames.
 
@@ -124,6 +125,7 @@ class PatchDataset(Dataset, ABC):
         OptionError: An option is out of range.
     """
 
+    unit = "images"
     paths: list[str]
     images: list[np.ndarray]
 

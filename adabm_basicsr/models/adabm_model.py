@@ -52,6 +52,7 @@ from adabm_basicsr.runs.frames import (
     judged_figures,
     judged_frames,
     save_frames,
+    unit_of,
 )
 from adabm_basicsr.runs.observations import Observations
 from adabm_basicsr.runs.pictures import PictureStore
@@ -185,7 +186,7 @@ class AdaBMModel(SRModel):
             say(str(net.kept))
         if self.opt["rank"] == 0:
             count = sum(len(batch) for batch in batches)
-            get_root_logger().info(f"Calibrated on {count} images:\n{summarize(net, batches[0])}")
+            get_root_logger().info(f"Calibrated on {count} patches:\n{summarize(net, batches[0])}")
         return seconds
 
     def _set_up_finetuning(self, net: QuantizedNetwork, setup: TrainingSetup) -> None:
@@ -431,7 +432,8 @@ class AdaBMModel(SRModel):
             metrics.update(self.metric_results)
         metrics.update(costs)
         log_costs(name, costs, observed, tb_logger, current_iter)
-        note_set(name, metrics, observed, time.perf_counter() - start, self.record, by_frame)
+        seconds = time.perf_counter() - start
+        note_set(name, metrics, observed, unit_of(dataset), seconds, self.record, by_frame)
         options["metrics"] = asked
 
     def _validate_clips(

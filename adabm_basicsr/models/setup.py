@@ -67,7 +67,9 @@ def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
         raise OptionError(
-            f"datasets: train: {len(dataset)} images don't fill a batch; lower batch_size_per_gpu"
+            f"datasets: train: {len(dataset)} {dataset.unit} don't fill a batch; raise "
+            f"dataset_enlarge_ratio ({dataset.rounds}) or lower batch_size_per_gpu "
+            f"({options['batch_size_per_gpu']})"
         )
     return TrainingSetup(dataset, batch_size, iterations, settings)
 

@@ -60,6 +60,7 @@ def note_set(
     name: str,
     metrics: Mapping[str, float],
     observed: Observations,
+    unit: str,
     seconds: float,
     record: RunRecord,
     by_frame: Mapping[str, list[float]],
@@ -70,6 +71,7 @@ def note_set(
         name: Name of the set.
         metrics: BasicSR's and ours, means over the images.
         observed: What was seen of the images.
+        unit: What they are, in the plural.
         seconds: How long it took.
         record: Where it is noted; ``metrics.json`` beside it holds the latest of every set.
         by_frame: Of clips, metrics and bits of the first, second, ... frames, means over the clips;
@@ -85,7 +87,7 @@ def note_set(
     _write_metrics(record.folder / METRICS_FILE, name, metrics)
     figures = [f"{metric} {format_figure(metric, value)}" for metric, value in metrics.items()]
     count = len(observed.images)
-    say(f"Validation {name}: {count} images, {seconds:.1f} s, {', '.join(figures)}")
+    say(f"Validation {name}: {count} {unit}, {seconds:.1f} s, {', '.join(figures)}")
 
 
 def _keep_largest(name: str, observed: Observations, record: RunRecord) -> None:

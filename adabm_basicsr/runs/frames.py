@@ -44,6 +44,13 @@ def gives_clips(dataset: object) -> bool:
     return isinstance(dataset, (VideoTestDataset, VideoTestVimeo90KDataset))
 
 
+def unit_of(dataset: object) -> str:
+    """What the items of a validation set are, in the plural; a window stands for its frame."""
+    if isinstance(dataset, (VideoRecurrentTestDataset, VideoTestVimeo90KDataset)):
+        return "clips"
+    return "frames" if gives_clips(dataset) else "images"
+
+
 def find_place(dataset: object, item: Mapping[str, Any]) -> Place:
     """Where an item of a validation set stands.
 

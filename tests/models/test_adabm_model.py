@@ -69,7 +69,7 @@ def test_train_then_test(workspace):
         datasets=with_validation(workspace), val={**workspace.test_options()["val"], "val_freq": 6}
     )
     log = read_log("experiments/tiny")
-    assert "Calibrated on 8 images" in log
+    assert "Calibrated on 8 patches" in log
     assert "conv_after_body  trunk end" in log
     assert "average bits (FAB)" in log
     for phase, iteration in (("weight ranges", 1), ("activation ranges", 5), ("bit mappings", 9)):
@@ -159,7 +159,7 @@ def test_debug_without_validation(workspace):
 def test_several_rounds_of_patches(workspace):
     workspace.train(datasets__train__dataset_enlarge_ratio=2)
     log = read_log("experiments/tiny")
-    assert "Calibrated on 16 images" in log
+    assert "Calibrated on 16 patches" in log
     assert "Fine-tuning activation ranges from iteration 9" in log
 
 
@@ -203,7 +203,7 @@ def test_grey_network(workspace):
     }
     torch.save({"params": build_network(dict(network)).state_dict()}, "tiny.pth")
     workspace.train(network_g__network=network, datasets__train__channels=1)
-    assert "Calibrated on 8 images" in read_log("experiments/tiny")
+    assert "Calibrated on 8 patches" in read_log("experiments/tiny")
 
 
 def test_tensorboard_scalars(workspace):

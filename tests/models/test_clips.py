@@ -86,14 +86,16 @@ def check_by_frame(name):
     assert [float(value) for value in by_frame.split()] == pytest.approx(means, abs=1e-4)
 
 
-def test_whole_clips(films):
+def test_whole_clips(films, capsys):
     films.test(**options())
     check_by_frame("Film")
+    assert "Validation Film: 2 clips, " in capsys.readouterr().err
 
 
-def test_windows(films):
+def test_windows(films, capsys):
     films.test(**of_windows())
     check_by_frame("Film")
+    assert "Validation Film: 7 frames, " in capsys.readouterr().err
 
 
 def test_a_recurrent_network_on_windows_is_judged_by_their_middle_frames(films):
