@@ -12,6 +12,7 @@ from clip_networks import Demanding
 from conftest import TINY_EDSR
 
 from adabm_basicsr.commands.main import main
+from adabm_basicsr.data.prepare_clips import prepare_clips
 from adabm_basicsr.runs.record import read_record
 
 RESULTS = ("experiments", "results", "tb_logger")
@@ -460,6 +461,46 @@ def test_stretches_that_are_too_small_or_too_few(run_fails, workspace, changes, 
         **options,
     )
     assert f"datasets: train: {text}" in error
+
+
+def clips_with_truth(workspace, **options):
+    """Options of a validation set of clips, x4, which are written."""
+    root = workspace.root
+    prepare_clips([write_clips(root / "hr", 1, 5, 32, 32)], 4, root / "film/lq", root / "film/gt")
+    roots = {"dataroot_lq": "film/lq", "dataroot_gt": "film/gt"}
+    return {"name": "Film", "type": "VideoTestDataset", "num_frame": 5, **roots, **options}
+
+
+def test_validation_images_for_a_network_that_takes_clips(run_fails, workspace):
+    error = run_fails(**edvr(workspace), datasets__val=workspace.test_options()["datasets"]["test"])
+    assert error.endswith(
+        "datasets: val: type: PairedImageDataset gives images, but EDVR takes clips; choose "
+        "VideoTestDataset, VideoTestDUFDataset or VideoTestVimeo90KDataset"
+    )
+
+
+def test_validation_clips_for_a_network_that_takes_images(run_fails, workspace):
+    upscale = {"scale": 4, "network_g__network__upscale": 4, "path__pretrain_network_g": ...}
+    error = run_fails(datasets__val=clips_with_truth(workspace), **upscale)
+    assert error.endswith(
+        "datasets: val: type: VideoTestDataset gives clips, but EDSR takes images; choose "
+        "PairedImageDataset or SingleImageDataset"
+    )
+
+
+def test_whole_clips_to_validate_a_network_that_takes_windows(run_fails, workspace):
+    whole = clips_with_truth(workspace, type="VideoRecurrentTestDataset")
+    error = run_fails(scale=4, **edvr(workspace), datasets__val=whole)
+    assert (
+        "datasets: val: type: VideoRecurrentTestDataset gives whole clips, but EDVR takes windows "
+        "of 5 frames; choose VideoTestDataset," in error
+    )
+
+
+def test_windows_of_another_length_to_validate_on(run_fails, workspace):
+    shorter = clips_with_truth(workspace, num_frame=3)
+    error = run_fails(scale=4, **edvr(workspace), datasets__val=shorter)
+    assert error.endswith("datasets: val: num_frame: 3, but EDVR takes 5 frames")
 
 
 def test_nan_in_weights(run_fails, workspace, tiny):

@@ -17,10 +17,11 @@ from adabm_basicsr.archs.adabm_arch import build_base, import_modules
 from adabm_basicsr.errors import NotRegisteredError, OptionError, did_you_mean, within
 from adabm_basicsr.models.adabm_model import AdaBMModel
 from adabm_basicsr.models.setup import set_up_training
-from adabm_basicsr.options.datasets import check_datasets, check_metrics
+from adabm_basicsr.options.clips import CLIP_SETS, RECURRENT
+from adabm_basicsr.options.datasets import ROOTS, check_datasets, check_metrics
 from adabm_basicsr.quantization.checkpoint import load_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.structure.clips import clip_of
+from adabm_basicsr.quantization.structure.clips import Clips, clip_of
 
 TRIED = 24  # pixels of the image that the network's scale is tried on
 QUANTIZED = "AdaBMNetwork"
@@ -91,6 +92,8 @@ def _check_network(opt: dict[str, Any], is_train: bool) -> None:
             net = build_network(opt["network_g"])
     else:
         net = build_base(opt["network_g"], "network_g")
+    if is_quantized:
+        _check_validation_sets(opt["datasets"], net)
     if paths.get("pretrain_network_g") and not paths.get("resume_state"):
         load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
     if is_train:
@@ -99,6 +102,47 @@ def _check_network(opt: dict[str, Any], is_train: bool) -> None:
         net.check_calibrated()
     if is_quantized and opt.get("scale") is not None:
         _check_scale(opt["scale"], net)
+
+
+def _check_validation_sets(datasets: dict[str, dict[str, Any]], net: QuantizedNetwork) -> None:
+    """Check that validation sets give what the network takes; sets of a user's own aren't known."""
+    name = type(net.network).__name__
+    for key, dataset in datasets.items():
+        kind = dataset["type"]
+        where = f"datasets: {key}: type: {kind}"
+        if kind in ROOTS and net.clips is not None:
+            fitting = _choice(_fitting_clip_sets(net.clips))
+            raise OptionError(f"{where} gives images, but {name} takes clips; choose {fitting}")
+        if kind not in CLIP_SETS:
+            continue
+        if net.clips is None:
+            raise OptionError(
+                f"{where} gives clips, but {name} takes images; choose {_choice(list(ROOTS))}"
+            )
+        if kind not in _fitting_clip_sets(net.clips):
+            fitting = _choice(_fitting_clip_sets(net.clips))
+            raise OptionError(
+                f"{where} gives whole clips, but {name} takes windows of {net.clips.window} "
+                f"frames; choose {fitting}"
+            )
+        if net.clips.window not in (None, dataset["num_frame"]):
+            raise OptionError(
+                f"datasets: {key}: num_frame: {dataset['num_frame']}, but {name} takes "
+                f"{net.clips.window} frames"
+            )
+
+
+def _fitting_clip_sets(clips: Clips) -> list[str]:
+    """Validation sets for a network that takes such clips, the likeliest first."""
+    of_windows = [kind for kind in CLIP_SETS if kind != RECURRENT]
+    if clips.window is not None:
+        return of_windows
+    # Of windows, a network that makes all frames is judged by the middle ones.
+    return [RECURRENT, *of_windows]
+
+
+def _choice(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_scale(scale: int, net: QuantizedNetwork) -> None:
