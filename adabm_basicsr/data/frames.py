@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import cv2
 import numpy as np
 
 from adabm_basicsr.data.headers import MAX_PIXELS
-from adabm_basicsr.data.images import EXTENSIONS, RGB, list_images, read_image, to_channels
+from adabm_basicsr.data.images import (
+    EXTENSIONS,
+    RGB,
+    list_images,
+    read_pixels,
+    to_channels,
+    to_grey,
+)
 from adabm_basicsr.errors import ImageError, OptionError, not_found
 from adabm_basicsr.files import is_file, is_folder
 
@@ -33,8 +41,14 @@ VIDEO_EXTENSIONS = {
 # Of its frames that a video may lack. Some formats don't count them: their number is then that of
 # the duration, of which sound may have more.
 MISSING_SHARE = 0.1
+# By how much the channels of a grey video may differ, of 255: FFmpeg makes colours of it, and
+# rounds. Up to 3 were seen.
+ROUNDING = 4
 # No messages of FFmpeg's own on stderr: ours say what is wrong. Read at the first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+# From pixels as OpenCV gives them to those of the channels that are asked for.
+Convert = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -203,6 +217,7 @@ def read_clip(
     frames: FrameRange = ALL_FRAMES,
     channels: int = RGB,
     max_pixels: int = MAX_PIXELS,
+    only_grey: bool = False,
 ) -> Iterator[np.ndarray]:
     """Read the frames of a clip one after another.
 
@@ -211,6 +226,7 @@ def read_clip(
         frames: Which of them.
         channels: 3 for RGB, 1 for grey.
         max_pixels: Larger frames are rejected.
+        only_grey: Whether colours are rejected, where one channel is asked for, not converted.
 
     Yields:
         Frames ``(H, W, channels)``, all of one size, of the files' own type (uint8 from videos).
@@ -218,10 +234,13 @@ def read_clip(
     Raises:
         ImageError: The clip is absent, too short or broken, or its frames differ in size.
     """
+    convert: Convert = partial(to_channels, channels=channels)
+    if only_grey:
+        convert = partial(to_grey, tolerance=ROUNDING if is_file(path) else 0)
     if is_file(path):
-        read = _read_video(path, frames, channels, max_pixels)
+        read = _read_video(path, frames, convert, max_pixels)
     else:
-        read = _read_folder(path, frames, channels, max_pixels)
+        read = _read_folder(path, frames, convert, max_pixels)
     yield from of_one_size(read, f"clip {path}")
 
 
@@ -251,17 +270,17 @@ def of_one_size(frames: Iterable[tuple[str, np.ndarray]], where: str) -> Iterato
 
 
 def _read_folder(
-    folder: Path, frames: FrameRange, channels: int, max_pixels: int
+    folder: Path, frames: FrameRange, convert: Convert, max_pixels: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     paths = list_frames(folder)
     frames.check(folder, len(paths))
     end = len(paths) if frames.last is None else frames.last + 1
     for path in paths[frames.first : end]:
-        yield path.name, read_image(path, channels, max_pixels)
+        yield path.name, convert(read_pixels(path, max_pixels))
 
 
 def _read_video(
-    path: Path, frames: FrameRange, channels: int, max_pixels: int
+    path: Path, frames: FrameRange, convert: Convert, max_pixels: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     with _open_video(path, max_pixels) as video:
         expected = video.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -276,7 +295,7 @@ def _read_video(
                 decoded, image = video.retrieve()
                 if not decoded:
                     raise ImageError(f"video {path}: {name} cannot be decoded")
-                yield name, to_channels(image, channels)
+                yield name, convert(image)
     frames.check(path, count)
     if frames.last is None and count < (1 - MISSING_SHARE) * expected:
         raise ImageError(

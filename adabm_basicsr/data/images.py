@@ -188,6 +188,26 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     return converted.reshape(height, width, channels)
 
 
+def to_grey(image: np.ndarray, tolerance: int = 0) -> np.ndarray:
+    """The one channel of a grey image, whose file may have three that are the same.
+
+    Args:
+        image: ``(H, W, C)``: grey, BGR or BGR with alpha.
+        tolerance: How far apart the three may be.
+
+    Returns:
+        ``(H, W, 1)``.
+
+    Raises:
+        ImageError: It has colours.
+    """
+    if image.shape[2] >= RGB:
+        colours = image[..., :RGB]
+        if (colours.max(2) - colours.min(2) > tolerance).any():
+            raise ImageError("the network takes grey images, this one has colours")
+    return to_channels(image, 1)
+
+
 def to_unit_range(image: np.ndarray) -> np.ndarray:
     """Pixels of any type that `decode_image` returns, as float32 in 0..1."""
     if image.dtype == np.float32:

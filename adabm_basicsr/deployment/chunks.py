@@ -25,6 +25,7 @@ from adabm_basicsr.files import is_file
 DEFAULT_CHUNK = 8
 DEFAULT_CHUNK_OVERLAP = 8
 WHITE = 255
+GREY = 1  # channels
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ def upscale_clip(
         Pixels of each frame, once it is written.
 
     Raises:
-        ImageError: The clip is missing, broken, or shorter than the window.
+        ImageError: The clip is missing, broken, shorter than the window, or has colours that the
+            network doesn't take.
         AdaBMError: A file can't be written.
     """
     number = 0
-    read = read_clip(source, channels=channels, max_pixels=max_pixels)
+    read = read_clip(source, channels=channels, max_pixels=max_pixels, only_grey=channels == GREY)
     for chunk in split_clip(read, chunking.kept, chunking.reach):
         paths = [out / f"{number + offset:08d}.png" for offset in range(chunk.count)]
         number += chunk.count

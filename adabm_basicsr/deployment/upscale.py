@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from adabm_basicsr.data.frames import VIDEO_EXTENSIONS, find_clips
 from adabm_basicsr.data.headers import MAX_PIXELS
-from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_unit_range
+from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_grey, to_unit_range
 from adabm_basicsr.deployment.chunks import Chunking, upscale_clip
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
@@ -443,10 +443,10 @@ def upscale_pixels(
     Raises:
         ImageError: The network takes grey images and this is none.
     """
+    if network.in_channels == GREY:
+        image = to_grey(image)
     height, width, channels = image.shape
     is_grey = channels == GREY
-    if network.in_channels == 1 and not is_grey:
-        raise ImageError("the network takes grey images, this one has colours")
     x = _to_input(image, network.in_channels)
     result = None
     for block in finished_blocks(network, x, *tiling):

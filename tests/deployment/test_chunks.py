@@ -153,10 +153,18 @@ def test_a_run_that_stopped_goes_on(tmp_path):
 
 
 def test_grey_networks(tmp_path):
-    folder = write_frames(tmp_path / "clip", moving(3))
-    assert upscaled(recurrent, folder, tmp_path / "out", channels=1) == 3
-    grey = read_all(tmp_path / "out")
-    assert np.array_equal(grey[..., 0], grey[..., 2])
+    coloured = moving(3)
+    frames = [frame[..., 1:2] for frame in coloured]
+    clip = write_frames(tmp_path / "clip", frames)
+    video = write_video(tmp_path / "film.mp4", [frame.repeat(3, axis=2) for frame in frames])
+    for source in (clip, video):
+        out = tmp_path / "out" / source.stem
+        assert upscaled(recurrent, source, out, channels=1) == 3
+        grey = read_all(out)
+        assert np.array_equal(grey[..., 0], grey[..., 2])
+    write_frames(clip, coloured)
+    with pytest.raises(AdaBMError, match="the network takes grey images, this one has colours"):
+        upscaled(recurrent, clip, tmp_path / "out" / "other", channels=1)
 
 
 def test_a_clip_shorter_than_the_window(tmp_path):
