@@ -39,6 +39,7 @@ def after_import() -> None:
 
     from adabm_basicsr.data.images import write_image
 
+    _silence_mesh_grids()
     _give_epoch_to_dataset()
     _count_frames_on_any_device()
     _take_clips_of_any_name()
@@ -114,6 +115,16 @@ def _provide_functional_tensor() -> None:
     module: Any = types.ModuleType(name)
     module.rgb_to_grayscale = rgb_to_grayscale
     sys.modules[name] = module
+
+
+def _silence_mesh_grids() -> None:
+    """Hide a warning of torch's that BasicSR's ``flow_warp`` brings up in each process.
+
+    It asks for an argument that is to be needed one day. Torch names itself as the place, so that
+    the message alone tells it from others. Can go once BasicSR gives ``indexing`` to
+    ``torch.meshgrid``.
+    """
+    warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
 
 
 def _give_epoch_to_dataset() -> None:

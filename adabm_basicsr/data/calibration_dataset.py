@@ -11,9 +11,16 @@ import numpy as np
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from adabm_basicsr.data.images import decode_image, list_images, read_image
-from adabm_basicsr.data.patches import WHERE, PatchDataset, PatchOptions, read_options, spread
+from adabm_basicsr.data.patches import (
+    WHERE,
+    PatchDataset,
+    PatchOptions,
+    data_root,
+    read_options,
+    spread,
+)
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
-from adabm_basicsr.errors import OptionError, check_positive
+from adabm_basicsr.errors import check_positive
 from adabm_basicsr.quantization.fields import option
 
 
@@ -57,9 +64,7 @@ class CalibrationDataset(PatchDataset):
 
 def _image_names(opt: Mapping[str, Any]) -> list[Path]:
     """Paths of the images, or keys for an LMDB."""
-    if opt.get("dataroot_lq") is None:
-        raise OptionError(f"{WHERE}: dataroot_lq is missing")
-    root = Path(opt["dataroot_lq"])
+    root = data_root(opt)
     list_file = opt.get("meta_info_file")
     if backend_type(WHERE, opt.get("io_backend")) == "lmdb":
         return [Path(key) for key in read_keys(list_file or root / LMDB_LIST, root)]

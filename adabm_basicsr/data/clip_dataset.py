@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from adabm_basicsr.data.frames import find_clips, in_order, of_one_size, read_clip
+from adabm_basicsr.data.frames import in_order, list_clips, of_one_size, read_clip
 from adabm_basicsr.data.images import decode_image
 from adabm_basicsr.data.patches import (
     CHANCE,
     WHERE,
     PatchDataset,
     PatchOptions,
+    data_root,
     read_options,
     spread,
 )
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
 from adabm_basicsr.errors import ImageError, OptionError, check_positive
 from adabm_basicsr.quantization.fields import option
+
+Clip = tuple[str, Iterator[np.ndarray]]  # its path, and its frames
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,12 @@ class ClipCalibrationDataset(PatchDataset):
         if most < self.frames:
             raise OptionError(f"{WHERE}: max_frames: {most} is less than num_frame {self.frames}")
         count = check_positive(f"{WHERE}: num_clips", options.num_clips)
-        read = _read_folder
+        clips_of = _clips_of_folder
         if backend_type(WHERE, opt.get("io_backend")) == "lmdb":
-            read = _read_lmdb
+            clips_of = _clips_of_lmdb
         self.paths = []
         self.clips: list[np.ndarray] = []
-        for path, frames in read(opt, count, self.channels, self.max_pixels):
+        for path, frames in clips_of(opt, count, self.channels, self.max_pixels):
             clip = list(islice(frames, most))
             if len(clip) < self.frames:
                 raise ImageError(
@@ -104,33 +107,24 @@ class ClipCalibrationDataset(PatchDataset):
         return frames
 
 
-Clip = tuple[str, Iterator[np.ndarray]]  # its path, and its frames
-
-
-def _root(opt: Mapping[str, Any]) -> Path:
-    if opt.get("dataroot_lq") is None:
-        raise OptionError(f"{WHERE}: dataroot_lq is missing")
-    return Path(opt["dataroot_lq"])
-
-
-def _read_folder(
+def _clips_of_folder(
     opt: Mapping[str, Any], count: int, channels: int, max_pixels: int
 ) -> Iterator[Clip]:
     """At most ``count`` clips, folders of frames or video files."""
-    root = _root(opt)
+    root = data_root(opt)
     if opt.get("meta_info_file"):
         paths = [root / name for name in read_names(opt["meta_info_file"], root)]
     else:
-        paths = list(find_clips([root], f"{WHERE}: dataroot_lq").values())
+        paths = list(list_clips([root], f"{WHERE}: dataroot_lq").values())
     for path in spread(paths, count):
         yield str(path), read_clip(path, channels=channels, max_pixels=max_pixels)
 
 
-def _read_lmdb(
+def _clips_of_lmdb(
     opt: Mapping[str, Any], count: int, channels: int, max_pixels: int
 ) -> Iterator[Clip]:
     """At most ``count`` clips of an LMDB, whose keys are ``CLIP/FRAME``."""
-    root = _root(opt)
+    root = data_root(opt)
     clips: dict[str, list[Path]] = {}
     for key in read_keys(root / LMDB_LIST, root):
         frame = Path(key)

@@ -49,6 +49,7 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 # From pixels as OpenCV gives them to those of the channels that are asked for.
 Convert = Callable[[np.ndarray], np.ndarray]
+Size = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def parse_frames(key: str, text: str) -> FrameRange:
     return FrameRange(int(found.group(1)), int(found.group(2)))
 
 
-def find_clips(paths: Sequence[Path], key: str) -> dict[str, Path]:
-    """Clips by name, which is that of their folder or file without its ending.
+def list_clips(paths: Sequence[Path], key: str) -> dict[str, Path]:
+    """The clips at some paths by name, which is that of their folder or file without its ending.
 
     Args:
         paths: Video files, folders of frames, and folders of such files and folders.
@@ -254,19 +255,32 @@ def of_one_size(frames: Iterable[tuple[str, np.ndarray]], where: str) -> Iterato
     Raises:
         ImageError: One has another size.
     """
-    first_name = ""
-    first_size = None
+    first: tuple[str, Size] | None = None
     for name, image in frames:
-        height, width = image.shape[:2]
-        if first_size is None:
-            first_name = name
-            first_size = (height, width)
-        elif (height, width) != first_size:
-            raise ImageError(
-                f"{where}: {name} has {width}x{height} pixels, but {first_name} "
-                f"{first_size[1]}x{first_size[0]}; frames of a clip must be of one size"
-            )
+        size = image.shape[:2]
+        first = first or (name, size)
+        check_same_size(where, (name, size), first)
         yield image
+
+
+def check_same_size(where: str, frame: tuple[str, Size], first: tuple[str, Size]) -> None:
+    """Check that a frame of a clip has the size of the first one.
+
+    Args:
+        where: The clip, for the message.
+        frame: The name of the frame, and its height and width.
+        first: The same of the first one.
+
+    Raises:
+        ImageError: It hasn't.
+    """
+    name, (height, width) = frame
+    first_name, (first_height, first_width) = first
+    if (height, width) != (first_height, first_width):
+        raise ImageError(
+            f"{where}: {name} has {width}x{height} pixels, but {first_name} "
+            f"{first_width}x{first_height}; frames of a clip must be of one size"
+        )
 
 
 def _read_folder(

@@ -21,6 +21,27 @@ SPARE_ROOM = 1 << 24
 UNFINISHED = f"{TEMPORARY_PREFIX}images"
 
 
+def check_targets(out: Path | None, mod: Path | None) -> dict[str, Path]:
+    """The folders that are going to be made, by the options that name them.
+
+    Args:
+        out: That of ``--out``, if it is given.
+        mod: That of ``--mod``, if it is given.
+
+    Raises:
+        OptionError: Both are the same, or there is something at one of them.
+    """
+    targets = {}
+    for key, target in (("--out", out), ("--mod", mod)):
+        if target is not None:
+            targets[key] = target
+    if len({target.resolve() for target in targets.values()}) < len(targets):
+        raise OptionError(f"--mod: {mod} is the same as --out")
+    for key, target in targets.items():
+        check_is_new(key, target)
+    return targets
+
+
 def check_is_new(key: str, target: Path) -> None:
     """Check that nothing is there, or what a killed run left, which is removed.
 

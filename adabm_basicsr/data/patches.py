@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,6 +97,17 @@ def read_options(kind: type[Options], opt: Mapping[str, Any]) -> Options:
     check_keys(WHERE, opt, [*own, *COMMON_KEYS, *ADDED_KEYS])
     given = {key: opt[key] for key in own if opt.get(key) is not None}
     return kind(**given)
+
+
+def data_root(opt: Mapping[str, Any]) -> Path:
+    """Where the images or clips of a dataset are.
+
+    Raises:
+        OptionError: Its options don't say so.
+    """
+    if opt.get("dataroot_lq") is None:
+        raise OptionError(f"{WHERE}: dataroot_lq is missing")
+    return Path(opt["dataroot_lq"])
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

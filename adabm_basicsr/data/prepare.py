@@ -14,11 +14,11 @@ from adabm_basicsr.data.images import list_images, read_image, to_unit_range
 from adabm_basicsr.data.new_folders import (
     LMDB_SUFFIX,
     all_or_nothing,
-    check_is_new,
+    check_targets,
     to_lmdb,
     write_png,
 )
-from adabm_basicsr.errors import ImageError, OptionError
+from adabm_basicsr.errors import ImageError
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
@@ -67,11 +67,7 @@ def prepare(
     is_lmdb = out.suffix == LMDB_SUFFIX
     _check_names(paths, is_lmdb)
     check_max_pixels("--max-pixels", max_pixels)
-    if mod is not None and mod.resolve() == out.resolve():
-        raise OptionError(f"--mod: {mod} is the same as --out")
-    check_is_new("--out", out)
-    if mod is not None:
-        check_is_new("--mod", mod)
+    check_targets(out, mod)
     written = []
     with ExitStack() as folders:
         unfinished = folders.enter_context(all_or_nothing(out))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from adabm_basicsr.data.frames import ALL_FRAMES, FrameRange, find_clips, read_clip
+from adabm_basicsr.data.frames import ALL_FRAMES, FrameRange, list_clips, read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS, check_max_pixels
-from adabm_basicsr.data.new_folders import LMDB_SUFFIX, all_or_nothing, check_is_new, to_lmdb
+from adabm_basicsr.data.new_folders import LMDB_SUFFIX, all_or_nothing, check_targets, to_lmdb
 from adabm_basicsr.data.prepare import crop_to_scale, downscale, write_pair
 from adabm_basicsr.errors import ImageError, OptionError
 
@@ -45,18 +45,13 @@ def prepare_clips(
     Raises:
         AdaBMError: A clip is missing, broken, too short or too small, or a target is not empty.
     """
-    targets = {"--out": out, "--mod": mod}
-    folders = {key: folder for key, folder in targets.items() if folder is not None}
+    folders = check_targets(out, mod)
     if not folders:
         raise OptionError("--out, --mod or both are needed")
-    if len({folder.resolve() for folder in folders.values()}) < len(folders):
-        raise OptionError(f"--mod: {mod} is the same as --out")
     check_max_pixels("--max-pixels", max_pixels)
-    clips = find_clips(paths, "--clips")
-    for key, folder in folders.items():
-        if folder.suffix == LMDB_SUFFIX:
-            _check_keys(clips)
-        check_is_new(key, folder)
+    clips = list_clips(paths, "--clips")
+    if any(folder.suffix == LMDB_SUFFIX for folder in folders.values()):
+        _check_keys(clips)
     counts = {}
     with ExitStack() as stack:
         unfinished = {

@@ -125,10 +125,24 @@ def run_chunk(
     count = low.shape[1]
     if count < window:
         raise ImageError(f"the clip has {count} frames, but the network takes windows of {window}")
+    for low_window in windows_of(low, window, numbers):
+        yield _to_pixels(network(low_window)[0])
+
+
+def windows_of(clip: Tensor, window: int, numbers: Iterable[int]) -> Iterator[Tensor]:
+    """The windows around some frames; at its ends a clip is mirrored as in BasicSR's test sets.
+
+    Args:
+        clip: ``(B, T, C, H, W)``.
+        window: Frames of a window, an odd number.
+        numbers: Which frames are in the middle.
+
+    Yields:
+        ``(B, window, C, H, W)``.
+    """
     for number in numbers:
-        # As BasicSR's video test sets mirror a clip at its ends.
-        indices = generate_frame_indices(number, count, window, "reflection")
-        yield _to_pixels(network(low[:, indices])[0])
+        indices = generate_frame_indices(number, clip.shape[1], window, "reflection")
+        yield clip[:, indices]
 
 
 def _to_pixels(frame: Tensor) -> np.ndarray:

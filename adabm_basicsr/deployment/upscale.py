@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adabm_basicsr.data.frames import VIDEO_EXTENSIONS, find_clips
+from adabm_basicsr.data.frames import VIDEO_EXTENSIONS, list_clips
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_grey, to_unit_range
 from adabm_basicsr.deployment.chunks import Chunking, upscale_clip
@@ -165,7 +165,7 @@ def plan_clips(inputs: Sequence[str], out: Path) -> list[Job]:
     for path in paths:
         if is_folder(path) and out.resolve().is_relative_to(path.resolve()):
             raise OptionError(f"--out: {out} lies in {path}, which is put in; name another folder")
-    clips = find_clips(paths, "--input")
+    clips = list_clips(paths, "--input")
     jobs = [(source, out / name) for name, source in clips.items()]
     _check_jobs(jobs)
     return jobs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adabm_basicsr.data.frames import list_frames
+from adabm_basicsr.data.frames import Size, check_same_size, list_frames
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.sources import read_names
 from adabm_basicsr.errors import ImageError, OptionError, check_range
@@ -27,7 +27,6 @@ VIMEO_FRAMES = 7  # of each of its clips, im1.png to im7.png; the fourth is judg
 TRAINING_SET = "REDSRecurrentDataset"
 TRAINING_FRAMES = 100  # which its code takes every clip to have
 
-Size = tuple[int, int]  # height and width
 ReadSizes = Callable[[Sequence[Path], int], list[Size]]
 
 
@@ -165,13 +164,9 @@ def _in_basicsrs_order(where: str, folder: Path) -> list[Path]:
 
 
 def _one_size(sizes: list[Size], frames: Sequence[Path]) -> Size:
+    first = (frames[0].name, sizes[0])
     for size, frame in zip(sizes, frames, strict=True):
-        if size != sizes[0]:
-            raise ImageError(
-                f"clip {frame.parent}: {frame.name} has {size[1]}x{size[0]} pixels, but "
-                f"{frames[0].name} {sizes[0][1]}x{sizes[0][0]}; frames of a clip must be of one "
-                "size"
-            )
+        check_same_size(f"clip {frame.parent}", (frame.name, size), first)
     return sizes[0]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from adabm_basicsr.data.frames import find_clips
+from adabm_basicsr.data.frames import list_clips
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
 from adabm_basicsr.data.sources import (
@@ -46,7 +46,7 @@ ROOTS = {
 # Of calibration sets: what finds the images or clips of a folder.
 LISTS: dict[str, Callable[[Path, str], object]] = {
     "CalibrationDataset": list_images,
-    "ClipCalibrationDataset": lambda root, key: find_clips([root], key),
+    "ClipCalibrationDataset": lambda root, key: list_clips([root], key),
 }
 TRIED = 480  # pixels, at most, of the images that metrics are tried on
 

@@ -19,7 +19,7 @@ from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.deployment.packed import load_packed, save_packed
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
-from adabm_basicsr.quantization.structure.clips import Clips, Least, find_clips, find_least
+from adabm_basicsr.quantization.structure.clips import Clips, Least, find_least, find_taken_clips
 from adabm_basicsr.quantization.structure.image_channels import find_example
 
 FOUND = {
@@ -103,7 +103,7 @@ def test_clips_are_found_by_trying(name):
     network = built(name)
     example = find_example(network)
     assert example.shape[:3] == (1, FOUND[name].frames, 3)
-    assert find_clips(network, example) == FOUND[name]
+    assert find_taken_clips(network, example) == FOUND[name]
 
 
 @pytest.mark.parametrize(

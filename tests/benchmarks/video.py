@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
-from basicsr.data.data_util import generate_frame_indices
 from kept_runs import run_missing
 from networks import ROOT, SHARED
 from paper_on_edsr import timed_run
@@ -36,6 +35,7 @@ from adabm_basicsr import QuantizedNetwork, load_checkpoint
 from adabm_basicsr.data.frames import FrameRange, read_clip
 from adabm_basicsr.data.images import to_unit_range
 from adabm_basicsr.data.prepare_clips import prepare_clips
+from adabm_basicsr.deployment.chunks import windows_of
 from adabm_basicsr.quantization.bit_mapping import frames_of
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
@@ -272,12 +272,11 @@ def super_resolve(net: QuantizedNetwork, low: Tensor) -> Made:
 
 
 def _inputs(net: QuantizedNetwork, low: Tensor) -> Iterator[Tensor]:
+    clip = low.unsqueeze(0)
     if net.clips.any_length:
-        yield low.unsqueeze(0)
+        yield clip
         return
-    for frame in range(len(low)):
-        window = generate_frame_indices(frame, len(low), net.clips.frames, "reflection")
-        yield low[window].unsqueeze(0)
+    yield from windows_of(clip, net.clips.frames, range(len(low)))
 
 
 def errors_by_length(net: QuantizedNetwork, low: Tensor) -> dict[int, float]:

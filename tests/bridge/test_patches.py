@@ -47,3 +47,13 @@ def test_a_clip_that_stands_still_changes_no_later_one():
     assert net.is_mirror_extended
     net.check_if_mirror_extended(moving)
     assert not net.is_mirror_extended
+
+
+def test_warping_by_flow_prints_no_warning():
+    warp = (
+        "import adabm_basicsr, torch\n"
+        "from basicsr.archs.arch_util import flow_warp\n"
+        "flow_warp(torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, 2))"
+    )
+    ran = subprocess.run([sys.executable, "-c", warp], check=True, capture_output=True, text=True)
+    assert "meshgrid" not in ran.stderr

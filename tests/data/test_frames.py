@@ -11,7 +11,7 @@ from conftest import photograph
 from adabm_basicsr import AdaBMError
 from adabm_basicsr.data.frames import (
     FrameRange,
-    find_clips,
+    list_clips,
     list_frames,
     parse_frames,
     read_clip,
@@ -145,27 +145,27 @@ def test_clips_below_a_folder_are_named_by_their_files(tmp_path):
         write_frames(root / name, moving(2, 8, 8))
     write_video(root / "b.c.mp4", moving(2))
     (root / "notes.txt").write_text("no clip")
-    assert find_clips([root], "--clips") == {"a": root / "a", "b.c": root / "b.c.mp4"}
-    assert find_clips([root / "a"], "--clips") == {"a": root / "a"}
-    assert find_clips([root / "b.c.mp4"], "--clips") == {"b.c": root / "b.c.mp4"}
+    assert list_clips([root], "--clips") == {"a": root / "a", "b.c": root / "b.c.mp4"}
+    assert list_clips([root / "a"], "--clips") == {"a": root / "a"}
+    assert list_clips([root / "b.c.mp4"], "--clips") == {"b.c": root / "b.c.mp4"}
 
 
 def test_what_is_no_clip(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdaBMError, match=r"--clips: folder .*empty holds neither frames nor clips"):
-        find_clips([tmp_path / "empty"], "--clips")
+        list_clips([tmp_path / "empty"], "--clips")
     with pytest.raises(AdaBMError, match=r"--clips: clip .*gone does not exist"):
-        find_clips([tmp_path / "gone"], "--clips")
+        list_clips([tmp_path / "gone"], "--clips")
     write_frames(tmp_path / "film", moving(1), "cover.png")
     write_video(tmp_path / "film" / "film.mp4", moving(2))
     beside = (
         r"--clips: folder .*film holds an image, cover\.png, beside a clip, film\.mp4; give the"
     )
     with pytest.raises(AdaBMError, match=beside):
-        find_clips([tmp_path / "film"], "--clips")
+        list_clips([tmp_path / "film"], "--clips")
     folders = [write_frames(tmp_path / name / "x", moving(2, 8, 8)) for name in ("a", "b")]
     with pytest.raises(AdaBMError, match=r"--clips: .*a/x and .*b/x would both become clip x"):
-        find_clips(folders, "--clips")
+        list_clips(folders, "--clips")
 
 
 def test_frames_in_words():

@@ -32,7 +32,7 @@ from adabm_basicsr.quantization.layers import (
 from adabm_basicsr.quantization.layers.functional import SETTINGS
 from adabm_basicsr.quantization.layers.join import is_clip
 from adabm_basicsr.quantization.precision import full_float32
-from adabm_basicsr.quantization.structure.clips import Clips, find_clips
+from adabm_basicsr.quantization.structure.clips import Clips, find_taken_clips
 from adabm_basicsr.quantization.structure.functional import FunctionLayer
 from adabm_basicsr.quantization.structure.joins import INPUT, OUTPUT, Joins, find_joins
 from adabm_basicsr.quantization.structure.preparation import (
@@ -160,7 +160,7 @@ def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tens
         small = example.new_zeros(*example.shape[:-2], *small_size)
         if is_clip(example):
             small = smallest_clip(network, example, size_multiple)
-    clips = find_clips(network, example)
+    clips = find_taken_clips(network, example)
 
     preparation = find_preparation(network, example, fold=config.arithmetic.integer)
     prepared = network

@@ -197,7 +197,7 @@ def naming_least(name: str, network: Callable[[Tensor], Tensor], clip: Tensor) -
         ) from error
 
 
-def find_clips(network: nn.Module, example: Tensor) -> Clips | None:
+def find_taken_clips(network: nn.Module, example: Tensor) -> Clips | None:
     """Which clips a network takes; None of one that takes images.
 
     Args:

@@ -218,7 +218,23 @@ class _Follower(TorchDispatchMode):
 
 
 def _combined(codes: list[Tensor], made: Tensor) -> Tensor:
-    """Codes of what was made of tensors with codes: value by value if shapes fit, else by rows."""
+    """Codes of what was made of tensors with codes.
+
+    Where shapes fit, each value has the nearest code of the values that it may be made of. Say that
+    frame 0 is two layers away from all values of one tensor, and frame 1 three from those of
+    another: their sum has frame 0, two layers away. Were it two from both, it would have `SEVERAL`.
+
+    Where shapes don't fit, the same is done row by row. ``F.interpolate`` of ``(2, 3, 8, 8)`` makes
+    ``(2, 3, 16, 16)``: all values of a row of that have the nearest code of the row before. If
+    it has another number of rows, as a sum over them has, all have the nearest code of all.
+
+    Args:
+        codes: Those of each tensor, of any shapes.
+        made: What was made of them.
+
+    Returns:
+        Codes of the shape of ``made``.
+    """
     try:
         fits = torch.broadcast_shapes(*[of_one.shape for of_one in codes], made.shape) == made.shape
     except RuntimeError:
@@ -255,7 +271,11 @@ def _nearest_of_rows(codes: Tensor) -> Tensor:
 
 
 def _spread(rows: Tensor, like: Tensor) -> Tensor:
-    """A code for each row as codes of all values of a tensor."""
+    """A code for each row as codes of all values of a tensor.
+
+    Two rows, ``[a, b]``, like a tensor ``(2, 1, 3)`` become ``[[[a, a, a]], [[b, b, b]]]``; a row
+    alone serves for all rows of the tensor.
+    """
     if like.dim() == 0:
         return rows[0].clone()
     return rows.view(-1, *[1] * (like.dim() - 1)).expand(like.shape).clone()
