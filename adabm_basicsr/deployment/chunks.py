@@ -19,7 +19,7 @@ from adabm_basicsr.data.frames import read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import RGB, to_unit_range, write_image
 from adabm_basicsr.errors import ImageError
-from adabm_basicsr.files import is_file
+from adabm_basicsr.files import is_file, remove_temporaries
 
 # Of 640x360 LR pixels, 24 frames and their output x4 take 1.1 GB beside what the network takes.
 DEFAULT_CHUNK = 8
@@ -180,6 +180,7 @@ def upscale_clip(
             network doesn't take.
         AdaBMError: A file can't be written.
     """
+    remove_temporaries(out)
     number = 0
     read = read_clip(source, channels=channels, max_pixels=max_pixels, only_grey=channels == GREY)
     for chunk in split_clip(read, chunking.kept, chunking.reach):

@@ -1,11 +1,14 @@
 """Clips in chunks, with networks that stand in for recurrent and windowed ones."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from clip_files import FRAME, moving, write_frames, write_video
+from faults import FORKS, kill_this_process
 
 from adabm_basicsr import AdaBMError
 from adabm_basicsr.deployment.chunks import Chunking, run_chunk, split_clip, upscale_clip
@@ -150,6 +153,35 @@ def test_a_run_that_stopped_goes_on(tmp_path):
     assert kept.stat().st_mtime_ns == made_at
     assert np.array_equal(read_all(tmp_path / "out"), expected)
     assert upscaled(recurrent, folder, tmp_path / "out", Chunking(3, 2), overwrite=True) == 9
+
+
+def upscale_and_die(source, out):
+    """Kill this process half-way through the fifth frame that is written."""
+    original, written = Path.write_bytes, []
+
+    def write_bytes(path, content):
+        written.append(path)
+        if len(written) == 5:
+            original(path, content[: len(content) // 2])
+            kill_this_process()
+        return original(path, content)
+
+    Path.write_bytes = write_bytes
+    upscaled(recurrent, source, out, Chunking(2, 2))
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    folder = write_frames(tmp_path / "clip", moving(9))
+    out = tmp_path / "out"
+    child = FORKS.Process(target=upscale_and_die, args=(folder, out))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+    assert sorted(path.name for path in out.glob("[!.]*")) == [FRAME.format(i) for i in range(4)]
+    assert upscaled(recurrent, folder, out, Chunking(2, 2)) == 5
+    assert sorted(path.name for path in out.iterdir()) == [FRAME.format(i) for i in range(9)]
+    upscaled(recurrent, folder, tmp_path / "whole", Chunking(2, 2))
+    assert np.array_equal(read_all(out), read_all(tmp_path / "whole"))
 
 
 def test_grey_networks(tmp_path):
