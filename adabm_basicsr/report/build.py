@@ -193,9 +193,9 @@ def _by_frame(figures: Mapping) -> dict[str, Mapping[str, Sequence[float]]]:
     found = {}
     for name, facts in figures["sets"].items():
         for variant in VARIANTS:
-            by_frame = facts["by_frame"].get(variant)
+            by_frame = facts["by_frame"].get(variant, {})
             # Of some sets a single frame of each clip is judged.
-            if by_frame and len(by_frame["fab"]) > 1:
+            if any(len(values) > 1 for values in by_frame.values()):
                 found[f"{name}, {title(variant)}"] = by_frame
     return found
 

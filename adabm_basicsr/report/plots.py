@@ -168,7 +168,8 @@ def frames_plot(by_frame: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
     """Quality and bits over the frames of clips, first to last.
 
     Args:
-        by_frame: Metrics and ``fab`` of the first, second, ... frames, by what was run on what.
+        by_frame: Metrics and maybe ``fab`` of the first, second, ... frames, by what was run on
+            what.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -182,8 +183,10 @@ def frames_plot(by_frame: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure
                 quality.plot(found[metric], color=colour, label=name)
                 quality.set_ylabel(title(metric))
                 break
-        if found["fab"][0] < FLOAT_BITS:
-            bits.plot(found["fab"], color=colour)
+        # Records of early versions hold metrics by frame, but no bits.
+        used = found.get("fab", [FLOAT_BITS])
+        if used[0] < FLOAT_BITS:
+            bits.plot(used, color=colour)
     bits.set(xlabel="frame of the clip", ylabel="bits used")
     bits.xaxis.set_major_locator(MaxNLocator(integer=True))
     bits.margins(y=0.25)

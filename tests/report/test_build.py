@@ -120,3 +120,11 @@ def test_a_record_of_bits_without_classes_has_no_map(at_run):
     shutil.rmtree(run)
     assert "classes" not in all_tables(figures)
     assert 'id="map"' not in page
+
+
+def test_a_record_of_clips_from_before_bits_of_frames_were_kept(at_run, tmp_path):
+    facts = json.loads((at_run / "results/tiny_test/run.json").read_text())
+    facts["sets"]["Val"]["by_frame"] = {"psnr": [30.0, 29.0]}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    report_run(tmp_path)
+    assert (tmp_path / "report/frames.png").is_file()
