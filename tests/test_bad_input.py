@@ -503,6 +503,20 @@ def test_windows_of_another_length_to_validate_on(run_fails, workspace):
     assert error.endswith("datasets: val: num_frame: 3, but EDVR takes 5 frames")
 
 
+def test_frames_to_validate_on_that_are_too_small(run_fails, workspace):
+    torch.save({"params": Demanding().state_dict()}, workspace.root / "demanding.pth")
+    error = run_fails(
+        scale=4,
+        network_g__network={"type": "Demanding"},
+        path__pretrain_network_g="demanding.pth",
+        datasets__val=clips_with_truth(workspace),
+    )
+    assert error.endswith(
+        "datasets: frames to validate on are as small as 8x8 pixels, but Demanding takes frames of "
+        "at least 20x20 pixels"
+    )
+
+
 def test_nan_in_weights(run_fails, workspace, tiny):
     tiny.conv_last.weight.data[0, 0, 0, 0] = float("nan")
     torch.save({"params": tiny.state_dict()}, workspace.root / "tiny.pth")

@@ -14,6 +14,7 @@ from basicsr.archs import build_network
 from basicsr.utils import registry
 
 from adabm_basicsr.archs.adabm_arch import build_base, import_modules
+from adabm_basicsr.data.frames import Size
 from adabm_basicsr.errors import NotRegisteredError, OptionError, did_you_mean, within
 from adabm_basicsr.models.adabm_model import AdaBMModel
 from adabm_basicsr.models.setup import set_up_training
@@ -21,7 +22,7 @@ from adabm_basicsr.options.clips import CLIP_SETS, RECURRENT
 from adabm_basicsr.options.datasets import ROOTS, check_datasets, check_metrics
 from adabm_basicsr.quantization.checkpoint import load_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.structure.clips import Clips, clip_of
+from adabm_basicsr.quantization.structure.clips import EXAMPLE_SIZE, Clips, clip_of
 
 TRIED = 24  # pixels of the image that the network's scale is tried on
 QUANTIZED = "AdaBMNetwork"
@@ -43,7 +44,7 @@ def check_what_is_named(opt: dict[str, Any], is_train: bool) -> None:
         _check_model(opt["model_type"])
     check_metrics(_metrics(opt), sizes)
     if opt["model_type"] == AdaBMModel.__name__:
-        _check_network(opt, is_train)
+        _check_network(opt, is_train, sizes)
 
 
 def _metrics(opt: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -83,8 +84,14 @@ def _check_model(model_type: str) -> None:
         )
 
 
-def _check_network(opt: dict[str, Any], is_train: bool) -> None:
-    """Build the network, load its checkpoint, and read what training needs."""
+def _check_network(opt: dict[str, Any], is_train: bool, sizes: list[Size]) -> None:
+    """Build the network, load its checkpoint, and read what training needs.
+
+    Args:
+        opt: The options.
+        is_train: Whether to train.
+        sizes: Heights and widths of what the network is going to make of validation sets.
+    """
     paths = opt["path"]
     is_quantized = opt["network_g"]["type"] == QUANTIZED
     if is_quantized:
@@ -94,6 +101,7 @@ def _check_network(opt: dict[str, Any], is_train: bool) -> None:
         net = build_base(opt["network_g"], "network_g")
     if is_quantized:
         _check_validation_sets(opt["datasets"], net)
+        _check_small_frames(sizes, opt.get("scale") or 1, net)
     if paths.get("pretrain_network_g") and not paths.get("resume_state"):
         load_checkpoint(net, paths["pretrain_network_g"], paths.get("param_key_g"))
     if is_train:
@@ -130,6 +138,22 @@ def _check_validation_sets(datasets: dict[str, dict[str, Any]], net: QuantizedNe
                 f"datasets: {key}: num_frame: {dataset['num_frame']}, but {name} takes "
                 f"{net.clips.window} frames"
             )
+
+
+def _check_small_frames(sizes: list[Size], scale: int, net: QuantizedNetwork) -> None:
+    """Check that a network that takes clips runs on frames as small as those of validation sets."""
+    if net.clips is None or not sizes:
+        return
+    height = min(size[0] for size in sizes) // scale
+    width = min(size[1] for size in sizes) // scale
+    # It was found to run on frames of this size, and larger ones would take their time.
+    tried = (min(height, EXAMPLE_SIZE), min(width, EXAMPLE_SIZE))
+    least = net.find_least(torch.zeros(1, net.clips.frames, net.in_channels, *tried))
+    if least is not None:
+        raise OptionError(
+            f"datasets: frames to validate on are as small as {width}x{height} pixels, but "
+            f"{type(net.network).__name__} takes {least}"
+        )
 
 
 def _fitting_clip_sets(clips: Clips) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from adabm_basicsr.data.frames import list_clips
+from adabm_basicsr.data.frames import Size, list_clips
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.images import decode_image, list_images, read_image
 from adabm_basicsr.data.sources import (
@@ -49,8 +49,6 @@ LISTS: dict[str, Callable[[Path, str], object]] = {
     "ClipCalibrationDataset": lambda root, key: list_clips([root], key),
 }
 TRIED = 480  # pixels, at most, of the images that metrics are tried on
-
-Size = tuple[int, int]  # height and width
 
 
 def check_datasets(opt: dict[str, Any]) -> list[Size]:

@@ -17,6 +17,7 @@ from adabm_basicsr.commands.main import main
 SHAPES = {
     "CarriesOn": (1, 5, 3, 16, 20),
     "MiddleFrame": (1, 5, 3, 16, 20),
+    "Demanding": (1, 5, 3, 20, 24),
     "EDSR": (1, 3, 16, 20),
 }
 
@@ -133,6 +134,17 @@ def test_a_clip_shorter_than_the_window(models, folder, capsys):
     assert "short: the clip has 3 frames, but the network takes windows of 5" in (
         capsys.readouterr().err
     )
+
+
+def test_clips_that_are_too_small_or_too_short_for_the_network(models, folder, capsys):
+    write_frames(folder / "small", moving(4, 12, 40))
+    write_frames(folder / "short", moving(2))
+    with pytest.raises(SystemExit):
+        upscale(models, "-i", "in", "small", "short", model="Demanding")
+    printed = capsys.readouterr()
+    assert "clips upscaled: 3," in printed.out
+    assert "small: Demanding takes frames of at least 20x20 pixels, but the clip" in printed.err
+    assert "short: Demanding takes clips of at least 3 frames, but the clip has 2" in printed.err
 
 
 def test_processes_share_the_clips(models, folder, monkeypatch):
