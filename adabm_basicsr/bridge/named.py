@@ -146,9 +146,9 @@ def _check_small_frames(sizes: list[Size], scale: int, net: QuantizedNetwork) ->
         return
     height = min(size[0] for size in sizes) // scale
     width = min(size[1] for size in sizes) // scale
-    # It was found to run on frames of this size, and larger ones would take their time.
-    tried = (min(height, EXAMPLE_SIZE), min(width, EXAMPLE_SIZE))
-    least = net.find_least(torch.zeros(1, net.clips.frames, net.in_channels, *tried))
+    if min(height, width) >= EXAMPLE_SIZE:
+        return  # it was found to run on frames of this size
+    least = net.find_least(torch.zeros(1, net.clips.frames, net.in_channels, height, width))
     if least is not None:
         raise OptionError(
             f"datasets: frames to validate on are as small as {width}x{height} pixels, but "

@@ -12,7 +12,7 @@ from adabm_basicsr.errors import ImageError, not_found, why_link_is_broken
 from adabm_basicsr.files import atomic_path, exists, is_file, is_folder
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-RGB = 3  # channels
+GREY, RGB = 1, 3  # channels
 OPAQUE = 255
 JPEG_START = b"\xff\xd8"
 EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF")  # in JPEG, PNG and WebP files
@@ -205,7 +205,7 @@ def to_grey(image: np.ndarray, tolerance: int = 0) -> np.ndarray:
         colours = image[..., :RGB]
         if (colours.max(2) - colours.min(2) > tolerance).any():
             raise ImageError("the network takes grey images, this one has colours")
-    return to_channels(image, 1)
+    return to_channels(image, GREY)
 
 
 def to_unit_range(image: np.ndarray) -> np.ndarray:

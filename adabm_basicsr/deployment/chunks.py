@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adabm_basicsr.data.frames import read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS
-from adabm_basicsr.data.images import RGB, to_unit_range, write_image
+from adabm_basicsr.data.images import GREY, RGB, to_unit_range, write_image
 from adabm_basicsr.errors import ImageError
 from adabm_basicsr.files import is_file, remove_temporaries
 
@@ -25,7 +25,6 @@ from adabm_basicsr.files import is_file, remove_temporaries
 DEFAULT_CHUNK = 8
 DEFAULT_CHUNK_OVERLAP = 8
 WHITE = 255
-GREY = 1  # channels
 
 
 @dataclass(frozen=True)

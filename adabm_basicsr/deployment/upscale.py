@@ -18,7 +18,14 @@ from tqdm import tqdm
 
 from adabm_basicsr.data.frames import VIDEO_EXTENSIONS, list_clips
 from adabm_basicsr.data.headers import MAX_PIXELS
-from adabm_basicsr.data.images import EXTENSIONS, list_images, read_pixels, to_grey, to_unit_range
+from adabm_basicsr.data.images import (
+    EXTENSIONS,
+    GREY,
+    list_images,
+    read_pixels,
+    to_grey,
+    to_unit_range,
+)
 from adabm_basicsr.deployment.chunks import Chunking, upscale_clip
 from adabm_basicsr.deployment.load import NCNN_SUFFIX, ONNX_SUFFIX, load_network
 from adabm_basicsr.deployment.runtimes import DEFAULT_RUNTIME
@@ -29,7 +36,7 @@ from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.clips import Clips
 
 DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with larger ones
-GREY, GREY_ALPHA, BGR, BGR_ALPHA = 1, 2, 3, 4  # channels
+GREY_ALPHA, BGR_ALPHA = 2, 4  # channels
 DEEP_EXTENSIONS = {".png", ".tif", ".tiff"}  # that hold 16 bits
 WITHOUT_ALPHA = {".jpg", ".jpeg", ".bmp", ".ppm", ".pgm"}
 COLOUR_ALONE = ".ppm"
