@@ -27,7 +27,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import yaml
 from image_sets import ImageSet, find_sets, images_of, to_bgr
 from kept_runs import run_missing
 from machine import describe_cpu
@@ -43,7 +42,6 @@ from networks import (
     parse_bits,
     weights_path,
 )
-from paper_on_edsr import timed_run
 from results import (
     SCOPES,
     means,
@@ -53,8 +51,8 @@ from results import (
     table_of_results,
 )
 from tabulate import tabulate
+from training_runs import quantize_by
 
-from adabm_basicsr import load_checkpoint
 from adabm_basicsr.quantization.measures.cost import CostMeter, size_bytes
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 from adabm_basicsr.quantization.recipes import RECIPES
@@ -140,14 +138,7 @@ def options(setting: Setting, weights: Path) -> dict:
 
 def run(setting: Setting, weights: Path, sets: list[ImageSet]) -> dict:
     """Quantize and measure once."""
-    from basicsr.archs import build_network
-
-    opt = options(setting, weights)
-    Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    cost = timed_run(["-opt", "options.yml"])
-
-    net = build_network(opt["network_g"])
-    load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
+    net, cost = quantize_by(options(setting, weights))
     figures = {image_set.name: measure(net, image_set) for image_set in sets}
     bits_of_images = []
     for image in images_of(calibration_folder(setting.scale)):

@@ -30,7 +30,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from image_sets import images_of
 from kept_runs import run_missing
 from networks import (
@@ -43,12 +42,12 @@ from networks import (
     option_file,
     parse_bits,
 )
-from paper_on_edsr import timed_run
 from results import SCOPES
 from tabulate import tabulate
 from torch import Tensor
+from training_runs import quantize_by
 
-from adabm_basicsr import QuantizedNetwork, load_checkpoint
+from adabm_basicsr import QuantizedNetwork
 from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.measures.cost import CostMeter
 from adabm_basicsr.quantization.measures.psnr import pixel_errors, psnr_of_errors
@@ -243,8 +242,6 @@ def _judge(goal: str, errors: Tensor, chosen: Tensor) -> float:
 
 def run(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
     """Quantize a network, and find what choices reach on sets of tiles."""
-    from basicsr.archs import build_network
-
     w_bits, a_bits = parse_bits(bits)
     opt = option_file(
         f"{kind}_{bits}_seed{seed}",
@@ -259,10 +256,7 @@ def run(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
         **SCOPES["body" if kind in PERCEPTUAL else "full"],
         ingredients={"image_bits": [0, 0], "image_ranges": False},
     )
-    Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    timed_run(["-opt", "options.yml"])
-    net = build_network(opt["network_g"])
-    load_checkpoint(net, Path("experiments") / opt["name"] / "models" / "net_g_latest.pth")
+    net, _ = quantize_by(opt)
     found = {}
     for name, tiles in sets.items():
         errors, of_options = measure(net, tiles)

@@ -11,80 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean, median, stdev
-from typing import Any
+from statistics import mean, stdev
 
-import torch
 from tabulate import tabulate
-
-from adabm_basicsr import QuantizedNetwork
-from adabm_basicsr.models import adabm_model
-from adabm_basicsr.quantization.finetuning.finetune import Finetuner
-from adabm_basicsr.train import main as train
+from training_runs import timed_run
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
 OPTIONS = ROOT / "options" / "train" / "EDSR" / "train_AdaBM_EDSR_Mx4.yml"
 FIGURES = [("Set5", "psnr"), ("Set14", "psnr"), ("Set5", "fab"), ("Set14", "fab")]
-
-
-class Stopwatch:
-    """Seconds that calls of calibration and fine-tuning take, and those of a forward unit.
-
-    The unit, a forward of the full-precision network on one patch, is taken before every 40th call.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.units: list[float] = []
-
-    def time(self, work: Callable[[], Any], net: QuantizedNetwork, images: torch.Tensor) -> Any:
-        """Do ``work``, whose time counts, and return its result."""
-        if len(self.seconds) % 40 == 0:
-            self._time_unit(net, images[:1])
-        start = time.perf_counter()
-        result = work()
-        self.seconds.append(time.perf_counter() - start)
-        return result
-
-    @torch.no_grad()
-    def _time_unit(self, net: QuantizedNetwork, patch: torch.Tensor) -> None:
-        with net.full_precision():
-            for _ in range(5):
-                start = time.perf_counter()
-                net(patch)
-                self.units.append(time.perf_counter() - start)
-
-
-def timed_run(argv: list[str]) -> dict[str, float]:
-    """Train with these arguments, and return the seconds and forward units that it took.
-
-    Loading and validation don't count.
-    """
-    watch = Stopwatch()
-    calibrate = adabm_model.calibrate
-    step = Finetuner.step
-
-    def timed_calibrate(net: QuantizedNetwork, batches: Iterable[torch.Tensor], *rest: Any) -> Any:
-        # A list, as the first batch is wanted twice, and an iterator gives it once.
-        batches = list(batches)
-        return watch.time(lambda: calibrate(net, batches, *rest), net, batches[0])
-
-    def timed_step(tuner: Finetuner, images: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        return watch.time(lambda: step(tuner, images, *rest, **options), tuner.net, images)
-
-    adabm_model.calibrate = timed_calibrate
-    Finetuner.step = timed_step
-    try:
-        train(argv)
-    finally:
-        adabm_model.calibrate = calibrate
-        Finetuner.step = step
-    seconds = sum(watch.seconds)
-    return {"seconds": seconds, "units": seconds / median(watch.units)}
 
 
 def run(seed: int, iterations: int, out: Path) -> dict:

@@ -24,14 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from kept_runs import run_missing
 from networks import ROOT, SHARED
-from paper_on_edsr import timed_run
 from tabulate import tabulate
 from torch import Tensor
+from training_runs import quantize_by
 
-from adabm_basicsr import QuantizedNetwork, load_checkpoint
+from adabm_basicsr import QuantizedNetwork
 from adabm_basicsr.data.frames import FrameRange, read_clip
 from adabm_basicsr.data.images import to_unit_range
 from adabm_basicsr.data.prepare_clips import prepare_clips
@@ -184,12 +183,7 @@ def run(opt: dict[str, Any], frames: int | None = None, crop: int | None = None)
         frames: Frames of the test clips to take at most, from their first.
         crop: LR pixels along each side to take at most, from the centre.
     """
-    from basicsr.archs import build_network
-
-    Path("options.yml").write_text(yaml.safe_dump(opt, sort_keys=False))
-    cost = timed_run(["-opt", "options.yml"])
-    net = build_network(opt["network_g"])
-    load_checkpoint(net, Path("experiments", opt["name"], "models", "net_g_latest.pth"))
+    net, cost = quantize_by(opt)
     clips = {}
     for film in TEST:
         clips[film.name] = measure(net, *read_pair(film.name, frames, crop))
