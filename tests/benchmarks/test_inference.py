@@ -94,8 +94,8 @@ def test_each_program_is_measured(program, run):
 
 
 def test_what_is_there_is_kept_and_the_rest_added(run):
-    only = ("--only", f"onnxruntime/{KIND}", "--sets", "Set5")
-    key = ("onnxruntime", "float32")
+    only = ("--only", f"pytorch/{KIND}", "--sets", "Set5")
+    key = ("pytorch", "float32")
     before = run(*only, "--speed-only", "--again")
     after = run(*only)
     assert after[key]["ms"] == before[key]["ms"]
@@ -106,7 +106,7 @@ def test_what_is_there_is_kept_and_the_rest_added(run):
 
 
 def test_results_of_another_setting_are_left_alone(run):
-    only = ("--only", f"onnxruntime/{KIND}", "--speed-only")
+    only = ("--only", f"pytorch/{KIND}", "--speed-only")
     run(*only)
     with pytest.raises(SystemExit, match="was measured in another setting"):
         run(*only, "--size", "24x24")
