@@ -8,7 +8,7 @@ layer alone. Each tile is then run with all of `OPTIONS`: bits added to those of
 factors on all ranges. From these errors follow the best choices for all tiles, for classes of tiles
 by complexity, and for each tile by its own error, which bounds what any mapping could gain. Choices
 use the bits that were asked for on average. Those of classes are made on every other tile, and
-judged on the rest, as all are.
+judged on the rest, as all are. The recipe's own mapping stands beside them, of a second run.
 
 Two goals are measured, as they want opposite choices: the squared error over all tiles, which
 complex ones have most of, and the mean PSNR of the tiles, to which simple ones count as much.
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from image_sets import images_of
@@ -55,7 +56,13 @@ from adabm_basicsr.quantization.measures.psnr import pixel_errors, psnr_of_error
 SET14 = SHARED / "data" / "Set14" / "LRbicx4"
 TILES_AT_ONCE = 8
 CLASSES = 5
+FEWEST = 10 * CLASSES  # tiles, so that choices for a class are made on some
 HALVINGS = 60
+# Choices of classes are made on every other tile, and all are judged on the rest.
+FITTED = slice(0, None, 2)
+JUDGED = slice(1, None, 2)
+# Ingredients of a recipe whose bits and ranges are the same for all images.
+UNMAPPED = {"image_bits": [0, 0], "image_ranges": False}
 GOALS = ("squared error", "mean PSNR")
 
 
@@ -76,10 +83,10 @@ BITS = (-2, -1, 0, 1, 2)
 FACTORS = (0.6, 0.8, 1.0, 1.25, 1.6)
 OPTIONS = [Option(bits, factor) for bits, factor in itertools.product(BITS, FACTORS)]
 SAME_BITS = [index for index, option in enumerate(OPTIONS) if option.bits == 0]
-SAME_RANGE = [index for index, option in enumerate(OPTIONS) if option.factor == 1]
 ALL = list(range(len(OPTIONS)))
-# What may differ between tiles, by the name of its line.
-CHOICES = {"ranges": SAME_BITS, "bits": SAME_RANGE, "ranges and bits": ALL}
+# What may differ between tiles, by the name of its line. Bits alone would be chosen on ranges that
+# suit the bits asked for; what they add to ranges is what counts.
+CHOICES = {"ranges": SAME_BITS, "ranges and bits": ALL}
 
 
 @contextmanager
@@ -192,20 +199,18 @@ def gains(errors: Tensor, bits: Tensor, complexity: Tensor) -> dict[str, dict[st
     classes = torch.empty_like(order)
     classes[order] = torch.arange(len(order)) * CLASSES // len(order)
     asked = float(bits[OPTIONS.index(Option(0, 1.0))])
-    fitted = slice(0, None, 2)
-    judged = slice(1, None, 2)
     lines: dict[str, dict[str, float]] = {}
     for goal in GOALS:
         costs = costs_of(goal, errors)
-        one = costs[fitted][:, SAME_BITS].sum(0).argmin()
-        chosen = torch.tensor(SAME_BITS)[one.expand(len(costs[judged]))]
-        lines.setdefault("one range for all", {})[goal] = _judge(goal, errors[judged], chosen)
+        one = costs[FITTED][:, SAME_BITS].sum(0).argmin()
+        chosen = torch.tensor(SAME_BITS)[one.expand(len(costs[JUDGED]))]
+        lines.setdefault("one range for all", {})[goal] = _judge(goal, errors[JUDGED], chosen)
         for name, allowed in CHOICES.items():
             # A tile by itself is a group of its own, and knows its own errors.
-            tiles = torch.arange(len(costs[judged]))
+            tiles = torch.arange(len(costs[JUDGED]))
             groupings = {
-                "class": (costs[fitted], classes[fitted], classes[judged]),
-                "tile": (costs[judged], tiles, tiles),
+                "class": (costs[FITTED], classes[FITTED], classes[JUDGED]),
+                "tile": (costs[JUDGED], tiles, tiles),
             }
             for grouping, (seen, groups_of_seen, groups_of_judged) in groupings.items():
                 by_group = _choose_for_groups(
@@ -213,7 +218,7 @@ def gains(errors: Tensor, bits: Tensor, complexity: Tensor) -> dict[str, dict[st
                 )
                 chosen = torch.tensor(allowed)[by_group[groups_of_judged]]
                 line = lines.setdefault(f"{name} by {grouping}", {})
-                line[goal] = _judge(goal, errors[judged], chosen)
+                line[goal] = _judge(goal, errors[JUDGED], chosen)
     return lines
 
 
@@ -241,22 +246,8 @@ def _judge(goal: str, errors: Tensor, chosen: Tensor) -> float:
 
 
 def run(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
-    """Quantize a network, and find what choices reach on sets of tiles."""
-    w_bits, a_bits = parse_bits(bits)
-    opt = option_file(
-        f"{kind}_{bits}_seed{seed}",
-        kind,
-        seed,
-        images=80,
-        lq_size=64,
-        iterations={},
-        recipe="fast",
-        w_bits=w_bits,
-        a_bits=a_bits,
-        **SCOPES["body" if kind in PERCEPTUAL else "full"],
-        ingredients={"image_bits": [0, 0], "image_ranges": False},
-    )
-    net, _ = quantize_by(opt)
+    """Quantize a network without a mapping of images; find what choices reach on sets of tiles."""
+    net = quantized(f"{kind}_{bits}_seed{seed}", kind, bits, seed, ingredients=UNMAPPED)
     found = {}
     for name, tiles in sets.items():
         errors, of_options = measure(net, tiles)
@@ -267,6 +258,46 @@ def run(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
             "lines": gains(errors, of_options, complexity),
         }
     return {"network": kind, "bits": bits, "seed": seed, "sets": found}
+
+
+@torch.no_grad()
+def run_mapped(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict:
+    """Quantize a network with the recipe's own mapping; what it reaches on sets of tiles."""
+    net = quantized(f"{kind}_{bits}_mapped_seed{seed}", kind, bits, seed)
+    found = {}
+    for name, tiles in sets.items():
+        errors = []
+        bits_of_tiles = []
+        for part in tiles[JUDGED].split(TILES_AT_ONCE):
+            result = net(part, details=True)
+            bits_of_tiles.append(result.bits)
+            with net.full_precision():
+                errors.append(pixel_errors(result.output, net(part)))
+        joined = torch.cat(errors).double()
+        line = {goal: reached(goal, joined) for goal in GOALS}
+        fab = float(torch.cat(bits_of_tiles).mean())
+        found[name] = {"tiles": len(tiles), "fab": fab, "lines": {"the recipe's mapping": line}}
+    return {"network": kind, "bits": bits, "seed": seed, "sets": found}
+
+
+def quantized(name: str, kind: str, bits: str, seed: int, **choices: Any) -> QuantizedNetwork:
+    """A network, quantized by recipe `fast` with an option file."""
+    w_bits, a_bits = parse_bits(bits)
+    opt = option_file(
+        name,
+        kind,
+        seed,
+        images=80,
+        lq_size=64,
+        iterations={},
+        recipe="fast",
+        w_bits=w_bits,
+        a_bits=a_bits,
+        **SCOPES["body" if kind in PERCEPTUAL else "full"],
+        **choices,
+    )
+    net, _ = quantize_by(opt)
+    return net
 
 
 def make_table(runs: dict[str, dict]) -> str:
@@ -310,7 +341,10 @@ def main() -> None:
     args = parser.parse_args()
     sets = {}
     for folder in args.images:
-        sets[_name_of(folder)] = cut(list(images_of(folder)), args.tile, args.tiles)
+        tiles = cut(list(images_of(folder)), args.tile, args.tiles)
+        if len(tiles) < FEWEST:
+            parser.error(f"--images {folder}: has {len(tiles)} tiles; at least {FEWEST} are needed")
+        sets[_name_of(folder)] = tiles
     args.out.mkdir(parents=True, exist_ok=True)
     os.chdir(args.out)
     make_example_project_importable()
@@ -318,6 +352,7 @@ def main() -> None:
     for kind, bits in itertools.product(args.networks, args.bits):
         name = f"{kind}, {bits}, seed {args.seed}"
         asked[name] = partial(run, kind, bits, args.seed, sets)
+        asked[f"{name}, the recipe's mapping"] = partial(run_mapped, kind, bits, args.seed, sets)
     table = make_table(run_missing(Path("adaptivity.json"), asked))
     Path("adaptivity.md").write_text(table + "\n")
     print(table)

@@ -1,12 +1,15 @@
 """The benchmark of what adaptivity is worth: its choices are the best within the bits."""
 
 import itertools
+import json
+import sys
 
 import adaptivity
+import networks
 import pytest
 import torch
 from adaptivity import ALL, CLASSES, GOALS, OPTIONS, Option, choose, gains, measure, run_with
-from conftest import photographs
+from conftest import photographs, write_images
 
 from adabm_basicsr import calibrate, quantize
 from adabm_basicsr.quantization.bit_mapping import image_complexity
@@ -60,7 +63,7 @@ def test_what_errs_less_by_class_is_found():
     for goal in GOALS:
         assert lines["one range for all"][goal] < lines["ranges by class"][goal]
         assert lines["ranges by class"][goal] == pytest.approx(lines["ranges by tile"][goal])
-        assert lines["bits by tile"][goal] <= lines["ranges and bits by tile"][goal]
+        assert lines["ranges by tile"][goal] <= lines["ranges and bits by tile"][goal]
 
 
 def test_a_network_is_measured_with_all_options_and_stays_as_it_was(tiny):
@@ -69,7 +72,7 @@ def test_a_network_is_measured_with_all_options_and_stays_as_it_was(tiny):
         tiny,
         images[:1],
         recipe="fast",
-        ingredients={"image_bits": [0, 0], "image_ranges": False},
+        ingredients=adaptivity.UNMAPPED,
     )
     calibrate(net, [images])
     before = net(images)
@@ -84,3 +87,56 @@ def test_a_network_is_measured_with_all_options_and_stays_as_it_was(tiny):
     for name in adaptivity.CHOICES:
         assert set(lines[f"{name} by class"]) == set(GOALS)
     assert len(ALL) == len(OPTIONS)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the benchmark on a tiny EDSR with tiny images; returns what it keeps."""
+    from basicsr.archs import build_network
+
+    arguments = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1}
+    monkeypatch.setitem(networks.NETWORKS, "EDSR", arguments)
+    monkeypatch.setattr(networks, "SHARED", tmp_path)
+    monkeypatch.setattr(adaptivity, "TILES_AT_ONCE", 64)
+    monkeypatch.chdir(tmp_path)
+    write_images(networks.calibration_folder(), [(64, 72)] * 4)
+    networks.weights_path("EDSR").parent.mkdir()
+    net = build_network({"type": "EDSR", **arguments, "upscale": 4})
+    torch.save({"params": net.state_dict()}, networks.weights_path("EDSR"))
+
+    def run_with(*flags):
+        command = ["adaptivity.py", "--out", "out", "--networks", "EDSR", "--tile", "8"]
+        monkeypatch.setattr(sys, "argv", [*command, *flags])
+        adaptivity.main()
+        return json.loads((tmp_path / "out" / "adaptivity.json").read_text())
+
+    return run_with
+
+
+def test_sets_are_measured_without_a_mapping_and_with_the_recipes(run, tmp_path, capsys):
+    first = tmp_path / "Set14" / "LRbicx4"
+    second = tmp_path / "photographs"
+    write_images(first, [(40, 80)])
+    write_images(second, [(32, 64)] * 2)
+    runs = run("--bits", "W4A4", "--images", str(first), str(second))
+    assert list(runs) == ["EDSR, W4A4, seed 1", "EDSR, W4A4, seed 1, the recipe's mapping"]
+    unmapped, mapped = runs.values()
+    assert {name: found["tiles"] for name, found in unmapped["sets"].items()} == {
+        "Set14": 50,
+        "photographs": 64,
+    }
+    assert mapped["sets"]["Set14"]["fab"] <= 4
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
+    assert cells[0] == ["images", "goal", "choice", "EDSR W4A4"]
+    shown = {tuple(row[:3]) for row in cells[2:]}
+    for goal in GOALS:
+        assert ("photographs", goal, "one range for all") in shown
+        assert ("Set14", goal, "the recipe's mapping") in shown
+
+
+def test_too_few_tiles_are_rejected(run, tmp_path, capsys):
+    write_images(tmp_path / "few", [(32, 48)])
+    with pytest.raises(SystemExit):
+        run("--bits", "W4A4", "--images", str(tmp_path / "few"))
+    assert "has 24 tiles; at least 50 are needed" in capsys.readouterr().err
