@@ -26,7 +26,7 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
 
     Args:
         image: ``(H, W, C)`` of any type that `decode_image` returns; both sides multiples of
-            ``scale``.
+            ``scale``, as `crop_to_scale` makes them.
         scale: Factor, at least 1.
 
     Returns:
@@ -132,6 +132,11 @@ def crop_to_scale(image: np.ndarray, label: str, scale: int) -> np.ndarray:
         ImageError: It is too small.
     """
     height, width = image.shape[:2]
-    if min(height, width) < scale:
-        raise ImageError(f"{label} of {width}x{height} pixels is smaller than the scale {scale}")
+    # Borders are mirrored for bicubic, by more pixels than the scale.
+    least = 1 if scale == 1 else 2 * scale
+    if min(height, width) < least:
+        raise ImageError(
+            f"{label} has {width}x{height} pixels; at scale {scale} it has to have at least "
+            f"{least}x{least}"
+        )
     return mod_crop(image, scale)

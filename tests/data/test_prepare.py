@@ -7,7 +7,7 @@ from conftest import write_images
 from faults import FORKS, kill_this_process
 
 from adabm_basicsr.data import prepare as prepare_module
-from adabm_basicsr.data.prepare import downscale, prepare
+from adabm_basicsr.data.prepare import crop_to_scale, downscale, prepare
 from adabm_basicsr.errors import AdaBMError
 
 IMAGES = ["img_000.png", "img_001.png", "img_002.png"]
@@ -37,6 +37,15 @@ def test_equals_the_bicubic_images_of_set5(shared, scale):
         assert np.abs(small.astype(int) - expected).mean() < 0.01
 
 
+@pytest.mark.parametrize(("scale", "least"), [(1, 1), (2, 4), (3, 6), (4, 8), (7, 14), (8, 16)])
+def test_the_smallest_images(scale, least):
+    image = np.zeros((least, least + 1, 3), np.uint8)
+    small = downscale(crop_to_scale(image, "image", scale), scale)
+    assert small.shape[0] == least // scale
+    with pytest.raises(AdaBMError, match=f"image has {least + 1}x{least - 1} pixels"):
+        crop_to_scale(image[1:], "image", scale)
+
+
 def test_existing_files_are_not_overwritten(tmp_path):
     hr, out = write_images(tmp_path / "hr", [(32, 32)]), write_images(tmp_path / "lr", [(8, 8)])
     with pytest.raises(AdaBMError, match=r"--out: .*lr exists and is not an empty folder"):
@@ -57,8 +66,8 @@ def test_one_folder_for_both_is_refused(tmp_path):
         ),
         (lambda hr: (hr / "x.png").write_bytes(b"no"), "x.png is broken"),
         (
-            lambda hr: cv2.imwrite(str(hr / "y.png"), np.zeros((2, 9, 3), np.uint8)),
-            "is smaller than the scale 4",
+            lambda hr: cv2.imwrite(str(hr / "y.png"), np.zeros((7, 9, 3), np.uint8)),
+            r"y\.png has 9x7 pixels; at scale 4 it has to have at least 8x8",
         ),
         (lambda hr: [path.unlink() for path in hr.iterdir()], "holds no images"),
     ],

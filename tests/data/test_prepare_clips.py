@@ -73,8 +73,8 @@ def test_an_lmdb_has_the_keys_of_basicsr(tmp_path):
         (lambda root: (root / "001" / "00000001.png").unlink(), "without gaps"),
         (lambda root: write_video(root / "002.mp4", moving(2, 48, 64)).write_bytes(b""), "empty"),
         (
-            lambda root: write_frames(root / "002", moving(2, 3, 3)),
-            "a frame of clip .*002 of 3x3 pixels is smaller than the scale 4",
+            lambda root: write_frames(root / "002", moving(2, 5, 9)),
+            "a frame of clip .*002 has 9x5 pixels; at scale 4 it has to have at least 8x8",
         ),
     ],
 )
