@@ -206,9 +206,18 @@ def find_taken_clips(network: nn.Module, example: Tensor) -> Clips | None:
         example: An input of it, ``(1, C, H, W)`` or ``(1, T, C, H, W)``.
 
     Raises:
-        AdaBMError: It doesn't take the example.
+        AdaBMError: It doesn't take the example, or makes another number of frames of it.
     """
     if example.dim() != CLIP_AXES:
         return None
     output = run_on_clip(network, example)
-    return Clips(example.shape[1], any_length=output.dim() == CLIP_AXES)
+    taken = example.shape[1]
+    if output.dim() != CLIP_AXES:
+        return Clips(taken, any_length=False)
+    made = output.shape[1]
+    if made != taken:
+        raise AdaBMError(
+            f"{type(network).__name__} makes {made} frames of a clip of {taken}; it has to make "
+            "one of each, (B, T, C, H, W), or the middle one alone, (B, C, H, W)"
+        )
+    return Clips(taken, any_length=True)

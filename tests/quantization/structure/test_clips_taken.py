@@ -5,7 +5,7 @@ import torch
 from clip_networks import CarriesOn, Demanding
 
 from adabm_basicsr import AdaBMError, calibrate, quantize
-from adabm_basicsr.quantization.structure.clips import Least, find_least
+from adabm_basicsr.quantization.structure.clips import Least, find_least, find_taken_clips
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,18 @@ from adabm_basicsr.quantization.structure.clips import Least, find_least
 def test_the_least_is_found_by_trying(shape, least):
     frames, height, width = shape
     assert find_least(Demanding(), torch.rand(2, frames, 3, height, width)) == least
+
+
+@pytest.mark.parametrize(
+    ("kept", "made"), [(slice(1, -1), 3), (slice(2, 3), 1)], ids=["cropped", "the middle one"]
+)
+def test_a_clip_of_another_length_is_rejected(kept, made):
+    class Crops(CarriesOn):
+        def forward(self, clip):
+            return super().forward(clip)[:, kept]
+
+    with pytest.raises(AdaBMError, match=f"^Crops makes {made} frames of a clip of 5; it has to"):
+        find_taken_clips(Crops(), torch.rand(1, 5, 3, 8, 8))
 
 
 def test_another_reason_has_no_least():
