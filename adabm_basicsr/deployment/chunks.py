@@ -18,7 +18,7 @@ from torch import Tensor
 from adabm_basicsr.data.frames import read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import GREY, RGB, to_unit_range, write_image
-from adabm_basicsr.errors import ImageError
+from adabm_basicsr.errors import AdaBMError, ImageError
 from adabm_basicsr.files import is_file, remove_temporaries
 
 # Of 640x360 LR pixels, 24 frames and their output x4 take 1.1 GB beside what the network takes.
@@ -37,11 +37,21 @@ class Chunking:
             frame then, to which there is no flow.
         window: Frames of which a network makes the middle one, an odd number; None for a network
             that makes all frames of a clip.
+
+    Raises:
+        AdaBMError: A window has an even number of frames.
     """
 
     frames: int = DEFAULT_CHUNK
     overlap: int = DEFAULT_CHUNK_OVERLAP
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window % 2 == 0:
+            raise AdaBMError(
+                f"the network takes windows of {self.window} frames, and an even number has no "
+                "middle one to make"
+            )
 
     @property
     def reach(self) -> int:

@@ -199,6 +199,11 @@ def test_grey_networks(tmp_path):
         upscaled(recurrent, clip, tmp_path / "out" / "other", channels=1)
 
 
+def test_windows_without_a_middle_frame():
+    with pytest.raises(AdaBMError, match=r"^the network takes windows of 4 frames, and an even"):
+        Chunking(window=4)
+
+
 def test_a_clip_shorter_than_the_window(tmp_path):
     folder = write_frames(tmp_path / "clip", moving(3))
     with pytest.raises(AdaBMError, match="the clip has 3 frames, but the network takes windows of"):
