@@ -10,6 +10,7 @@ from adabm_basicsr.data.frames import Size, check_same_size, list_frames
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.sources import read_names
 from adabm_basicsr.errors import ImageError, OptionError, check_range
+from adabm_basicsr.files import is_folder
 from adabm_basicsr.options.paths import existing_file
 
 RECURRENT = "VideoRecurrentTestDataset"
@@ -65,8 +66,10 @@ def _window(where: str, dataset: dict[str, Any]) -> int:
     """Frames of a window; `ALL_FRAMES` where whole clips are given."""
     if dataset["type"] == RECURRENT:
         return ALL_FRAMES
+    if dataset.get("num_frame") is None:
+        raise OptionError(f"{where}: num_frame is missing: the frames that the network takes")
     most = VIMEO_FRAMES if dataset["type"] == VIMEO else LARGEST_WINDOW
-    frames = check_range(f"{where}: num_frame", dataset.get("num_frame"), 1, most)
+    frames = check_range(f"{where}: num_frame", dataset["num_frame"], 1, most)
     if frames % 2 == 0:
         raise OptionError(f"{where}: num_frame: {frames} is even; the middle frame is made")
     return frames
@@ -138,14 +141,28 @@ def _clip_names(where: str, dataset: dict[str, Any], low: Path, truth: Path) -> 
         return read_names(dataset["meta_info_file"], low)
     if dataset["type"] == VIMEO:
         raise OptionError(f"{where}: meta_info_file is missing: the list of its clips")
-    names = sorted(path.name for path in low.glob("[!.]*"))
-    for name in names:
-        if not (truth / name).is_dir():
-            raise ImageError(f"{where}: clip {name} of dataroot_lq is not in dataroot_gt {truth}")
-    if len(names) < len(list(truth.glob("[!.]*"))):
-        raise ImageError(f"{where}: dataroot_gt {truth} has more clips than dataroot_lq {low}")
+    names = _folders_in(f"{where}: dataroot_lq", low)
+    true_names = _folders_in(f"{where}: dataroot_gt", truth)
     if not names:
         raise ImageError(f"{where}: dataroot_lq: folder {low} holds no clips")
+    for name in names:
+        if name not in true_names:
+            raise ImageError(f"{where}: clip {name} of dataroot_lq is not in dataroot_gt {truth}")
+    if len(names) < len(true_names):
+        raise ImageError(f"{where}: dataroot_gt {truth} has more clips than dataroot_lq {low}")
+    return names
+
+
+def _folders_in(where: str, root: Path) -> list[str]:
+    """Names of the clips in a folder; BasicSR takes all that lies there for clips."""
+    names = []
+    for path in sorted(root.glob("[!.]*")):
+        if not is_folder(path):
+            raise ImageError(
+                f"{where}: {path} is a file; folder {root} has to hold a folder of frames for each "
+                "clip, and nothing else"
+            )
+        names.append(path.name)
     return names
 
 

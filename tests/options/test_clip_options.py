@@ -119,7 +119,14 @@ def rename(root):
         (lambda root: shutil.rmtree(root / "gt" / "001"), "clip 001 of dataroot_lq is not in"),
         (lambda root: shutil.rmtree(root / "lq" / "001"), "dataroot_gt gt has more clips than"),
         (lambda root: (root / "lq" / "001" / "x.txt").touch(), r"lq/001/x\.txt is not a frame"),
-        (lambda root: [shutil.rmtree(root / "lq" / n) for n in ("000", "001")], "more clips than"),
+        (
+            lambda root: (root / "gt" / "x.txt").touch(),
+            r"dataroot_gt: gt/x\.txt is a file; folder ",
+        ),
+        (
+            lambda root: [shutil.rmtree(root / "lq" / name) for name in ("000", "001")],
+            "dataroot_lq: folder lq holds no clips",
+        ),
     ],
 )
 def test_clips_that_basicsr_would_misread(clips, tmp_path, spoil, text):
@@ -137,7 +144,9 @@ def test_a_truth_of_another_size(clips):
     ("changes", "text"),
     [
         ({"dataroot_gt": None}, "datasets: val: dataroot_gt is missing"),
-        ({"num_frame": None}, "num_frame: None is out of range; valid: 1 to 99"),
+        ({"num_frame": None}, "datasets: val: num_frame is missing"),
+        ({"num_frame": 101}, "num_frame: 101 is out of range; valid: 1 to 99"),
+        ({"dataroot_lq": "lq/000"}, r"dataroot_lq: lq/000/00000000\.png is a file; folder lq/000 "),
         ({"num_frame": 4}, "num_frame: 4 is even; the middle frame is made"),
         ({"io_backend": {"type": "lmdb"}}, "VideoTestDataset reads folders alone, not an LMDB"),
         ({"type": "VideoRecurrentTestDataset", "cache_data": False}, "set cache_data: true"),
