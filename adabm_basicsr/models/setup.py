@@ -136,7 +136,8 @@ def read_pairs(
         device: Where to put the images.
 
     Returns:
-        Pairs of ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1.
+        Pairs of ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1; of sets of clips those of
+        ``(1, T, C, H, W)`` and the truth of all their frames or of the middle one.
     """
     pairs = []
     for phase, options in datasets.items():

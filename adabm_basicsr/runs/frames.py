@@ -21,6 +21,7 @@ from adabm_basicsr.errors import OptionError
 from adabm_basicsr.quantization.bit_mapping import frames_of
 from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.distributed import gather_objects
+from adabm_basicsr.quantization.structure.clips import middle_frame
 
 
 class Place(NamedTuple):
@@ -82,7 +83,7 @@ def judged_frames(output: Tensor, truth: Tensor) -> Tensor:
     if output.dim() == truth.dim():
         return frames_of(output)
     if output.dim() == CLIP_AXES:
-        return output[:, output.shape[1] // 2]
+        return middle_frame(output)
     raise OptionError(
         "datasets: type: VideoRecurrentTestDataset gives whole clips, but the network makes one "
         "frame of a window; take VideoTestDataset"

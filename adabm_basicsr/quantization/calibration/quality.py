@@ -28,6 +28,7 @@ from adabm_basicsr.quantization.layers import QuantizedLayer
 from adabm_basicsr.quantization.measures.cost import cost_of, size_bytes
 from adabm_basicsr.quantization.measures.psnr import pixel_psnr, psnr_of_errors, self_errors
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.structure.clips import middle_frame
 
 HELD_EVERY = 4  # of so many images one is held back
 STANDARD_ERRORS = 3.0  # of a mean over images, that other images may be worse by
@@ -177,7 +178,8 @@ class PsnrDropGoal(Goal):
 
     Args:
         allowed: Loss in dB, above 0.
-        pairs: LR image and ground truth, ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1.
+        pairs: LR image and ground truth, ``(1, C, H, W)`` and ``(1, C, sH, sW)`` in 0..1; or a
+            clip and its truth, that of all frames or of the middle one.
     """
 
     def __init__(self, allowed: float, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -215,7 +217,12 @@ class PsnrDropGoal(Goal):
     @torch.no_grad()
     def _psnr(self, net: QuantizedNetwork) -> float:
         """Mean PSNR in dB against ground truth."""
-        of_pairs = [pixel_psnr(net(low), truth) for low, truth in self.pairs]
+        of_pairs = []
+        for low, truth in self.pairs:
+            output = net(low)
+            if output.dim() > truth.dim():
+                output = middle_frame(output)
+            of_pairs.append(pixel_psnr(output, truth))
         return sum(of_pairs) / len(of_pairs)
 
     @staticmethod

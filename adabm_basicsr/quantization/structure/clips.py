@@ -82,6 +82,11 @@ def few_frames(images: Tensor) -> Tensor:
     return images
 
 
+def middle_frame(clip: Tensor) -> Tensor:
+    """The frame ``(B, C, H, W)`` in the middle of a clip ``(B, T, C, H, W)``."""
+    return clip[:, clip.shape[1] // 2]
+
+
 def find_clip(
     network: nn.Module,
     images: Sequence[Tensor],

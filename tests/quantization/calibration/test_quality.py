@@ -1,9 +1,11 @@
 """A quality that was asked for is reached, with layers or images in float where 8 bits don't do."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from clip_networks import CarriesOn
 from conftest import TINY_EDSR, photographs
 from torch import nn
 
@@ -31,7 +33,7 @@ from adabm_basicsr.quantization.calibration.quality import (
 )
 from adabm_basicsr.quantization.measures.cost import size_bytes
 from adabm_basicsr.quantization.measures.coverage import measure_coverage
-from adabm_basicsr.quantization.measures.psnr import psnr_of_errors, self_errors
+from adabm_basicsr.quantization.measures.psnr import pixel_psnr, psnr_of_errors, self_errors
 from adabm_basicsr.quantization.structure.surgery import KEPT_IN_FLOAT
 
 IMAGES = photographs(20, 24)
@@ -200,6 +202,21 @@ def test_loss_of_psnr_stays_within_the_target(allowed):
     assert goal.missing(net) <= 0
     bits = [q.bits_of_layer().item() for q in net.activation_quantizers().values()]
     assert (sum(bits) / len(bits) > 5) == (allowed < 0.1)
+
+
+def test_loss_of_psnr_of_the_middle_frame_of_a_clip():
+    """Where a network makes all frames, and the set has the truth of one."""
+    net = quantize(CarriesOn(), torch.rand(1, 3, 3, 24, 24), fully_quantized=True, recipe="static")
+    clip = IMAGES[:3].unsqueeze(0)
+    calibrate(net, [clip])
+    with torch.no_grad(), net.full_precision():
+        truth = net(clip) + 0.03
+    of_clip = PsnrDropGoal(0.1, [(clip, truth[:, 1])])
+    one_by_one = []
+    for full in (True, False):
+        with torch.no_grad(), net.full_precision() if full else nullcontext():
+            one_by_one.append(pixel_psnr(net(clip)[:, 1], truth[:, 1]))
+    assert of_clip.drop(net) == pytest.approx(one_by_one[0] - one_by_one[1])
 
 
 def test_loss_of_psnr_needs_ground_truth():
