@@ -23,7 +23,7 @@ from networks import PERCEPTUAL  # noqa: E402
 from results import (  # noqa: E402
     Row,
     choose,
-    markdown,
+    put_table,
     summarise,
     table_of_comparison,
     table_of_results,
@@ -31,8 +31,6 @@ from results import (  # noqa: E402
 
 RESULTS_PATH = DOCS / "accuracy.json"
 PAGE_PATH = DOCS / "results.md"
-BEGIN = "<!-- {name}: begin -->"
-END = "<!-- {name}: end -->"
 
 
 def render_page(page: str, results: dict) -> str:
@@ -54,11 +52,7 @@ def render_page(page: str, results: dict) -> str:
         "published": table_of_comparison(rows),
     }
     for name, table in tables.items():
-        begin = BEGIN.format(name=name)
-        end = END.format(name=name)
-        before, _, rest = page.partition(begin)
-        _, _, after = rest.partition(end)
-        page = f"{before}{begin}\n\n{markdown(table)}\n\n{end}{after}"
+        page = put_table(page, name, table)
     return page
 
 

@@ -239,6 +239,13 @@ def test_tables_of_accuracy_are_current(results_of_accuracy):
     assert render_page(read("results.md"), results) == read("results.md")
 
 
+def test_table_of_adaptivity_is_current():
+    """``python docs/generate_adaptivity.py`` writes it."""
+    names = runpy.run_path(str(ROOT / "docs" / "generate_adaptivity.py"))
+    page = read("adaptivity.md")
+    assert names["render_page"](page, json.loads(read("adaptivity.json"))) == page
+
+
 def test_a_run_is_shown_once_it_is_there(results_of_accuracy):
     """A run of a network that has no line yet, in the table of accuracy and beside published."""
     render_page, results = results_of_accuracy

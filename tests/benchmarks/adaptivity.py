@@ -15,7 +15,7 @@ complex ones have most of, and the mean PSNR of the tiles, to which simple ones 
 
 Images are LR images; large photographs may be taken as such. Each folder of ``--images`` is
 measured for itself. Needs ../shared. Prints a table and writes ``adaptivity.json`` and
-``adaptivity.md``.
+``adaptivity.md``; ``docs/generate_adaptivity.py`` takes the results into docs/adaptivity.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +87,13 @@ ALL = list(range(len(OPTIONS)))
 # What may differ between tiles, by the name of its line. Bits alone would be chosen on ranges that
 # suit the bits asked for; what they add to ranges is what counts.
 CHOICES = {"ranges": SAME_BITS, "ranges and bits": ALL}
+ONE_RANGE = "one range for all"
+OWN_MAPPING = "the recipe's mapping"
+COLUMNS = (
+    ONE_RANGE,
+    OWN_MAPPING,
+    *(f"{name} by {grouping}" for grouping in ("class", "tile") for name in CHOICES),
+)
 
 
 @contextmanager
@@ -204,7 +211,7 @@ def gains(errors: Tensor, bits: Tensor, complexity: Tensor) -> dict[str, dict[st
         costs = costs_of(goal, errors)
         one = costs[FITTED][:, SAME_BITS].sum(0).argmin()
         chosen = torch.tensor(SAME_BITS)[one.expand(len(costs[JUDGED]))]
-        lines.setdefault("one range for all", {})[goal] = _judge(goal, errors[JUDGED], chosen)
+        lines.setdefault(ONE_RANGE, {})[goal] = _judge(goal, errors[JUDGED], chosen)
         for name, allowed in CHOICES.items():
             # A tile by itself is a group of its own, and knows its own errors.
             tiles = torch.arange(len(costs[JUDGED]))
@@ -276,7 +283,7 @@ def run_mapped(kind: str, bits: str, seed: int, sets: dict[str, Tensor]) -> dict
         joined = torch.cat(errors).double()
         line = {goal: reached(goal, joined) for goal in GOALS}
         fab = float(torch.cat(bits_of_tiles).mean())
-        found[name] = {"tiles": len(tiles), "fab": fab, "lines": {"the recipe's mapping": line}}
+        found[name] = {"tiles": len(tiles), "fab": fab, "lines": {OWN_MAPPING: line}}
     return {"network": kind, "bits": bits, "seed": seed, "sets": found}
 
 
@@ -300,19 +307,24 @@ def quantized(name: str, kind: str, bits: str, seed: int, **choices: Any) -> Qua
     return net
 
 
-def make_table(runs: dict[str, dict]) -> str:
-    """A line for each set of images, goal and choice; a column for each network and its bits."""
+def table_of_choices(runs: Iterable[dict]) -> list[dict[str, str]]:
+    """A line for each network, its bits and set of images; a column for each choice.
+
+    A cell has what `GOALS` reach, each by its own choice.
+    """
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for run_of_network in runs.values():
-        column = f"{run_of_network['network']} {run_of_network['bits']}"
-        for images, found in run_of_network["sets"].items():
-            for choice, by_goal in found["lines"].items():
-                for goal, value in by_goal.items():
-                    first = {"images": images, "goal": goal, "choice": choice}
-                    row = rows.setdefault((images, goal, choice), first)
-                    row[column] = f"{value:.2f} dB"
-    ordered = [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
-    return tabulate(ordered, headers="keys", tablefmt="github", disable_numparse=True)
+    for of_run in runs:
+        for images, found in of_run["sets"].items():
+            network, bits = of_run["network"], of_run["bits"]
+            first = {"network": f"{network} x4", "bits": bits, "images": images}
+            row = rows.setdefault((network, bits, images), first)
+            for choice in COLUMNS:
+                if choice in found["lines"]:
+                    reached_by = [found["lines"][choice][goal] for goal in GOALS]
+                    row[choice] = " / ".join(f"{value:.2f}" for value in reached_by) + " dB"
+                row.setdefault(choice, "")
+            row["seeds"] = "1"
+    return list(rows.values())
 
 
 def _name_of(folder: Path) -> str:
@@ -352,8 +364,9 @@ def main() -> None:
     for kind, bits in itertools.product(args.networks, args.bits):
         name = f"{kind}, {bits}, seed {args.seed}"
         asked[name] = partial(run, kind, bits, args.seed, sets)
-        asked[f"{name}, the recipe's mapping"] = partial(run_mapped, kind, bits, args.seed, sets)
-    table = make_table(run_missing(Path("adaptivity.json"), asked))
+        asked[f"{name}, {OWN_MAPPING}"] = partial(run_mapped, kind, bits, args.seed, sets)
+    rows = table_of_choices(run_missing(Path("adaptivity.json"), asked).values())
+    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     Path("adaptivity.md").write_text(table + "\n")
     print(table)
 

@@ -243,3 +243,12 @@ def markdown(table: Sequence[dict[str, str]]) -> str:
     lines = [list(table[0]), ["---"] * len(table[0])]
     lines += [list(cells.values()) for cells in table]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def put_table(page: str, name: str, table: Sequence[dict[str, str]]) -> str:
+    """A page of the docs with a table where two comments that have its name stand."""
+    begin = f"<!-- {name}: begin -->"
+    end = f"<!-- {name}: end -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{markdown(table)}\n\n{end}{after}"

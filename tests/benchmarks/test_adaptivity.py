@@ -2,13 +2,25 @@
 
 import itertools
 import json
+import re
 import sys
 
 import adaptivity
 import networks
 import pytest
 import torch
-from adaptivity import ALL, CLASSES, GOALS, OPTIONS, Option, choose, gains, measure, run_with
+from adaptivity import (
+    ALL,
+    CLASSES,
+    COLUMNS,
+    GOALS,
+    OPTIONS,
+    Option,
+    choose,
+    gains,
+    measure,
+    run_with,
+)
 from conftest import photographs, write_images
 
 from adabm_basicsr import calibrate, quantize
@@ -128,11 +140,13 @@ def test_sets_are_measured_without_a_mapping_and_with_the_recipes(run, tmp_path,
     assert mapped["sets"]["Set14"]["fab"] <= 4
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
-    assert cells[0] == ["images", "goal", "choice", "EDSR W4A4"]
-    shown = {tuple(row[:3]) for row in cells[2:]}
-    for goal in GOALS:
-        assert ("photographs", goal, "one range for all") in shown
-        assert ("Set14", goal, "the recipe's mapping") in shown
+    assert cells[0] == ["network", "bits", "images", *COLUMNS, "seeds"]
+    assert [row[:3] for row in cells[2:]] == [
+        ["EDSR x4", "W4A4", "Set14"],
+        ["EDSR x4", "W4A4", "photographs"],
+    ]
+    for row in cells[2:]:
+        assert all(re.fullmatch(r"[\d.]+ / [\d.]+ dB", cell) for cell in row[3:-1])
 
 
 def test_too_few_tiles_are_rejected(run, tmp_path, capsys):
