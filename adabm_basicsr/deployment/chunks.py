@@ -20,6 +20,8 @@ from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import GREY, RGB, to_unit_range, write_image
 from adabm_basicsr.errors import AdaBMError, ImageError
 from adabm_basicsr.files import is_file, remove_temporaries
+from adabm_basicsr.quantization.checks import CLIP_AXES
+from adabm_basicsr.quantization.structure.clips import middle_frame
 
 # Of 640x360 LR pixels, 24 frames and their output x4 take 1.1 GB beside what the network takes.
 DEFAULT_CHUNK = 8
@@ -113,7 +115,8 @@ def run_chunk(
     """Super-resolve the frames of a chunk whose output is kept.
 
     Args:
-        network: Maps clips ``(1, T, C, H, W)`` in 0..1 to clips, or windows to ``(1, C, sH, sW)``.
+        network: Maps clips ``(1, T, C, H, W)`` in 0..1 to clips, or windows to their middle frames,
+            ``(1, C, sH, sW)``, or to all of their frames.
         chunk: Frames ``(H, W, C)``, RGB or grey, of any type that `decode_image` returns.
         window: See `Chunking`.
 
@@ -135,7 +138,10 @@ def run_chunk(
     if count < window:
         raise ImageError(f"the clip has {count} frames, but the network takes windows of {window}")
     for low_window in windows_of(low, window, numbers):
-        yield _to_pixels(network(low_window)[0])
+        made = network(low_window)
+        if made.dim() == CLIP_AXES:
+            made = middle_frame(made)
+        yield _to_pixels(made[0])
 
 
 def windows_of(clip: Tensor, window: int, numbers: Iterable[int]) -> Iterator[Tensor]:

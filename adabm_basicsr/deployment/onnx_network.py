@@ -279,8 +279,9 @@ class OnnxNetwork:
         return RUNTIMES[self.runtime].form
 
     def _check_output(self, image: Tensor, output: np.ndarray) -> None:
-        """Reject what is no image for each image, which only a damaged graph makes."""
-        is_image = output.ndim == IMAGE_AXES and output.dtype == np.float32
+        """Reject what is no image or clip for each, which only a damaged graph makes."""
+        has_axes = output.ndim in (IMAGE_AXES, image.dim())
+        is_image = has_axes and output.dtype == np.float32
         if not is_image or len(output) != len(image) or output.size == 0:
             raise self._damaged(f"its graph makes {output.shape} of an image {tuple(image.shape)}")
 

@@ -13,11 +13,13 @@ from conftest import TINY_EDSR, photograph
 from adabm_basicsr import calibrate, load_network, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
+from adabm_basicsr.data.frames import FrameRange, read_clip
 
 SHAPES = {
     "CarriesOn": (1, 5, 3, 16, 20),
     "MiddleFrame": (1, 5, 3, 16, 20),
     "Demanding": (1, 5, 3, 20, 24),
+    "Stacked": (1, 5, 3, 16, 20),
     "EDSR": (1, 3, 16, 20),
 }
 
@@ -97,6 +99,17 @@ def test_windows_in_chunks(models, folder):
     for name, clip in whole.items():
         for number, frame in clip.items():
             assert np.array_equal(in_chunks[name][number], frame)
+
+
+def test_of_a_network_of_one_length_middle_frames_are_taken(models, folder):
+    upscale(models, "-i", "in/film.mp4", "--device", "cpu", model="Stacked")
+    made = written(folder)["film"]
+    assert set(made) == frames(7)
+    clip = np.stack(list(read_clip(folder / "in/film.mp4", FrameRange(0, 4))))
+    low = torch.from_numpy(clip).permute(0, 3, 1, 2)[None] / 255
+    with torch.no_grad():
+        expected = load_network(models / "Stacked.safetensors")(low)[0, 2].permute(1, 2, 0)
+    assert np.abs(made[FRAME.format(2)] - expected.clamp(0, 1).numpy() * 255).max() < 0.51
 
 
 def test_what_exists_is_left_alone(models, folder, capsys):

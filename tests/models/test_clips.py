@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import ARCH_REGISTRY
 from clip_files import moving, write_frames
-from clip_networks import CarriesOn, MiddleFrame
+from clip_networks import CarriesOn, MiddleFrame, Stacked
 
 from adabm_basicsr import environment
 from adabm_basicsr.data.prepare_clips import prepare_clips
@@ -28,7 +28,7 @@ def films(workspace):
         write_frames(workspace.root / "hr" / clip, moving(frames, 128, 144))
     prepare_clips([workspace.root / "hr"], 4, Path("film/lq"), Path("film/gt"))
     torch.manual_seed(0)
-    for network in (CarriesOn(), MiddleFrame()):
+    for network in (CarriesOn(), MiddleFrame(), Stacked(7)):
         torch.save({"params": network.state_dict()}, f"{type(network).__name__}.pth")
     return workspace
 
@@ -103,13 +103,16 @@ def test_a_recurrent_network_on_windows_is_judged_by_their_middle_frames(films):
     assert written("Film", "walk", 2).shape == (128, 144, 3)
 
 
-def test_vimeo(films):
+@pytest.mark.parametrize("kind", ["CarriesOn", "Stacked"])
+def test_vimeo(films, kind):
+    """By networks of any length, and of that alone."""
+    described = {"type": kind, "num_frame": 7} if kind == "Stacked" else {"type": kind}
     for name, size in (("gt", (128, 144)), ("lq", (32, 36))):
         write_frames(films.root / "vimeo" / name / "00001" / "0266", moving(8, *size), "im{}.png")
     Path("meta.txt").write_text("00001/0266 7 (128,144,3)\n")
     roots = {"dataroot_gt": "vimeo/gt", "dataroot_lq": "vimeo/lq", "meta_info_file": "meta.txt"}
     named = {"name": "Vimeo90K", "type": "VideoTestVimeo90KDataset", "num_frame": 7}
-    films.test(**options(**named, **roots))
+    films.test(**{**options(**named, **roots), **network(described)})
     folder = Path("results/tiny_test/visualization/Vimeo90K")
     assert (folder / "00001_0266" / "00001_0266_tiny_test.png").is_file()
     assert "by frame: " not in logged()

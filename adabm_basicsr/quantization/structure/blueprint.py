@@ -160,7 +160,7 @@ def find_blueprint(network: nn.Module, config: QuantizationConfig, example: Tens
         small = example.new_zeros(*example.shape[:-2], *small_size)
         if is_clip(example):
             small = smallest_clip(network, example, size_multiple)
-    clips = find_taken_clips(network, example)
+    clips = find_taken_clips(network, small)
 
     preparation = find_preparation(network, example, fold=config.arithmetic.integer)
     prepared = network

@@ -1,7 +1,8 @@
 """Clips that a network takes, found by trying.
 
-Windowed networks take a fixed number of frames and give one. Recurrent ones take any number and
-give as many.
+Windowed networks take a fixed number of frames and give the one in the middle. Recurrent ones take
+any number and give as many. Some take a fixed number and give as many: they are used as windowed
+ones, of which the middle frame is kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Clips:
     Attributes:
         frames: Frames of the clip that it was run on.
         any_length: Whether it takes clips of other lengths, and gives a frame for each that it
-            takes; otherwise it gives one frame.
+            takes; otherwise it gives one frame, or takes clips of that length alone.
     """
 
     frames: int
@@ -39,7 +40,7 @@ class Clips:
 
     @property
     def window(self) -> int | None:
-        """Frames of a window, of which it makes one frame; None if it makes those of any clip."""
+        """Frames of a window, for the frame in its middle; None if it makes those of any clip."""
         return None if self.any_length else self.frames
 
     def fit(self, shape: torch.Size) -> bool:
@@ -211,18 +212,40 @@ def find_taken_clips(network: nn.Module, example: Tensor) -> Clips | None:
         example: An input of it, ``(1, C, H, W)`` or ``(1, T, C, H, W)``.
 
     Raises:
-        AdaBMError: It doesn't take the example, or makes another number of frames of it.
+        AdaBMError: It doesn't take the example, makes another number of frames of it, or takes the
+            axes of clips in another order.
     """
     if example.dim() != CLIP_AXES:
         return None
+    name = type(network).__name__
     output = run_on_clip(network, example)
     taken = example.shape[1]
-    if output.dim() != CLIP_AXES:
-        return Clips(taken, any_length=False)
-    made = output.shape[1]
-    if made != taken:
+    if output.dim() == CLIP_AXES and output.shape[1] != taken:
         raise AdaBMError(
-            f"{type(network).__name__} makes {made} frames of a clip of {taken}; it has to make "
+            f"{name} makes {output.shape[1]} frames of a clip of {taken}; it has to make "
             "one of each, (B, T, C, H, W), or the middle one alone, (B, C, H, W)"
         )
-    return Clips(taken, any_length=True)
+    if _takes_channels_first(network, example):
+        raise AdaBMError(f"{name} takes clips (B, C, T, H, W); it has to take (B, T, C, H, W)")
+    any_length = output.dim() == CLIP_AXES and _makes_longer_clips(network, example)
+    return Clips(taken, any_length)
+
+
+def _makes_longer_clips(network: nn.Module, example: Tensor) -> bool:
+    """Whether a network makes a frame for each of a clip that is longer than the example."""
+    frames = example.shape[1] + 1
+    longer = different_frames(example, (1, frames, *example.shape[2:]))
+    try:
+        output = run_on_clip(network, longer)
+    except AdaBMError:
+        return False
+    return output.dim() == CLIP_AXES and output.shape[1] == frames
+
+
+def _takes_channels_first(network: nn.Module, example: Tensor) -> bool:
+    """Whether a network takes ``(B, C, T, H, W)``, and the example as it has as many of both."""
+    taken, channels = example.shape[1:3]
+    if taken != channels:
+        return False
+    longer = different_frames(example, (1, taken + 1, *example.shape[2:]))
+    return runs(network, longer.transpose(1, 2)) and not runs(network, longer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from agreement import THREADS
 from basicsr.archs.basicvsr_arch import BasicVSR
-from clip_networks import CarriesOn, MiddleFrame
+from clip_networks import CarriesOn, MiddleFrame, Stacked
 from onnx import helper
 from video_networks import built, clip, quantized
 
@@ -155,6 +155,15 @@ def test_a_small_network_of_windows_agrees(of_windows, file_of_windows, runtime)
     assert pixel_psnr(network(windows), of_windows(windows)) >= 50
     with pytest.raises(AdaBMError, match=r"valid: a float tensor \(B, 5, 3, H, W\)"):
         network(windows[:, :4])
+
+
+@torch.no_grad()
+def test_a_network_of_one_length_gives_all_its_frames(tmp_path):
+    clips = torch.rand(2, 5, 3, 13, 18)
+    net = calibrate(quantize(Stacked(), clips, recipe="static", fully_quantized=True), [clips])
+    save_onnx(net, tmp_path / "net.onnx")
+    output = OnnxNetwork(tmp_path / "net.onnx", "onnxruntime", THREADS)(clips)
+    assert pixel_psnr(output, net(clips)) >= 50
 
 
 @pytest.mark.parametrize("engine", [name for name in EXPORTS if name != DEFAULT_ENGINE])

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from clip_networks import CarriesOn, Demanding
+import torch.nn.functional as F
+from clip_networks import CarriesOn, Demanding, MiddleFrame, Stacked
+from torch import nn
 
 from adabm_basicsr import AdaBMError, calibrate, quantize
-from adabm_basicsr.quantization.structure.clips import Least, find_least, find_taken_clips
+from adabm_basicsr.quantization.structure.clips import (
+    Clips,
+    Least,
+    find_least,
+    find_taken_clips,
+)
+from adabm_basicsr.quantization.structure.image_channels import find_example
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,48 @@ def test_a_clip_of_another_length_is_rejected(kept, made):
 
     with pytest.raises(AdaBMError, match=f"^Crops makes {made} frames of a clip of 5; it has to"):
         find_taken_clips(Crops(), torch.rand(1, 5, 3, 8, 8))
+
+
+def test_a_network_of_one_length_is_one_of_windows():
+    network = Stacked(7)
+    assert find_taken_clips(network, find_example(network)) == Clips(7, any_length=False)
+
+
+class ChannelsFirst(nn.Module):
+    """Takes and makes clips ``(B, C, T, H, W)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 3, padding=1)
+
+    def forward(self, clip):
+        return F.interpolate(clip + self.conv(clip), scale_factor=(1, 4, 4))
+
+
+class MiddleOfChannelsFirst(ChannelsFirst):
+    """Makes the middle frame alone."""
+
+    def forward(self, clip):
+        return super().forward(clip)[:, :, clip.shape[2] // 2]
+
+
+@pytest.mark.parametrize("kind", [ChannelsFirst, MiddleOfChannelsFirst])
+def test_axes_in_another_order_are_rejected(kind):
+    """On three frames of three channels it runs."""
+    network = kind()
+    message = rf"^{kind.__name__} takes clips \(B, C, T, H, W\); it has to take \(B, T, C, H, W\)$"
+    with pytest.raises(AdaBMError, match=message):
+        find_taken_clips(network, find_example(network))
+
+
+def test_three_frames_of_three_channels():
+    clip = torch.rand(1, 3, 3, 8, 8)
+    for network, clips in {
+        CarriesOn(): Clips(3, any_length=True),
+        MiddleFrame(): Clips(3, any_length=False),
+        Stacked(3): Clips(3, any_length=False),
+    }.items():
+        assert find_taken_clips(network, clip) == clips
 
 
 def test_another_reason_has_no_least():
