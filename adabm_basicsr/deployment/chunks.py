@@ -185,7 +185,8 @@ def upscale_clip(
         chunking: How the clip is cut.
         channels: 3 for RGB networks, 1 for grey ones.
         max_pixels: Larger frames are rejected.
-        overwrite: Whether to make frames anew that are there.
+        overwrite: Whether to make frames anew that are there, and to remove those of a longer clip
+            that was made there before.
 
     Yields:
         Pixels of each frame, once it is written.
@@ -199,7 +200,7 @@ def upscale_clip(
     number = 0
     read = read_clip(source, channels=channels, max_pixels=max_pixels, only_grey=channels == GREY)
     for chunk in split_clip(read, chunking.kept, chunking.reach):
-        paths = [out / f"{number + offset:08d}.png" for offset in range(chunk.count)]
+        paths = [_frame_path(out, number + offset) for offset in range(chunk.count)]
         number += chunk.count
         wanted = [path for path in paths if overwrite or not is_file(path)]
         if not wanted:
@@ -211,3 +212,19 @@ def upscale_clip(
             write_image(np.ascontiguousarray(pixels[..., ::-1]), path)
             height, width = pixels.shape[:2]
             yield height * width
+    if overwrite:
+        _remove_frames_from(number, out)
+
+
+def _frame_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}.png"
+
+
+def _remove_frames_from(number: int, folder: Path) -> None:
+    """Remove the frames of a clip from a number on, and nothing else that lies beside them."""
+    path = _frame_path(folder, number)
+    # Up to a gap, which `upscale_clip` leaves none.
+    while is_file(path) and not path.is_symlink():
+        path.unlink()
+        number += 1
+        path = _frame_path(folder, number)

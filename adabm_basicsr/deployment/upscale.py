@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -34,6 +35,7 @@ from adabm_basicsr.errors import AdaBMError, ImageError, OptionError, first_line
 from adabm_basicsr.files import atomic_path, exists, is_file, is_folder
 from adabm_basicsr.quantization.network import QuantizedNetwork
 from adabm_basicsr.quantization.structure.clips import Clips
+from adabm_basicsr.quantization.user_code import users_code
 
 DEFAULT_TILE = 128  # EDSR x4 then stays below 1 GB, and isn't slower than with larger ones
 GREY_ALPHA, BGR_ALPHA = 2, 4  # channels
@@ -48,7 +50,8 @@ QUALITY = {
 }
 BEST_LOSSY = 95
 Job = tuple[Path, Path]  # an image, and the file that is made of it; or a clip and a folder
-FAILURES = (AdaBMError, cv2.error, RuntimeError, MemoryError)  # of one image or clip
+# Of one image or clip, as `users_code` leaves them; memory that ran out is one of the latter two.
+FAILURES = (AdaBMError, MemoryError, RuntimeError)
 
 
 class Upscaler(Protocol):
@@ -111,6 +114,19 @@ class Outcome:
         megapixels = self.pixels / 1e6
         per_second = megapixels / self.seconds
         return f"{megapixels:.1f} megapixels, {per_second:.2f} megapixels per second"
+
+    @contextmanager
+    def note_failure(self, source: Path) -> Iterator[None]:
+        """Within this context an image or clip is made; an error fails it, and not the rest.
+
+        Args:
+            source: The image or clip.
+        """
+        try:
+            with users_code(None, f"{source} cannot be upscaled"):
+                yield
+        except FAILURES as error:
+            self.failed[source] = first_line(error)
 
     def check(self) -> None:
         """Check that nothing failed.
@@ -328,11 +344,9 @@ def upscale_files(
             if target.exists() and not overwrite:
                 outcome.existed += 1
                 continue
-            try:
+            with outcome.note_failure(source):
                 outcome.pixels += upscale_file(network, source, target, tiling, max_pixels)
                 outcome.upscaled += 1
-            except FAILURES as error:
-                outcome.failed[source] = first_line(error)
             bar.set_postfix_str(outcome.speed)
     return outcome
 
@@ -359,7 +373,7 @@ def upscale_clips(
     with tqdm(unit="frame", disable=quiet or None) as bar:
         for source, folder in jobs:
             made = 0
-            try:
+            with outcome.note_failure(source):
                 for pixels in upscale_clip(
                     network, source, folder, chunking, network.in_channels, max_pixels, overwrite
                 ):
@@ -367,13 +381,10 @@ def upscale_clips(
                     outcome.pixels += pixels
                     bar.update()
                     bar.set_postfix_str(outcome.speed)
-            except FAILURES as error:
-                outcome.failed[source] = first_line(error)
-                continue
-            if made:
-                outcome.upscaled += 1
-            else:
-                outcome.existed += 1
+                if made:
+                    outcome.upscaled += 1
+                else:
+                    outcome.existed += 1
     return outcome
 
 

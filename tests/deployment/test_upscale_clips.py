@@ -14,6 +14,7 @@ from adabm_basicsr import calibrate, load_network, save_packed
 from adabm_basicsr.archs.adabm_arch import AdaBMNetwork
 from adabm_basicsr.commands.main import main
 from adabm_basicsr.data.frames import FrameRange, read_clip
+from adabm_basicsr.deployment import chunks
 
 SHAPES = {
     "CarriesOn": (1, 5, 3, 16, 20),
@@ -138,6 +139,42 @@ def test_a_broken_clip_doesnt_stop_the_rest(models, folder, capsys):
     assert "00000003.png follows 00000001.png; number the frames without gaps" in printed.err
     assert "broken.mp4 is broken, or of a codec that OpenCV lacks" in printed.err
     assert "frames of a clip must be of one size" in printed.err
+
+
+def test_a_mistake_in_a_networks_code_fails_its_clip_alone(models, folder, capsys, monkeypatch):
+    run_chunk = chunks.run_chunk
+
+    def run(network, chunk, window):
+        if len(chunk.frames) == 5:
+            raise IndexError("there is no such frame")
+        return run_chunk(network, chunk, window)
+
+    monkeypatch.setattr(chunks, "run_chunk", run)
+    with pytest.raises(SystemExit):
+        upscale(models, "-i", "in")
+    printed = capsys.readouterr()
+    assert "clips upscaled: 1," in printed.out
+    assert "2 of 3 clips failed" in printed.err
+    assert "in/000 cannot be upscaled: IndexError: there is no such frame" in printed.err
+
+
+def test_frames_of_a_longer_clip_dont_stay(models, folder):
+    """Nor is removed what no longer clip can have left."""
+    upscale(models, "-i", "in/film.mp4")
+    made = folder / "out/film"
+    for name in ("00000009.png", "notes.txt", "5.png"):
+        (made / name).write_text("kept")
+    (folder / "in/film.mp4").unlink()
+    write_frames(folder / "in/film", moving(5))
+    upscale(models, "-i", "in/film")
+    assert (made / FRAME.format(6)).is_file()
+    upscale(models, "-i", "in/film", "--overwrite")
+    assert {path.name for path in made.iterdir()} == {
+        *frames(5),
+        "00000009.png",
+        "notes.txt",
+        "5.png",
+    }
 
 
 def test_a_clip_shorter_than_the_window(models, folder, capsys):
