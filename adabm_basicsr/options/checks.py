@@ -165,7 +165,12 @@ def _check_unknown(where: str, place: Place, value: object, is_open: bool) -> No
                 _check_further(_join(where, place.keys), kind, value)
                 return
         return
-    check_keys(_join(where, place.keys[:-1]) or "option file", [key], place.section.model_fields)
+    where = _join(where, place.keys[:-1]) or "option file"
+    if place.section in CALIBRATION_SETS.values():
+        for name, section in CALIBRATION_SETS.items():
+            if key in section.model_fields:
+                raise OptionError(f"{where}: unknown key {key!r}; sets of type {name} have it")
+    check_keys(where, [key], place.section.model_fields)
 
 
 def _check_further(where: str, kind: Any, value: object) -> None:

@@ -30,6 +30,7 @@ from adabm_basicsr.data.sources import (
     read_names,
 )
 from adabm_basicsr.errors import ImageError, OptionError, check_keys
+from adabm_basicsr.files import is_folder
 from adabm_basicsr.options.clips import (
     CLIP_SETS,
     TRAINING_SET,
@@ -43,10 +44,11 @@ ROOTS = {
     "PairedImageDataset": ("dataroot_lq", "dataroot_gt"),
     "SingleImageDataset": ("dataroot_lq",),
 }
+CALIBRATION_CLIPS = "ClipCalibrationDataset"
 # Of calibration sets: what finds the images or clips of a folder.
 LISTS: dict[str, Callable[[Path, str], object]] = {
-    "CalibrationDataset": list_images,
-    "ClipCalibrationDataset": lambda root, key: list_clips([root], key),
+    "CalibrationDataset": lambda root, key: _images_in(root, key, [CALIBRATION_CLIPS]),
+    CALIBRATION_CLIPS: lambda root, key: list_clips([root], key),
 }
 TRIED = 480  # pixels, at most, of the images that metrics are tried on
 
@@ -251,12 +253,24 @@ def _lmdb_keys(where: str, roots: dict[str, Path]) -> dict[str, list[str]]:
     return found
 
 
+def _images_in(folder: Path, key: str, sets_of_clips: Sequence[str]) -> list[Path]:
+    """Images of a folder, see `list_images`; the error names sets of clips if it may hold these."""
+    try:
+        return list_images(folder, key)
+    except ImageError as error:
+        if not any(is_folder(path) for path in folder.glob("[!.]*")):
+            raise
+        raise ImageError(
+            f"{error}, but folders; for clips set type: {' or '.join(sets_of_clips)}"
+        ) from error
+
+
 def _folder_names(key: str, folder: Path) -> list[str]:
     """Names of the images in a folder that holds nothing else.
 
     BasicSR reads every file of the folder, and fails deep inside at one that isn't an image.
     """
-    paths = list_images(folder, key)
+    paths = _images_in(folder, key, list(CLIP_SETS))
     strays = set(folder.iterdir()) - set(paths)
     for stray in sorted(strays):
         if stray.is_file() and not stray.name.startswith("."):

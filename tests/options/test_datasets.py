@@ -3,10 +3,12 @@
 import cv2
 import numpy as np
 import pytest
+from clip_files import write_clips
 from conftest import write_images
 
 from adabm_basicsr import AdaBMError
 from adabm_basicsr.data.prepare import prepare
+from adabm_basicsr.data.prepare_clips import prepare_clips
 from adabm_basicsr.options.datasets import check_datasets, check_metrics
 
 PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True, "better": "higher"}
@@ -69,6 +71,21 @@ def test_pairs_go_by_name(pairs, tmp_path):
     (tmp_path / "lq" / "other.png").rename(tmp_path / "lq" / "img_001x2.png")
     (tmp_path / "lq" / "img_000.png").rename(tmp_path / "lq" / "img_000x2.png")
     assert len(check({**pairs, "filename_tmpl": "{}x2"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_clips"),
+    [
+        ("PairedImageDataset", "VideoTestDataset or .* or VideoTestVimeo90KDataset"),
+        ("CalibrationDataset", "ClipCalibrationDataset"),
+    ],
+)
+def test_folders_of_clips_in_place_of_images(pairs, tmp_path, kind, of_clips):
+    prepare_clips([write_clips(tmp_path / "films", 2, 3)], 2, tmp_path / "low", tmp_path / "true")
+    message = (
+        rf"dataroot_lq: folder low holds no images \(.*\), but folders; for clips .*{of_clips}$"
+    )
+    fails(message, {**pairs, "type": kind, "dataroot_lq": "low", "dataroot_gt": "true"})
 
 
 @pytest.mark.parametrize("template", ["x", "{}{}", "{0}", "{", "{}}", "{.__class__}"])

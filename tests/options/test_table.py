@@ -127,7 +127,14 @@ def rejected(opt):
         (clip_options(), None),
         (clip_options(num_frame=None), "datasets: train: num_frame is missing"),
         (clip_options(max_frames=0), "max_frames: 0 is not a positive whole number"),
-        (clip_options(num_images=5), "datasets: train: unknown key 'num_images'; did you mean"),
+        (
+            clip_options(num_images=5),
+            "datasets: train: unknown key 'num_images'; sets of type CalibrationDataset have it",
+        ),
+        (
+            {"datasets__train__num_clips": 5},
+            "datasets: train: unknown key 'num_clips'; sets of type ClipCalibrationDataset have it",
+        ),
         ({"datasets__val": {"type": "VideoTestDataset"}}, "datasets: val: name is missing"),
         ({"logger__wandb": {"project": 3}}, "logger: wandb: project: 3 is not a text"),
     ],
