@@ -22,7 +22,7 @@ from adabm_basicsr.options.clips import CLIP_SETS, RECURRENT
 from adabm_basicsr.options.datasets import ROOTS, check_datasets, check_metrics
 from adabm_basicsr.quantization.checkpoint import load_checkpoint
 from adabm_basicsr.quantization.network import QuantizedNetwork
-from adabm_basicsr.quantization.structure.clips import EXAMPLE_SIZE, Clips, clip_of
+from adabm_basicsr.quantization.structure.clips import FRAME_SIZE, Clips, clip_of
 
 TRIED = 24  # pixels of the image that the network's scale is tried on
 QUANTIZED = "AdaBMNetwork"
@@ -117,21 +117,21 @@ def _check_validation_sets(datasets: dict[str, dict[str, Any]], net: QuantizedNe
     name = type(net.network).__name__
     for key, dataset in datasets.items():
         kind = dataset["type"]
-        where = f"datasets: {key}: type: {kind}"
-        if kind in ROOTS and net.clips is not None:
-            fitting = _choice(_fitting_clip_sets(net.clips))
-            raise OptionError(f"{where} gives images, but {name} takes clips; choose {fitting}")
-        if kind not in CLIP_SETS:
+        if kind not in ROOTS and kind not in CLIP_SETS:
             continue
+        where = f"datasets: {key}: type: {kind}"
+        fitting = _fitting_sets(net.clips)
+        choice = f"choose {', '.join(fitting[:-1])} or {fitting[-1]}"
         if net.clips is None:
-            raise OptionError(
-                f"{where} gives clips, but {name} takes images; choose {_choice(list(ROOTS))}"
-            )
-        if kind not in _fitting_clip_sets(net.clips):
-            fitting = _choice(_fitting_clip_sets(net.clips))
+            if kind in CLIP_SETS:
+                raise OptionError(f"{where} gives clips, but {name} takes images; {choice}")
+            continue
+        if kind in ROOTS:
+            raise OptionError(f"{where} gives images, but {name} takes clips; {choice}")
+        if kind not in fitting:
             raise OptionError(
                 f"{where} gives whole clips, but {name} takes windows of {net.clips.window} "
-                f"frames; choose {fitting}"
+                f"frames; {choice}"
             )
         if net.clips.window not in (None, dataset["num_frame"]):
             raise OptionError(
@@ -146,7 +146,7 @@ def _check_small_frames(sizes: list[Size], scale: int, net: QuantizedNetwork) ->
         return
     height = min(size[0] for size in sizes) // scale
     width = min(size[1] for size in sizes) // scale
-    if min(height, width) >= EXAMPLE_SIZE:
+    if min(height, width) >= FRAME_SIZE:
         return  # it was found to run on frames of this size
     least = net.find_least(torch.zeros(1, net.clips.frames, net.in_channels, height, width))
     if least is not None:
@@ -156,17 +156,15 @@ def _check_small_frames(sizes: list[Size], scale: int, net: QuantizedNetwork) ->
         )
 
 
-def _fitting_clip_sets(clips: Clips) -> list[str]:
-    """Validation sets for a network that takes such clips, the likeliest first."""
+def _fitting_sets(clips: Clips | None) -> list[str]:
+    """Validation sets for a network that takes such clips, or images, the likeliest first."""
+    if clips is None:
+        return list(ROOTS)
     of_windows = [kind for kind in CLIP_SETS if kind != RECURRENT]
     if clips.window is not None:
         return of_windows
     # Of windows, a network that makes all frames is judged by the middle ones.
     return [RECURRENT, *of_windows]
-
-
-def _choice(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_scale(scale: int, net: QuantizedNetwork) -> None:

@@ -49,7 +49,7 @@ from adabm_basicsr.quantization.user_code import short_place, users_code
 
 OPSET = 21  # it brought INT4
 TRACED_OPSET = 20  # torch's last one; none of the operators that are used here changed in the next
-EXAMPLE_SIZE = 64
+TRACED_SIZE = 64  # pixels
 # What a graph of one step lacks for recurrent networks.
 MISSING = {
     "IconVSR": "its step would take the features of key frames, which no graph here makes",
@@ -282,7 +282,7 @@ def _graph_of_step(net: QuantizedNetwork, symmetric: bool, opset: int) -> onnx.M
         raise ExportError(f"{name} can't be written as ONNX: {missing}; a packed file holds it")
     deployed = _DeployedStep(freeze(net).cpu(), symmetric).eval()
     channels = deployed.step.channels
-    shape = (1, sum(channels), EXAMPLE_SIZE, EXAMPLE_SIZE)
+    shape = (1, sum(channels), TRACED_SIZE, TRACED_SIZE)
     with users_code(deployed.network, "the network can't be written as ONNX"):
         of_one_tensor = _OfOneTensor(deployed)
         check_values(of_one_tensor, shape, name)
@@ -293,7 +293,7 @@ def _graph_of_step(net: QuantizedNetwork, symmetric: bool, opset: int) -> onnx.M
 
 def _example_size(multiple: int, pads: bool) -> int:
     """Height and width of an image that is padded, if any is."""
-    size = -(-EXAMPLE_SIZE // multiple) * multiple
+    size = -(-TRACED_SIZE // multiple) * multiple
     return size + 1 if pads else size
 
 

@@ -19,7 +19,7 @@ from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.structure.sizes import different_frames, pad_to_multiple, runs
 from adabm_basicsr.quantization.user_code import users_code
 
-EXAMPLE_SIZE = 64  # pixels; networks that halve images several times want so many
+FRAME_SIZE = 64  # pixels; networks that halve images several times want so many
 # Windows of published networks, the likeliest first; odd, so that there is a middle frame.
 FRAMES = (5, 7, 3, 9, 11, 13, 15)
 FEW_FRAMES = 7  # of a clip that is no window
@@ -69,7 +69,7 @@ class Least:
 def clip_of(like: Tensor, frames: int) -> Tensor:
     """A clip of so many frames, ``(1, T, C, H, W)``, with the channels of an image."""
     channels = like.shape[1]
-    return different_frames(like, (1, frames, channels, EXAMPLE_SIZE, EXAMPLE_SIZE))
+    return different_frames(like, (1, frames, channels, FRAME_SIZE, FRAME_SIZE))
 
 
 def few_frames(images: Tensor) -> Tensor:
@@ -88,6 +88,11 @@ def middle_frame(clip: Tensor) -> Tensor:
     return clip[:, clip.shape[1] // 2]
 
 
+def frames_to_try(likeliest: Sequence[int]) -> list[int]:
+    """Numbers of frames that networks are tried on, ``likeliest`` first."""
+    return list(dict.fromkeys([*likeliest, *FRAMES]))
+
+
 def find_clip(
     network: nn.Module,
     images: Sequence[Tensor],
@@ -102,7 +107,7 @@ def find_clip(
         likeliest: Numbers of frames to be tried first.
         size_multiple: What the sizes of its frames are multiples of, if that is known.
     """
-    for frames in dict.fromkeys([*likeliest, *FRAMES]):
+    for frames in frames_to_try(likeliest):
         for image in images:
             clip = clip_of(image, frames)
             try:
@@ -136,17 +141,15 @@ def find_least(network: Callable[[Tensor], Tensor], clip: Tensor) -> Least | Non
         None if the network runs on it, or fails for another reason.
     """
     # Enough to tell, and quickly run.
-    clip = few_frames(clip)[..., :EXAMPLE_SIZE, :EXAMPLE_SIZE]
+    clip = few_frames(clip)[..., :FRAME_SIZE, :FRAME_SIZE]
     if _takes(network, clip, 0, 0):
         return None
     frames, _, height, width = clip.shape[1:]
-    side = _least(
-        lambda side: _takes(network, clip, frames, side), min(height, width), EXAMPLE_SIZE
-    )
+    side = _least(lambda side: _takes(network, clip, frames, side), min(height, width), FRAME_SIZE)
     if side is not None:
         return Least(side=side)
     # It may have too few frames and too small ones: large ones tell how many there have to be.
-    enough = _least(lambda count: _takes(network, clip, count, EXAMPLE_SIZE), frames, FEW_FRAMES)
+    enough = _least(lambda count: _takes(network, clip, count, FRAME_SIZE), frames, FEW_FRAMES)
     if enough is not None:
         return Least(frames=enough)
     return None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adabm_basicsr.errors import AdaBMError
-from adabm_basicsr.quantization.structure.clips import find_clip
+from adabm_basicsr.quantization.structure.clips import find_clip, frames_to_try
 from adabm_basicsr.quantization.structure.sizes import (
     MISTAKES,
     find_size_multiple,
@@ -17,7 +17,7 @@ from adabm_basicsr.quantization.structure.sizes import (
 )
 from adabm_basicsr.quantization.user_code import users_code
 
-EXAMPLE_SIZE = 48  # pixels
+IMAGE_SIZE = 48  # pixels
 RGB = 3
 GREY = 1
 
@@ -28,7 +28,7 @@ def example_of(network: nn.Module, channels: int) -> Tensor:
     for parameter in network.parameters():
         device = parameter.device
         break
-    return torch.full((1, channels, EXAMPLE_SIZE, EXAMPLE_SIZE), 0.5, device=device)
+    return torch.full((1, channels, IMAGE_SIZE, IMAGE_SIZE), 0.5, device=device)
 
 
 def find_example(
@@ -46,18 +46,24 @@ def find_example(
         likeliest_frames: Numbers of frames of a clip to be tried first.
 
     Raises:
-        AdaBMError: It runs on no image and no clip that was tried; the message is of images.
+        AdaBMError: It runs on no image and no clip that was tried; the message says why it takes no
+            image.
     """
     try:
         return example_of(network, find_image_channels(network, likeliest, size_multiple))
-    except AdaBMError:
+    except AdaBMError as error:
         images = []
         for channels in dict.fromkeys([*likeliest, RGB, GREY]):
             images.append(example_of(network, channels))
         clip = find_clip(network, images, likeliest_frames, size_multiple)
-        if clip is None:
+        if clip is not None:
+            return clip
+        if isinstance(error.__cause__, MISTAKES):
             raise
-        return clip
+        tried = ", ".join(str(frames) for frames in sorted(frames_to_try(likeliest_frames)))
+        raise AdaBMError(
+            f"{error}; nor does it run on clips of {tried} frames (num_frame names another number)"
+        ) from error.__cause__
 
 
 def find_image_channels(

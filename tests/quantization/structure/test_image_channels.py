@@ -2,12 +2,16 @@
 
 import pytest
 import torch.nn.functional as F
+from clip_networks import Stacked
 from small_networks import conv
 from torch import nn
 from users_networks import AttributeMistake
 
 from adabm_basicsr import AdaBMError
-from adabm_basicsr.quantization.structure.image_channels import find_image_channels
+from adabm_basicsr.quantization.structure.image_channels import (
+    find_example,
+    find_image_channels,
+)
 
 
 class BodyFirst(nn.Module):
@@ -63,6 +67,18 @@ def test_where_nothing_fits_in_channels_is_named():
         find_image_channels(Unshuffled(7), size_multiple=4)
 
 
-def test_a_mistake_of_code_is_named_alone():
+def test_where_no_clip_fits_either_num_frame_is_named():
+    network = Stacked(21)
+    with pytest.raises(
+        AdaBMError,
+        match=r"^Stacked cannot be run on an image of 63 channels .*; nor does it run on clips of "
+        r"3, 5, 7, 9, 11, 13, 15, 17 frames \(num_frame names another number\)$",
+    ):
+        find_example(network, likeliest_frames=[17])
+    assert find_example(network, likeliest_frames=[21]).shape[1] == 21
+
+
+@pytest.mark.parametrize("find", [find_image_channels, find_example])
+def test_a_mistake_of_code_is_named_alone(find):
     with pytest.raises(AdaBMError, match=r"AttributeError: .*py:\d+\)\)$"):
-        find_image_channels(AttributeMistake())
+        find(AttributeMistake())
