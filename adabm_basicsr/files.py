@@ -31,6 +31,11 @@ def is_folder(path: str | os.PathLike) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def holds_folders(path: str | os.PathLike) -> bool:
+    """Whether there is a folder that holds others, hidden ones aside."""
+    return any(is_folder(entry) for entry in Path(path).glob("[!.]*"))
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to.

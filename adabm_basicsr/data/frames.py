@@ -18,13 +18,13 @@ from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import (
     EXTENSIONS,
     RGB,
-    list_images,
+    find_images,
     read_pixels,
     to_channels,
     to_grey,
 )
 from adabm_basicsr.errors import ImageError, OptionError, not_found
-from adabm_basicsr.files import is_file, is_folder
+from adabm_basicsr.files import holds_folders, is_file, is_folder
 
 VIDEO_EXTENSIONS = {
     ".avi",
@@ -96,24 +96,26 @@ def list_clips(paths: Sequence[Path], key: str) -> dict[str, Path]:
     """The clips at some paths by name, which is that of their folder or file without its ending.
 
     Args:
-        paths: Video files, folders of frames, and folders of such files and folders.
+        paths: Video files, folders of frames, and folders of such files and folders. A clip that
+            several of them name is taken once.
         key: The option that names them, for messages.
 
     Returns:
         Folders of frames and video files.
 
     Raises:
-        ImageError: One of them is absent or no clip, or two have the same name.
+        ImageError: One of them is absent or no clip, or two clips have the same name.
     """
     clips: dict[str, Path] = {}
     for path in paths:
         for clip in _clips_at(path, key):
-            name = clip.resolve().name
+            # Path.resolve raises for links that lead back to themselves.
+            name = Path(os.path.realpath(clip)).name
             if is_file(clip):
                 name = clip.stem
-            if name in clips:
-                raise ImageError(f"{key}: {clips[name]} and {clip} would both become clip {name}")
-            clips[name] = clip
+            first = clips.setdefault(name, clip)
+            if os.path.realpath(first) != os.path.realpath(clip):
+                raise ImageError(f"{key}: {first} and {clip} would both become clip {name}")
     return clips
 
 
@@ -161,7 +163,15 @@ def list_frames(folder: str | Path, key: str = "clip") -> list[Path]:
     Raises:
         ImageError: The folder is absent or holds no image, or its frames can't be put in order.
     """
-    return in_order(list_images(folder, key), f"{key} {folder}")
+    where = f"{key} {folder}"
+    paths = find_images(folder, key)
+    if not paths and holds_folders(folder):
+        raise ImageError(
+            f"{where}: it holds folders, no frames; clips are looked for one level down"
+        )
+    if not paths:
+        raise ImageError(f"{where}: it holds no frames ({', '.join(sorted(EXTENSIONS))})")
+    return in_order(paths, where)
 
 
 def in_order(paths: list[Path], where: str) -> list[Path]:

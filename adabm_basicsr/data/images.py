@@ -26,6 +26,20 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
     Raises:
         ImageError: The folder is absent or holds no image.
     """
+    paths = find_images(folder, key)
+    if not paths:
+        raise ImageError(
+            f"{key}: folder {folder} holds no images ({', '.join(sorted(EXTENSIONS))})"
+        )
+    return paths
+
+
+def find_images(folder: str | Path, key: str) -> list[Path]:
+    """As `list_images`, but there may be none.
+
+    Raises:
+        ImageError: The folder is absent.
+    """
     folder = Path(folder)
     if not is_folder(folder):
         raise not_found(f"{key}: folder", folder, ImageError)
@@ -37,9 +51,6 @@ def list_images(folder: str | Path, key: str = "folder") -> list[Path]:
                 paths.append(path)
     except OSError as error:
         raise ImageError(f"{key}: folder {folder} cannot be read: {error.strerror}") from error
-    if not paths:
-        endings = ", ".join(sorted(EXTENSIONS))
-        raise ImageError(f"{key}: folder {folder} holds no images ({endings})")
     return sorted(paths)
 
 

@@ -30,7 +30,7 @@ from adabm_basicsr.data.sources import (
     read_names,
 )
 from adabm_basicsr.errors import ImageError, OptionError, check_keys
-from adabm_basicsr.files import is_folder
+from adabm_basicsr.files import holds_folders
 from adabm_basicsr.options.clips import (
     CLIP_SETS,
     TRAINING_SET,
@@ -258,7 +258,7 @@ def _images_in(folder: Path, key: str, sets_of_clips: Sequence[str]) -> list[Pat
     try:
         return list_images(folder, key)
     except ImageError as error:
-        if not any(is_folder(path) for path in folder.glob("[!.]*")):
+        if not holds_folders(folder):
             raise
         raise ImageError(
             f"{error}, but folders; for clips set type: {' or '.join(sets_of_clips)}"

@@ -150,6 +150,22 @@ def test_clips_below_a_folder_are_named_by_their_files(tmp_path):
     assert list_clips([root / "b.c.mp4"], "--clips") == {"b.c": root / "b.c.mp4"}
 
 
+def test_a_clip_that_is_named_twice_is_taken_once(tmp_path):
+    clip = write_frames(tmp_path / "root" / "a", moving(2, 8, 8))
+    again = tmp_path / "root" / "a" / ".." / "a"
+    assert list_clips([clip, tmp_path / "root", again], "--clips") == {"a": clip}
+
+
+def test_folders_without_frames(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AdaBMError, match=r"^clip .*empty: it holds no frames \(\.bmp, "):
+        list(read_clip(tmp_path / "empty"))
+    write_frames(tmp_path / "nested" / "a", moving(1, 8, 8))
+    nested = "^clip .*nested: it holds folders, no frames; clips are looked for one level down$"
+    with pytest.raises(AdaBMError, match=nested):
+        list(read_clip(tmp_path / "nested"))
+
+
 def test_what_is_no_clip(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdaBMError, match=r"--clips: folder .*empty holds neither frames nor clips"):
