@@ -102,6 +102,18 @@ def within(section: str) -> Iterator[None]:
         raise type(error)(f"{section}: {error}") from error
 
 
+def counted(number: int, things: str) -> str:
+    """A number of things as messages say it: ``1 frame``, ``2 frames``.
+
+    Args:
+        number: How many there are.
+        things: What they are, in the plural.
+    """
+    if number == 1:
+        things = things.removesuffix("s")
+    return f"{number} {things}"
+
+
 def one_line(error: Exception) -> str:
     """The message of an error in one line, as names in files may hold any characters."""
     return " ".join(str(error).split())

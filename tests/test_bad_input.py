@@ -97,7 +97,7 @@ TRAIN_MISTAKES = {
     ),
     "batch too large": (
         {"datasets__train__batch_size_per_gpu": 99},
-        "8 images don't fill a batch; raise dataset_enlarge_ratio (1) or lower batch_size_per_gpu",
+        "8 images can't fill a batch; raise dataset_enlarge_ratio (1) or lower batch_size_per_gpu",
     ),
     "gpu on a CPU": (
         {"num_gpu": 1},
@@ -447,7 +447,7 @@ def test_clips_of_another_length_than_the_window(run_fails, workspace):
     [
         ({"lq_size": 16}, "lq_size: 16, but Demanding takes frames of at least 20x20 pixels"),
         ({"lq_size": 24, "num_frame": 2}, "num_frame: 2, but Demanding takes clips of at least 3"),
-        ({"lq_size": 24, "batch_size_per_gpu": 2}, "1 clips don't fill a batch; raise dataset_enl"),
+        ({"lq_size": 24, "batch_size_per_gpu": 2}, "1 clip can't fill a batch; raise dataset_enl"),
     ],
 )
 def test_stretches_that_are_too_small_or_too_few(run_fails, workspace, changes, text):
@@ -682,7 +682,7 @@ def test_unequal_folders(run_fails, workspace):
     workspace.train()
     (workspace.root / "val" / "lq" / "img_001.png").unlink()
     error = run_fails(command=workspace.test)
-    assert "datasets: test: dataroot_lq holds 1 images, dataroot_gt 2" in error
+    assert "datasets: test: dataroot_lq holds 1 image, dataroot_gt 2" in error
 
 
 def test_corrupt_training_state(run_fails, workspace):

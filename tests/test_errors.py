@@ -9,6 +9,7 @@ from adabm_basicsr.errors import (
     OptionError,
     check_positive,
     check_range,
+    counted,
     did_you_mean,
     first_line,
     near_paths,
@@ -87,3 +88,7 @@ def test_all_mistakes_are_caught_the_same_way():
     for kind in (OptionError, NotRegisteredError, CheckpointError):
         with pytest.raises(AdaBMError):
             raise kind("a mistake")
+
+
+def test_counts_in_words():
+    assert [counted(number, "clips") for number in range(3)] == ["0 clips", "1 clip", "2 clips"]

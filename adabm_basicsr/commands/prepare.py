@@ -10,7 +10,7 @@ from adabm_basicsr.commands.flags import add_max_pixels, make_parser
 from adabm_basicsr.data.frames import ALL_FRAMES, parse_frames
 from adabm_basicsr.data.prepare import prepare
 from adabm_basicsr.data.prepare_clips import prepare_clips
-from adabm_basicsr.errors import OptionError, check_positive
+from adabm_basicsr.errors import OptionError, check_positive, counted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is None:
         raise OptionError("--out is missing")
     written = prepare(args.hr, args.scale, args.out, args.mod, args.max_pixels)
-    print(f"{len(written)} images of scale 1/{args.scale} in {args.out}")
+    print(f"{counted(len(written), 'images')} of scale 1/{args.scale} in {args.out}")
 
 
 def _prepare_clips(args: argparse.Namespace) -> None:
@@ -65,7 +65,8 @@ def _prepare_clips(args: argparse.Namespace) -> None:
     counts = prepare_clips(
         args.clips, args.scale, args.out, args.mod, frames, shrink, args.max_pixels
     )
-    written = f"{len(counts)} clips, {sum(counts.values())} frames"
+    clips = counted(len(counts), "clips")
+    written = f"{clips}, {counted(sum(counts.values()), 'frames')}"
     if args.out is not None:
         print(f"{written} of scale 1/{args.scale} in {args.out}")
     if args.mod is not None:

@@ -23,7 +23,7 @@ from adabm_basicsr.data.patches import (
     spread,
 )
 from adabm_basicsr.data.sources import LMDB_LIST, backend_type, open_lmdb, read_keys, read_names
-from adabm_basicsr.errors import ImageError, OptionError, check_positive
+from adabm_basicsr.errors import ImageError, OptionError, check_positive, counted
 from adabm_basicsr.quantization.fields import option
 
 Clip = tuple[str, Iterator[np.ndarray]]  # its path, and its frames
@@ -92,7 +92,8 @@ class ClipCalibrationDataset(PatchDataset):
             clip = list(islice(frames, most))
             if len(clip) < self.frames:
                 raise ImageError(
-                    f"{WHERE}: num_frame: {self.frames}, but clip {path} has {len(clip)} frames"
+                    f"{WHERE}: num_frame: {self.frames}, but clip {path} has "
+                    f"{counted(len(clip), 'frames')}"
                 )
             self.paths.append(path)
             self.clips.append(np.stack(clip))

@@ -23,7 +23,7 @@ from adabm_basicsr.data.images import (
     to_channels,
     to_grey,
 )
-from adabm_basicsr.errors import ImageError, OptionError, not_found
+from adabm_basicsr.errors import ImageError, OptionError, counted, not_found
 from adabm_basicsr.files import holds_folders, is_file, is_folder
 
 VIDEO_EXTENSIONS = {
@@ -74,7 +74,9 @@ class FrameRange:
             ImageError: It is too short.
         """
         if self.last is not None and count <= self.last:
-            raise ImageError(f"clip {clip} has {count} frames, but frames {self} are asked for")
+            raise ImageError(
+                f"clip {clip} has {counted(count, 'frames')}, but frames {self} are asked for"
+            )
 
 
 ALL_FRAMES = FrameRange()

@@ -18,7 +18,7 @@ from torch import Tensor
 from adabm_basicsr.data.frames import read_clip
 from adabm_basicsr.data.headers import MAX_PIXELS
 from adabm_basicsr.data.images import GREY, RGB, to_unit_range, write_image
-from adabm_basicsr.errors import AdaBMError, ImageError
+from adabm_basicsr.errors import AdaBMError, ImageError, counted
 from adabm_basicsr.files import is_file, remove_temporaries
 from adabm_basicsr.quantization.checks import CLIP_AXES
 from adabm_basicsr.quantization.structure.clips import middle_frame
@@ -136,7 +136,9 @@ def run_chunk(
         return
     count = low.shape[1]
     if count < window:
-        raise ImageError(f"the clip has {count} frames, but the network takes windows of {window}")
+        raise ImageError(
+            f"the clip has {counted(count, 'frames')}, but the network takes windows of {window}"
+        )
     for low_window in windows_of(low, window, numbers):
         made = network(low_window)
         if made.dim() == CLIP_AXES:

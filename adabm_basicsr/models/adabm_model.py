@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from adabm_basicsr.environment import most_memory
-from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError
+from adabm_basicsr.errors import AdaBMError, CheckpointError, OptionError, counted
 from adabm_basicsr.metrics.choice import split_metrics
 from adabm_basicsr.models.course import check_course, own_random_state, write_state
 from adabm_basicsr.models.phases import Phases
@@ -331,7 +331,7 @@ class AdaBMModel(SRModel):
             if self.lq.dim() == CLIP_AXES:
                 where = "datasets: dataroot_lq"
                 advice = "validate on shorter clips"
-                size = f"{self.lq.shape[1]} frames of {size}"
+                size = f"{counted(self.lq.shape[1], 'frames')} of {size}"
             raise OptionError(
                 f"{where}: the network takes about {needed / GB:.1f} GB for "
                 f"{self._described(self.lq)} of {size}, and there are {most / GB:.1f} GB; {advice}"

@@ -14,7 +14,7 @@ from torch import nn
 from adabm_basicsr.data.calibration_dataset import CalibrationDataset
 from adabm_basicsr.data.clip_dataset import ClipCalibrationDataset
 from adabm_basicsr.data.patches import PatchDataset
-from adabm_basicsr.errors import OptionError, check_keys, check_positive
+from adabm_basicsr.errors import OptionError, check_keys, check_positive, counted
 from adabm_basicsr.options.table import Train
 from adabm_basicsr.quantization.finetuning.finetune import FinetuneSettings
 from adabm_basicsr.quantization.network import QuantizedNetwork
@@ -67,7 +67,7 @@ def set_up_training(opt: Mapping[str, Any], net: nn.Module) -> TrainingSetup:
     iterations = dataset.items_per_process(opt["world_size"]) // batch
     if not iterations:
         raise OptionError(
-            f"datasets: train: {len(dataset)} {dataset.unit} don't fill a batch; raise "
+            f"datasets: train: {counted(len(dataset), dataset.unit)} can't fill a batch; raise "
             f"dataset_enlarge_ratio ({dataset.rounds}) or lower batch_size_per_gpu "
             f"({options['batch_size_per_gpu']})"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 
+from adabm_basicsr.errors import counted
 from adabm_basicsr.models.tensorboard import log_image_bits
 from adabm_basicsr.report.figures import own_variant
 from adabm_basicsr.report.formats import format_figure
@@ -86,8 +87,8 @@ def note_set(
     _keep_largest(name, observed, record)
     _write_metrics(record.folder / METRICS_FILE, name, metrics)
     figures = [f"{metric} {format_figure(metric, value)}" for metric, value in metrics.items()]
-    count = len(observed.images)
-    say(f"Validation {name}: {count} {unit}, {seconds:.1f} s, {', '.join(figures)}")
+    count = counted(len(observed.images), unit)
+    say(f"Validation {name}: {count}, {seconds:.1f} s, {', '.join(figures)}")
 
 
 def _keep_largest(name: str, observed: Observations, record: RunRecord) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from adabm_basicsr.data.frames import Size, check_same_size, list_frames
 from adabm_basicsr.data.headers import check_max_pixels
 from adabm_basicsr.data.sources import read_names
-from adabm_basicsr.errors import ImageError, OptionError, check_range
+from adabm_basicsr.errors import ImageError, OptionError, check_range, counted
 from adabm_basicsr.files import is_folder
 from adabm_basicsr.options.paths import existing_file
 
@@ -124,13 +124,13 @@ def _frames(where: str, dataset: dict[str, Any]) -> list[tuple[list[Path], list[
         true_frames = _in_basicsrs_order(where, truth / name)
         if len(low_frames) != len(true_frames):
             raise ImageError(
-                f"{where}: clip {name} has {len(low_frames)} frames in dataroot_lq, "
+                f"{where}: clip {name} has {counted(len(low_frames), 'frames')} in dataroot_lq, "
                 f"{len(true_frames)} in dataroot_gt"
             )
         if len(low_frames) < dataset["num_frame"]:
             raise ImageError(
                 f"{where}: num_frame: {dataset['num_frame']}, but clip {name} has "
-                f"{len(low_frames)} frames"
+                f"{counted(len(low_frames), 'frames')}"
             )
         clips.append((low_frames, true_frames))
     return clips

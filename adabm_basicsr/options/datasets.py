@@ -29,7 +29,7 @@ from adabm_basicsr.data.sources import (
     read_keys,
     read_names,
 )
-from adabm_basicsr.errors import ImageError, OptionError, check_keys
+from adabm_basicsr.errors import ImageError, OptionError, check_keys, counted
 from adabm_basicsr.files import holds_folders
 from adabm_basicsr.options.clips import (
     CLIP_SETS,
@@ -229,10 +229,8 @@ def _names(where: str, dataset: dict[str, Any]) -> dict[str, list[str]]:
         found = {key: _folder_names(f"{where}: {key}", root) for key, root in roots.items()}
         names = found[last]
         if len(names) != len(found["dataroot_lq"]):
-            raise OptionError(
-                f"{where}: dataroot_lq holds {len(found['dataroot_lq'])} images, dataroot_gt "
-                f"{len(names)}"
-            )
+            count = counted(len(found["dataroot_lq"]), "images")
+            raise OptionError(f"{where}: dataroot_lq holds {count}, dataroot_gt {len(names)}")
     if "dataroot_gt" not in roots:
         return {"dataroot_lq": names}
     lq_names = [_lq_name(where, dataset, name) for name in names]

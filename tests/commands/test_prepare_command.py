@@ -35,8 +35,8 @@ def test_clips_of_a_video_file(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "gt" / "film" / "00000002.png")).shape == (48, 64, 3)
     assert cv2.imread(str(tmp_path / "lr" / "film" / "00000002.png")).shape == (12, 16, 3)
     printed = capsys.readouterr().out
-    assert f"1 clips, 3 frames of scale 1/4 in {tmp_path / 'lr'}\n" in printed
-    assert f"1 clips, 3 frames in {tmp_path / 'gt'}\n" in printed
+    assert f"1 clip, 3 frames of scale 1/4 in {tmp_path / 'lr'}\n" in printed
+    assert f"1 clip, 3 frames in {tmp_path / 'gt'}\n" in printed
 
 
 @pytest.mark.parametrize(
