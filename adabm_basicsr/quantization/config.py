@@ -16,6 +16,7 @@ from adabm_basicsr.quantization.recipes import (
     INGREDIENT_CHOICES,
     INGREDIENT_RANGES,
     INGREDIENTS,
+    INTEGER_RECIPES,
     OBSERVERS,
     RECIPES,
     Arithmetic,
@@ -60,8 +61,8 @@ class QuantizationConfig:
         valid="2 to 8 (recipe paper: 3 to 8), or 32",
     )
     recipe: str = option(
-        "best: most accurate, for any network; fast: the same with fewer iterations; paper: as "
-        "published; static: fixed bits, calibrated ranges, no fine-tuning.",
+        "best: accurate, for any network; fast, thorough: the same with fewer or more iterations; "
+        "paper: as published; static: fixed bits, calibrated ranges, no fine-tuning.",
         "best",
         choices=tuple(RECIPES),
     )
@@ -234,7 +235,7 @@ class QuantizationConfig:
         if not self.preset.arithmetic.integer:
             raise OptionError(
                 f"engine: {self.engine} runs integers, and recipe {self.recipe!r} has none; valid: "
-                "recipe best, fast or static"
+                f"recipe {INTEGER_RECIPES}"
             )
         fewest = self.integers_of.min_a_bits
         for key, value in self._all_bits("a_bits").items():

@@ -312,4 +312,7 @@ RECIPES = {
     "best": BEST,
     "static": STATIC,
     "fast": replace(BEST, finetuning=replace(BEST.finetuning, iterations=20)),
+    "thorough": replace(BEST, finetuning=replace(BEST.finetuning, iterations=1200)),
 }
+# Names of those whose quantizers integer arithmetic reproduces, for messages.
+INTEGER_RECIPES = ", ".join(name for name, recipe in RECIPES.items() if recipe.arithmetic.integer)

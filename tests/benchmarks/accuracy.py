@@ -64,6 +64,7 @@ VARIANTS = {
     "paper": {"recipe": "paper"},
     "fast": {"recipe": "fast"},
     "best": {"recipe": "best"},
+    "thorough": {"recipe": "thorough"},
     "best, fixed bits": {"recipe": "best", "ingredients": {"adaptive": False}},
     "best, no image levels": {
         "recipe": "best",

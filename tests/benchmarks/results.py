@@ -16,7 +16,7 @@ SCOPES = {
     "body": {"fully_quantized": False, "attention_products": True},
 }
 # Variants of ours that stand beside published results.
-COMPARED = ("paper", "fast", "best")
+COMPARED = ("paper", "fast", "best", "thorough")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,8 @@ def test_engines_without_zero_points_take_eight_bits():
         ),
         (
             {"engine": "ncnn", "recipe": "paper"},
-            "engine: ncnn runs integers, and recipe 'paper' has none; valid: recipe best, fast",
+            "engine: ncnn runs integers, and recipe 'paper' has none; valid: recipe best, static, "
+            "fast, thorough",
         ),
     ],
 )

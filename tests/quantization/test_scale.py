@@ -140,10 +140,11 @@ def test_any_factor_changes_choices_that_are_as_good_alone(recipe):
         assert found == pytest.approx(plain, abs=CHOICE), inside
 
 
-def test_best_learns_as_fast_does_for_longer():
+@pytest.mark.parametrize("recipe", ["fast", "thorough"])
+def test_others_learn_as_best_does_for_another_time(recipe):
     best = RECIPES["best"]
-    as_long = replace(best.finetuning, iterations=RECIPES["fast"].finetuning.iterations)
-    assert replace(best, finetuning=as_long) == RECIPES["fast"]
+    as_long = replace(best.finetuning, iterations=RECIPES[recipe].finetuning.iterations)
+    assert replace(best, finetuning=as_long) == RECIPES[recipe]
 
 
 def test_scaled_network_is_the_same_function():

@@ -44,6 +44,7 @@ from adabm_basicsr.errors import ExportError, first_line
 from adabm_basicsr.files import atomic_path
 from adabm_basicsr.quantization.bit_mapping import image_complexity
 from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.recipes import INTEGER_RECIPES
 from adabm_basicsr.quantization.structure.sizes import mirrored
 from adabm_basicsr.quantization.user_code import short_place, users_code
 
@@ -236,7 +237,7 @@ def to_onnx(
     if not net.config.arithmetic.integer:
         raise ExportError(
             f"recipe {net.config.recipe!r} quantizes as published, without an integer zero point: "
-            "no runtime has such operators; quantize with recipe best, fast or static"
+            f"no runtime has such operators; quantize with one of the recipes {INTEGER_RECIPES}"
         )
     traced_opset = min(opset, TRACED_OPSET)
     if graph_part(net.clips) is STEP:

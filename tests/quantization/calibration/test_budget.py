@@ -57,7 +57,7 @@ def test_costs_out_of_reach_say_what_is_possible(tiny):
         ),
         (
             {"target": {"size": 0.2}, "recipe": "paper"},
-            "recipe 'paper' doesn't allocate bits; valid: best, fast",
+            "recipe 'paper' doesn't allocate bits; valid: best, fast, thorough",
         ),
         ({"ingredients": {"alocate": True}}, "ingredients: unknown key 'alocate'.*allocate"),
         (
