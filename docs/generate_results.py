@@ -9,12 +9,8 @@ those with most seeds are shown, of equally many the newest.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
-
-from adabm_basicsr.files import atomic_path
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tests" / "benchmarks"))
@@ -24,6 +20,7 @@ from results import (  # noqa: E402
     Row,
     choose,
     put_table,
+    regenerate,
     summarise,
     table_of_comparison,
     table_of_results,
@@ -58,19 +55,7 @@ def render_page(page: str, results: dict) -> str:
 
 def main() -> None:
     """Read what is there, take runs in, and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("files", nargs="*", type=Path, help="results of accuracy.py")
-    args = parser.parse_args()
-    results = json.loads(RESULTS_PATH.read_text(encoding="utf-8"))
-    for path in args.files:
-        results["runs"].update(json.loads(path.read_text(encoding="utf-8")))
-    page = render_page(PAGE_PATH.read_text(encoding="utf-8"), results)
-    with atomic_path(RESULTS_PATH) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    with atomic_path(PAGE_PATH) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    regenerate(__doc__, RESULTS_PATH, PAGE_PATH, render_page)
 
 
 if __name__ == "__main__":

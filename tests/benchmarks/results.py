@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean, stdev
 
 from image_sets import NAMES
 from published import PUBLISHED, Published
+
+from adabm_basicsr.files import atomic_path
 
 # What is quantized, and the options that say so. Transformers are published with the second.
 # Products of attention aren't quantized by default; only transformers have any.
@@ -252,3 +257,32 @@ def put_table(page: str, name: str, table: Sequence[dict[str, str]]) -> str:
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n\n{markdown(table)}\n\n{end}{after}"
+
+
+def regenerate(
+    description: str | None,
+    results_path: Path,
+    page_path: Path,
+    render_page: Callable[[str, dict], str],
+) -> None:
+    """Take the files of the command line into kept results, and write these and their page.
+
+    Args:
+        description: Of the script, for its help.
+        results_path: The JSON file of the results that are kept, `runs` by name among them.
+        page_path: The page of the docs that shows them.
+        render_page: Makes the new page of the old one and the results.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, help="results of the benchmark")
+    args = parser.parse_args()
+    results = json.loads(results_path.read_text(encoding="utf-8"))
+    for path in args.files:
+        results["runs"].update(json.loads(path.read_text(encoding="utf-8")))
+    page = render_page(page_path.read_text(encoding="utf-8"), results)
+    with atomic_path(results_path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(page_path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
