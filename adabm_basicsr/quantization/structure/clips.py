@@ -236,13 +236,12 @@ def find_taken_clips(network: nn.Module, example: Tensor) -> Clips | None:
 
 def _makes_longer_clips(network: nn.Module, example: Tensor) -> bool:
     """Whether a network makes a frame for each of a clip that is longer than the example."""
-    frames = example.shape[1] + 1
-    longer = different_frames(example, (1, frames, *example.shape[2:]))
+    longer = _a_frame_longer(example)
     try:
         output = run_on_clip(network, longer)
     except AdaBMError:
         return False
-    return output.dim() == CLIP_AXES and output.shape[1] == frames
+    return output.dim() == CLIP_AXES and output.shape[1] == longer.shape[1]
 
 
 def _takes_channels_first(network: nn.Module, example: Tensor) -> bool:
@@ -250,5 +249,10 @@ def _takes_channels_first(network: nn.Module, example: Tensor) -> bool:
     taken, channels = example.shape[1:3]
     if taken != channels:
         return False
-    longer = different_frames(example, (1, taken + 1, *example.shape[2:]))
+    longer = _a_frame_longer(example)
     return runs(network, longer.transpose(1, 2)) and not runs(network, longer)
+
+
+def _a_frame_longer(clip: Tensor) -> Tensor:
+    """A clip of one frame more, of other pixels."""
+    return different_frames(clip, (1, clip.shape[1] + 1, *clip.shape[2:]))
