@@ -45,8 +45,6 @@ def pytest_collection_modifyitems(items):
         if "gpu" in item.keywords and "ADABM_GPU_TESTS_ON" not in os.environ:
             without = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
             item.add_marker(without)
-    # Begun last, they would leave the other processes idle for minutes. Others keep their order.
-    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 
 @pytest.fixture(autouse=True)

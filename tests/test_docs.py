@@ -293,6 +293,8 @@ def shorten_run(path):
     path.write_text(yaml.safe_dump(opt))
 
 
+# By default each command is run by its own tests.
+@pytest.mark.slow
 def test_own_network_step_by_step(own_project):
     page = read("your_network.md")
     trained = yaml.safe_load(Path("options/train_AdaBM_PooledAttention_x2_W8A8.yml").read_text())

@@ -67,14 +67,9 @@ def run(measured, monkeypatch):
     return run_with
 
 
-# The others are measured in the same way, each in processes that take seconds to start.
-EACH_PROGRAM = [
-    pytest.param(program, marks=[] if program == "onnxruntime" else pytest.mark.slow)
-    for program in variants.PROGRAMS
-]
-
-
-@pytest.mark.parametrize("program", EACH_PROGRAM)
+# Each measures in processes that take seconds to start.
+@pytest.mark.slow
+@pytest.mark.parametrize("program", variants.PROGRAMS)
 def test_each_program_is_measured(program, run):
     rows = run("--only", f"{program}/{KIND}", "--sets", "Set5")
     found = [row for (of, _), row in rows.items() if of == program]
@@ -93,6 +88,7 @@ def test_each_program_is_measured(program, run):
             assert figures["agreement"] > 38
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_and_the_rest_added(run):
     only = ("--only", f"pytorch/{KIND}", "--sets", "Set5")
     key = ("pytorch", "float32")

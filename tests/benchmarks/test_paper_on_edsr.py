@@ -11,8 +11,8 @@ import pytest
 MARGIN = 4.303 * (1 + 1 / 3) ** 0.5
 
 
-@pytest.mark.slow
-@pytest.mark.longest
+# In every run test_golden holds each step of the recipe to published figures.
+@pytest.mark.release
 @pytest.mark.shared
 def test_one_seed_is_within_the_published_spread(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

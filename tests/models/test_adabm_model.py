@@ -321,6 +321,8 @@ def test_same_psnr_by_every_way(workspace, tiny, autoload):
     )
 
 
+# By default test_interruptions resumes within this process.
+@pytest.mark.slow
 def test_basicsr_trains_and_resumes_with_autoload(workspace, autoload):
     options = workspace.train_options()
     options["train"]["total_iter"] = 6

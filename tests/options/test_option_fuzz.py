@@ -187,7 +187,7 @@ def fuzz(workspace, capsys):
 
 @pytest.mark.parametrize("command", ["train", "test"])
 @given(changes=CHANGES)
-@examples(75)
+@examples(40)
 def test_spoiled_options_end_in_one_line_or_a_run(fuzz, command, changes):
     fuzz(command, changes)
 
