@@ -27,7 +27,7 @@ import torch
 from engine_process import EngineError, EngineProcess
 from image_sets import ImageSet, to_bgr
 from machine import LIMIT, describe_cpu
-from networks import NETWORKS, PERCEPTUAL, SHARED, bits_argument
+from networks import NETWORKS, PERCEPTUAL, SHARED, SMALL_NETWORKS, bits_argument
 from peers import choice_path
 from results import means
 from tabulate import tabulate
@@ -50,6 +50,7 @@ from adabm_basicsr.quantization.measures.psnr import pixel_psnr
 
 SCALE = 4
 SETS = ("Set5", "Set14")
+KINDS = (*NETWORKS, *SMALL_NETWORKS)  # the latter are left out unless asked for
 ROUNDS = 5
 REPEATS = 2  # in each round, after one that doesn't count
 Row = dict[str, Any]
@@ -61,7 +62,7 @@ def measure(program: str, kind: str, args: argparse.Namespace, rows: Rows) -> It
 
     Args:
         program: One of `ALL_PROGRAMS`.
-        kind: Architecture, a key of `NETWORKS`.
+        kind: Architecture, one of `KINDS`.
         args: The command line's.
         rows: By key; changed.
     """
@@ -250,7 +251,7 @@ class _Always(torch.nn.Module):
 def make_table(rows: Rows) -> str:
     """A line for each row, in the order of networks and programs, in Markdown."""
     lines = []
-    order = list(itertools.product(NETWORKS, ALL_PROGRAMS))
+    order = list(itertools.product(KINDS, ALL_PROGRAMS))
     for row in sorted(rows.values(), key=lambda row: order.index((row["network"], row["program"]))):
         line = {"network": row["network"], "program": row["program"], "": row["name"]}
         if "settings" in row:
@@ -340,7 +341,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    groups = [f"{program}/{kind}" for kind in NETWORKS for program in ALL_PROGRAMS]
+    groups = [f"{program}/{kind}" for kind in KINDS for program in ALL_PROGRAMS]
     parser.add_argument("--out", type=Path, default=Path("build/inference"))
     parser.add_argument("--cache", type=Path, default=Path("build/inference/files"))
     parser.add_argument(
@@ -348,7 +349,7 @@ def read_arguments() -> argparse.Namespace:
         nargs="+",
         choices=groups,
         metavar="PROGRAM/NETWORK",
-        help=f"programs: {', '.join(ALL_PROGRAMS)}; networks: {', '.join(NETWORKS)}",
+        help=f"programs: {', '.join(ALL_PROGRAMS)}; networks: {', '.join(KINDS)}",
     )
     parser.add_argument("--size", default="256x256", help="of the LR image, height x width")
     parser.add_argument("--threads", type=int, default=2)

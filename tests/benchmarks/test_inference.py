@@ -50,7 +50,7 @@ def run(measured, monkeypatch):
     """Runs the benchmark with some flags; returns its rows by program and name."""
     monkeypatch.setitem(networks.NETWORKS, KIND, TINY)
     monkeypatch.setitem(networks.WEIGHTS, KIND, "tiny.pth")
-    for module in (inference, networks, variants):
+    for module in (inference, networks):
         monkeypatch.setattr(module, "SHARED", measured)
     monkeypatch.setattr(peers, "SCORED", 1)
     # Half as many processes, and CPUs that lack it would take minutes.

@@ -30,13 +30,14 @@ from integer_share import (
 from machine import describe_cpu
 from networks import (
     NETWORKS,
-    SHARED,
-    WEIGHTS,
+    arguments,
     make_example_project_importable,
     option_file,
     parse_bits,
     training_environment,
+    weights_path,
 )
+from results import SCOPES
 
 from adabm_basicsr import load_checkpoint, load_network, save_onnx
 from adabm_basicsr.deployment.engines import EXPORTS, save_for
@@ -236,8 +237,8 @@ def base_network(kind: str) -> torch.nn.Module:
     import inhouse.archs  # noqa: F401 - registers IMDN
     from basicsr.archs import build_network
 
-    net = build_network({"type": kind, **NETWORKS[kind]})
-    load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind])
+    net = build_network(arguments(kind))
+    load_checkpoint(net, weights_path(kind))
     return net.eval().requires_grad_(False)
 
 
@@ -255,7 +256,7 @@ def save_float(kind: str, path: Path) -> None:
 
 def save_float_ncnn(kind: str, path: Path) -> None:
     """The network in float for ncnn."""
-    write_graph(_float_graph(kind), path, NETWORKS[kind].get("num_in_ch", 3))
+    write_graph(_float_graph(kind), path, arguments(kind).get("num_in_ch", 3))
 
 
 def _float_graph(kind: str) -> onnx.ModelProto:
@@ -308,7 +309,8 @@ def calibrate(kind: str, checkpoint: Path) -> None:
     """Quantize a network through the command that users call.
 
     Args:
-        kind: Architecture, a key of `NETWORKS`.
+        kind: Architecture, a key of `NETWORKS` or `SMALL_NETWORKS`; the former are fully quantized,
+            the latter as they are published.
         checkpoint: The file to write, named ``ENGINE_BITS.pth``.
     """
     engine, _, bits = checkpoint.stem.rpartition("_")
@@ -322,9 +324,9 @@ def calibrate(kind: str, checkpoint: Path) -> None:
         iterations={},
         w_bits=w_bits,
         a_bits=a_bits,
-        fully_quantized=True,
         recipe="fast",
         engine=engine,
+        **SCOPES["full" if kind in NETWORKS else "body"],
     )
     folder = checkpoint.parent
     options = folder / f"{checkpoint.stem}.yml"
