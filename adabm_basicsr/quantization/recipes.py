@@ -250,9 +250,9 @@ BEST = Recipe(
         own_bits=True,
         channel_grids=True,
         corrections=True,
-        # More complex images need wider ranges rather than more bits, and a set with many of them
-        # would use more bits than were asked for.
-        image_bits=(-1, 0),
+        # Complex images need wider ranges rather than more bits. Simple ones show a bit less as much
+        # as others do, and large photographs are all simple (docs/adaptivity.md).
+        image_bits=(0, 0),
         image_ranges=True,
     ),
     Calibration(

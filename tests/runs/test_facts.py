@@ -46,7 +46,7 @@ def test_bits_of_a_class_are_those_of_its_images(recipe, tiny, images):
 def test_classes_of_the_default_recipe_differ_by_their_ranges(tiny, images):
     net = calibrated(tiny, images, recipe="best")
     simple, middle, complex_ = describe_classes(net)
-    assert complex_["bits"] == middle["bits"] > simple["bits"]
+    assert complex_["bits"] == middle["bits"] == simple["bits"]
     factors = []
     for quantizer in net.activation_quantizers().values():
         if quantizer.level_ranges is not None:
