@@ -250,8 +250,8 @@ BEST = Recipe(
         own_bits=True,
         channel_grids=True,
         corrections=True,
-        # Complex images need wider ranges rather than more bits. Simple ones show a bit less as much
-        # as others do, and large photographs are all simple (docs/adaptivity.md).
+        # Complex images need wider ranges rather than more bits. Simple ones show a bit less as
+        # much as others do, and large photographs are mostly simple (docs/adaptivity.md).
         image_bits=(0, 0),
         image_ranges=True,
     ),

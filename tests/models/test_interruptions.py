@@ -244,6 +244,7 @@ def test_the_best_state_is_that_of_an_uninterrupted_run(workspace, saved_at):
     rates = {"activation_range": 0.0025, "weight_correction": 0.015, "bias": 0.01}
     options = {
         "network_g__recipe": "fast",
+        "network_g__ingredients": {"image_bits": [-1, 0]},
         "logger__save_checkpoint_freq": saved_at,
         "train__finetune": {"learning_rates": rates},
     }

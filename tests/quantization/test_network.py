@@ -172,7 +172,7 @@ def test_works_without_basicsr():
 
 
 def test_bits_are_known_without_running(tiny):
-    net = calibrated(tiny, fully_quantized=True)
+    net = calibrated(tiny, fully_quantized=True, ingredients={"image_bits": [-1, 1]})
     images = torch.rand(3, 3, 16, 16) * torch.tensor([0.0, 0.3, 1.0]).view(3, 1, 1, 1)
     torch.testing.assert_close(net.bits_for(images), net(images, details=True).bits)
     assert net.bits_for(images).unique().numel() > 1
