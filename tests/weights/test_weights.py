@@ -30,11 +30,19 @@ def test_files_are_small():
 
 
 def test_equal_tensors_are_written_once(tmp_path):
-    state = {"a": torch.rand(64, 64), "n": torch.arange(8)}
+    state = {"a": torch.rand(64, 64), "n": torch.arange(200)}
     state["b"] = state["a"].clone()
     halves = to_half(state)
     assert halves["a"].data_ptr() == halves["b"].data_ptr()
-    assert halves["n"].dtype == torch.int64
+    assert halves["n"].dtype == torch.int64  # not all fit a byte
     torch.testing.assert_close(halves["a"].float(), state["a"], atol=1e-3, rtol=0)
     torch.save(halves, tmp_path / "halves.pth")
     assert (tmp_path / "halves.pth").stat().st_size < 64 * 64 * 3
+
+
+def test_small_whole_numbers_are_written_as_bytes():
+    mask = torch.tensor([[0.0, -100.0], [127.0, -128.0]])
+    halves = to_half({"mask": mask, "shifted": mask + 0.5})
+    assert halves["mask"].dtype == torch.int8
+    assert torch.equal(halves["mask"].float(), mask)
+    assert halves["shifted"].dtype == torch.float16

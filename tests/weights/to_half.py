@@ -2,7 +2,7 @@
 
     python tests/weights/to_half.py experiments/NAME/models/net_g_latest.pth NAME.pth
 
-What several layers have alike is written once.
+What several layers have alike is written once, and small whole numbers, such as masks, as bytes.
 """
 
 import argparse
@@ -15,14 +15,23 @@ from adabm_basicsr.files import atomic_path
 
 
 def to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as halves; tensors of equal values become one."""
+    """The weights as halves or bytes, from which networks load; equal tensors become one."""
     written: dict[tuple[torch.dtype, bytes], Tensor] = {}
     halves = {}
     for name, tensor in state.items():
-        half = tensor.half() if tensor.is_floating_point() else tensor
-        content = half.dtype, half.numpy().tobytes()
-        halves[name] = written.setdefault(content, half).view_as(tensor)
+        small = _smaller(tensor)
+        content = small.dtype, small.numpy().tobytes()
+        halves[name] = written.setdefault(content, small).view_as(tensor)
     return halves
+
+
+def _smaller(tensor: Tensor) -> Tensor:
+    in_bytes = tensor.to(torch.int8)
+    if torch.equal(in_bytes.to(tensor.dtype), tensor):
+        return in_bytes
+    if tensor.is_floating_point():
+        return tensor.half()
+    return tensor
 
 
 def main() -> None:
