@@ -102,7 +102,7 @@ def complexity_plot(
 
     Args:
         points: ``(complexity, bits)`` of each image, by the set that it is of.
-        thresholds: Of the image classes.
+        thresholds: Of the image classes; one of 0, which no image is below, isn't drawn.
     """
     figure, axes = _figure()
     for name, colour in _coloured(points):
@@ -120,6 +120,8 @@ def complexity_plot(
         )
     label: str | None = "thresholds"
     for threshold in thresholds or ():
+        if threshold <= 0:
+            continue
         axes.axvline(
             threshold,
             linestyle="--",

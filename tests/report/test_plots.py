@@ -40,6 +40,12 @@ def test_plots_are_drawn(make, tmp_path):
     assert cv2.imread(str(tmp_path / "plot.png")).std() > 5
 
 
+def test_a_threshold_that_no_image_is_below_is_not_drawn():
+    figure = complexity_plot({"Val": [(10.0, 4.0)]}, [0.0, 25.0])
+    lines = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert lines == [25.0]
+
+
 def test_runs_in_one_place_share_a_label():
     axes = tradeoff_plot(POINTS).axes[0]
     assert [text.get_text() for text in axes.texts] == ["run 0\nrun 1\nrun 2\nand 2 more"]
