@@ -568,6 +568,15 @@ def test_quantized_checkpoint_of_another_recipe(run_fails, workspace):
     )
 
 
+def test_quantized_checkpoint_whose_images_use_other_bits(run_fails, workspace):
+    workspace.train(network_g__recipe="fast", network_g__ingredients={"image_bits": [-1, 0]})
+    error = run_fails(command=workspace.test, network_g__recipe="fast")
+    assert (
+        "quantized with other options: it has image_bits [-1, 0], the options [0, 0]; write "
+        "ingredients: {image_bits: [-1, 0]} under network_g to take it as it is" in error
+    )
+
+
 def test_quantized_checkpoint_of_other_layers(run_fails, workspace):
     workspace.train(network_g__fully_quantized=True)
     error = run_fails(command=workspace.test, network_g__fully_quantized=False)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from adabm_basicsr.archs.catalogue import REFUSED
 from adabm_basicsr.archs.limits import Held, Limits
@@ -36,14 +36,14 @@ from adabm_basicsr.errors import (
     one_line,
 )
 from adabm_basicsr.quantization.api import make_config
-from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY
+from adabm_basicsr.quantization.checkpoint import BLUEPRINT_KEY, is_quantized
 from adabm_basicsr.quantization.config import (
     MAX_CHANNELS,
     MAX_FRAMES,
     QuantizationConfig,
     describe_config,
 )
-from adabm_basicsr.quantization.network import QuantizedNetwork
+from adabm_basicsr.quantization.network import OTHER_OPTIONS, QuantizedNetwork
 from adabm_basicsr.quantization.structure.blueprint import Blueprint, read_blueprint
 from adabm_basicsr.quantization.structure.clips import clip_of
 from adabm_basicsr.quantization.structure.image_channels import example_of, find_example
@@ -55,6 +55,8 @@ CHANNEL_OPTIONS = ("num_in_ch", "in_channels", "in_chans")
 FRAME_OPTIONS = ("num_frame", "num_frames", "num_input_frame")
 # BasicSR registers some of its architectures, such as SRVGGNetCompact, with this ending.
 OWN_ENDING = "_basicsr"
+# Ingredients that neither keys nor shapes of a state show.
+UNSEEN_INGREDIENTS = ("image_bits", "bit_range")
 
 
 @ARCH_REGISTRY.register()
@@ -120,6 +122,26 @@ class AdaBMNetwork(QuantizedNetwork):
         }
         description.update(super().description)
         return description
+
+    def load_saved(self, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+        """As `QuantizedNetwork.load_saved`; rejects a state whose images use other bits, too.
+
+        A later version of a recipe may have other ingredients than the one that was quantized by.
+        """
+        super().load_saved(state, description)
+        if not is_quantized(state):
+            return
+        saved = description.get("options")
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("ingredients"), Mapping):
+            return  # files that were written earlier lack them
+        own = describe_config(self.config)["ingredients"]
+        for name in UNSEEN_INGREDIENTS:
+            value = saved["ingredients"].get(name, own[name])
+            if value != own[name]:
+                raise CheckpointError(
+                    f"{OTHER_OPTIONS}: it has {name} {value!r}, the options {own[name]}; write "
+                    f"ingredients: {{{name}: {value!r}}} under network_g to take it as it is"
+                )
 
 
 def build_described(

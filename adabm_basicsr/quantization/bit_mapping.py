@@ -13,8 +13,8 @@ Factors are whole numbers in the forward pass. In the backward pass they are sof
 is learned (`straight_through`), so that gradient descent trains them along with the ranges.
 
 Recipes that share bits out by measured sensitivity (`calibration/allocation.py`) set the layer's
-scalar instead of learning it and let it go beyond one bit; `best` and `fast` also give each class
-of images clipping ranges of its own (`quantizers/activation.py`).
+scalar instead of learning it and let it go beyond one bit. `best`, `fast` and `thorough` keep the
+bits of all images, and give complex ones clipping ranges of their own (`quantizers/activation.py`).
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class Calibration:
     Attributes:
         observer: How activation ranges are found, one of `OBSERVERS`.
         image_percentiles: Shares of the calibration images below the two thresholds of complexity.
+            The first doesn't count where simple images have no bits of their own.
         pooled_thresholds: Whether these shares are of all images together; otherwise thresholds are
             a moving average over batches.
         relative_sensitivity: Whether a layer's sensitivity is measured in units of its own range.
@@ -250,8 +251,8 @@ BEST = Recipe(
         own_bits=True,
         channel_grids=True,
         corrections=True,
-        # Complex images need wider ranges rather than more bits. Simple ones show a bit less as
-        # much as others do, and large photographs are mostly simple (docs/adaptivity.md).
+        # Complex images need wider ranges rather than more bits. Simple ones lose as much by one
+        # bit less as others do, and large photographs are mostly simple (docs/adaptivity.md).
         image_bits=(0, 0),
         image_ranges=True,
     ),

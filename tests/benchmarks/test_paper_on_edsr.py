@@ -11,7 +11,7 @@ import pytest
 MARGIN = 4.303 * (1 + 1 / 3) ** 0.5
 
 
-# In every run test_golden holds each step of the recipe to published figures.
+# In every run test_golden holds each step of the recipe to the published code's own results.
 @pytest.mark.release
 @pytest.mark.shared
 def test_one_seed_is_within_the_published_spread(tmp_path, monkeypatch):

@@ -310,7 +310,7 @@ def calibrate(kind: str, checkpoint: Path) -> None:
 
     Args:
         kind: Architecture, a key of `NETWORKS` or `SMALL_NETWORKS`; the former are fully quantized,
-            the latter as they are published.
+            the latter in the body.
         checkpoint: The file to write, named ``ENGINE_BITS.pth``.
     """
     engine, _, bits = checkpoint.stem.rpartition("_")

@@ -12,7 +12,8 @@ IMAGES = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
 
 def calibrated(network):
-    return calibrate(quantize(network, IMAGES[:1], w_bits=4, a_bits=4), [IMAGES])
+    bits = {"w_bits": 4, "a_bits": 4, "ingredients": {"image_bits": [-1, 1]}}
+    return calibrate(quantize(network, IMAGES[:1], **bits), [IMAGES])
 
 
 def test_threads_take_turns_in_a_network(tiny):

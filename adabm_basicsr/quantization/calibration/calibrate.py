@@ -336,9 +336,10 @@ def set_image_thresholds(net: QuantizedNetwork, batches: list[Tensor]) -> None:
     upper = thresholds[1:]
     arithmetic = net.config.arithmetic
     has_most_bits = arithmetic.own_bits and base_bits(net) >= arithmetic.bit_range[1]
-    if has_most_bits or arithmetic.image_bits[0] == 0:
-        # Simple images have a class of their own for the bits that they spare, which are of no use
-        # where all layers have the most already.
+    spares_none = arithmetic.image_bits[0] == 0
+    if has_most_bits or spares_none:
+        # A class of simple images only serves to spare bits. None can be spared here, or none are
+        # of use, as all layers have the most already.
         lower = torch.zeros_like(lower)
     mapping.lower.copy_(lower)
     mapping.upper.copy_(upper)

@@ -138,7 +138,8 @@ def test_shared_out_bits_are_the_best_of_all():
 
 def test_bits_asked_for_are_the_mean_of_what_is_used(tiny):
     options = {"recipe": "best", "w_bits": 4, "a_bits": 5, "fully_quantized": True}
-    options["ingredients"] = {"image_percentiles": [0.5, 0.9]}  # half of the images get a bit less
+    # Half of the images get a bit less.
+    options["ingredients"] = {"image_bits": [-1, 0], "image_percentiles": [0.5, 0.9]}
     net = calibrate(quantize(tiny, IMAGES[:1], **options), [IMAGES])
     assert float(net.bits_for(IMAGES).mean()) <= 5
     more_complex_than_any = torch.rand(1, 3, 24, 24).round()
