@@ -81,16 +81,20 @@ def _complexity(image: Tensor, grey_weights: Tensor, kernels: Tensor) -> Tensor:
         weights = grey_weights.to(image)
     else:
         weights = image.new_full((channels,), 1 / channels)
-    grey = (image * weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
+    weighted = image * weights.view(1, -1, 1, 1)
+    grey = weighted.sum(1, keepdim=True)
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     gradient = F.conv2d(padded, kernels.to(image))
-    return COMPLEXITY_SCALE * gradient.abs().mean((1, 2, 3))
+    mean_gradient = gradient.abs().mean((1, 2, 3))
+    return COMPLEXITY_SCALE * mean_gradient
 
 
 def sobel_kernels() -> Tensor:
     """The normalised Sobel pair as the weight of a convolution, ``(2, 1, 3, 3)``."""
-    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    return torch.stack([sobel, sobel.t()]).unsqueeze(1)
+    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    across = sobel / 8
+    down = across.t()
+    return torch.stack([across, down]).unsqueeze(1)
 
 
 def frames_of(images: Tensor) -> Tensor:
@@ -138,7 +142,8 @@ class ImageBitMapping(nn.Module):
         hard = is_complex - is_simple
         middle = (self.upper + self.lower) / 2
         distance = (self.upper - self.lower).clamp(min=MIN_DISTANCE)
-        soft = torch.tanh((complexity - middle) * 2 / distance)
+        from_middle = complexity - middle
+        soft = torch.tanh(from_middle * 2 / distance)
         return straight_through(soft.nan_to_num(), hard)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 from image_sets import images_of
-from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
+from networks import NETWORKS, SHARED, make_example_project_importable, option_file, weights_path
 from tabulate import tabulate
 
 from adabm_basicsr import QuantizedNetwork, calibrate, load_checkpoint
@@ -37,7 +37,7 @@ def network(kind: str, w_bits: int, a_bits: int) -> QuantizedNetwork:
     bits = {"w_bits": w_bits, "a_bits": a_bits}
     opt = option_file(kind, kind, 0, 1, 48, {}, recipe="fast", fully_quantized=fully, **bits)
     net = build_network(opt["network_g"])
-    load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind])
+    load_checkpoint(net, weights_path(kind))
     return net
 
 

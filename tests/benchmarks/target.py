@@ -16,7 +16,7 @@ import time
 import torch
 from analysis import HELD_OUT, calibration_images
 from image_sets import images_of
-from networks import NETWORKS, SHARED, WEIGHTS, make_example_project_importable, option_file
+from networks import NETWORKS, make_example_project_importable, option_file, weights_path
 from tabulate import tabulate
 
 from adabm_basicsr import QuantizedNetwork, calibrate, load_checkpoint
@@ -43,7 +43,7 @@ def reach(kind: str, wanted: float, images: torch.Tensor) -> QuantizedNetwork:
     target = {"self_psnr": wanted}
     opt = option_file(kind, kind, 0, 1, 48, {}, recipe="fast", target=target)
     net = build_network(opt["network_g"])
-    load_checkpoint(net, SHARED / "weights" / WEIGHTS[kind])
+    load_checkpoint(net, weights_path(kind))
     return calibrate(net, [images])
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from networks import NETWORKS, make_example_project_importable
+from networks import NETWORKS, arguments, make_example_project_importable
 from tabulate import tabulate
 from torch import Tensor
 
@@ -38,7 +38,7 @@ def export(kind: str, path: Path) -> None:
     from basicsr.archs import build_network
 
     torch.manual_seed(0)
-    base = build_network({"type": kind, **NETWORKS[kind]})
+    base = build_network(arguments(kind))
     batches = []
     for contrast in torch.linspace(0.05, 1, CALIBRATION_IMAGES):
         batches.append(contrast * torch.rand(1, 3, PATCH, PATCH))

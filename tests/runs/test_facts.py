@@ -35,7 +35,7 @@ def test_classes_of_the_paper_differ_by_a_bit(tiny, images):
 
 @pytest.mark.parametrize("recipe", ["paper", "best"])
 def test_bits_of_a_class_are_those_of_its_images(recipe, tiny, images):
-    net = calibrated(tiny, images, recipe=recipe)
+    net = calibrated(tiny, images, recipe=recipe, ingredients={"image_bits": [-1, 1]})
     classes = describe_classes(net)
     of_images = net.image_mapping(images).long() + 1
     assert len(of_images.unique()) > 1
@@ -47,6 +47,7 @@ def test_classes_of_the_default_recipe_differ_by_their_ranges(tiny, images):
     net = calibrated(tiny, images, recipe="best")
     simple, middle, complex_ = describe_classes(net)
     assert complex_["bits"] == middle["bits"] == simple["bits"]
+    assert net.image_mapping.lower.item() == 0  # no image is simple
     factors = []
     for quantizer in net.activation_quantizers().values():
         if quantizer.level_ranges is not None:
